@@ -1,0 +1,219 @@
+"""The papers, read by their syntax tree: listing, searching and drawing them loads no torch.
+
+There is no registry. A paper is a file under `papers/`; what it imports is what it descends from.
+"""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deltax.errors import UserError, nearest
+from deltax.paper import kind
+
+PAPERS = Path(__file__).parent / "papers"
+
+
+@dataclass(frozen=True)
+class ClaimRecord:
+    """A claim as its file states it. `kind` is exact, parity or measured."""
+
+    name: str
+    kind: str
+    says: str
+    line: int
+    paper: str = ""
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a paper's file says of itself, without running it.
+
+    `sentence` is "X, but Y"; `on` are the keys of its X, `imports` those of every paper it imports.
+    """
+
+    key: str
+    title: str
+    authors: str
+    year: int
+    field: str
+    kind: str
+    sentence: str
+    prose: str
+    module: str
+    function: str
+    path: Path
+    arxiv: str | None
+    url: str | None
+    on: tuple[str, ...]
+    imports: tuple[str, ...]
+    claims: tuple[ClaimRecord, ...]
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Every X, those of `on=` first."""
+        return tuple(dict.fromkeys((*self.on, *self.imports)))
+
+    @property
+    def source(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @property
+    def link(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else self.url or ""
+
+    def change(self) -> str:
+        """The source of the Y alone: the file without its docstring, imports and claims."""
+        tree, lines = ast.parse(self.source), self.source.splitlines()
+        kept = [n for n in tree.body if not _is_frame(n)]
+        return "\n\n\n".join("\n".join(lines[_first_line(n) - 1 : n.end_lineno]) for n in kept)
+
+
+@cache
+def papers() -> dict[str, Record]:
+    """Every paper by key, oldest first."""
+    found = [read(path) for path in PAPERS.glob("*/*.py") if path.name != "__init__.py"]
+    return {r.key: r for r in sorted(found, key=lambda r: (r.year, r.key))}
+
+
+def find(key: str) -> Record:
+    """The paper of this key. Raises UserError with the nearest key."""
+    everything = papers()
+    key = key.strip().replace("_", "-")
+    if key not in everything:
+        raise UserError(f"there is no paper {key!r}{nearest(key, everything)} ('dx list' shows all)")
+    return everything[key]
+
+
+def children(key: str) -> list[str]:
+    """The keys of the papers that build on this one."""
+    return [r.key for r in papers().values() if key in r.parents]
+
+
+def read(path: Path) -> Record:
+    """One paper's record. Raises UserError, naming the file and what it lacks."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} is not a Python file: {error}") from None
+    function, declared = _declaration(tree, path)
+    first, sentence, prose = _docstring(tree, path)
+    parents = _imports(tree)
+    authors, _, _ = first[1].rpartition(",")
+    parameters = function.args.posonlyargs + function.args.args
+    optional = len(parameters) - len(function.args.defaults)
+    shape = [(a.arg, i >= optional) for i, a in enumerate(parameters)]
+    shape += [(a.arg, d is not None) for a, d in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)]
+    return Record(
+        key=path.stem.replace("_", "-"),
+        title=first[0],
+        authors=authors.strip(),
+        year=declared["year"],
+        field=path.parent.name,
+        kind=kind(shape, ast.unparse(function.returns) if function.returns else ""),
+        sentence=sentence,
+        prose=prose,
+        module=f"deltax.papers.{path.parent.name}.{path.stem}",
+        function=function.name,
+        path=path,
+        arxiv=declared.get("arxiv"),
+        url=declared.get("url"),
+        on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
+        imports=tuple(dict.fromkeys(parents.values())),
+        claims=tuple(_claims(tree)),
+    )
+
+
+def evidence(key: str) -> dict[str, Any]:
+    """What is stored under `evidence/` for a paper; empty when nothing was measured yet."""
+    path = evidence_folder() / f"{key}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def evidence_folder() -> Path:
+    """`evidence/` beside the package in a checkout; beside the user's work otherwise."""
+    checkout = Path(__file__).parent.parent / "evidence"
+    return checkout if checkout.is_dir() else Path("evidence")
+
+
+def counts(record: Record) -> dict[str, int]:
+    """How much evidence of each kind stands: claims that run with the tests, and results that are stored."""
+    stored = evidence(record.key)
+    kinds = [c.kind for c in record.claims]
+    return {
+        "exact": kinds.count("exact"),
+        "parity": kinds.count("parity"),
+        "measured": len(stored.get("measured", {})),
+        "speed": len(stored.get("speed", {})),
+    }
+
+
+def _declaration(tree: ast.Module, path: Path) -> tuple[ast.FunctionDef, dict[str, Any]]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            for d in node.decorator_list:
+                if isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id == "paper":
+                    words: dict[str, Any] = {}
+                    for k in d.keywords:
+                        if k.arg == "on":
+                            items = k.value.elts if isinstance(k.value, ast.Tuple) else [k.value]
+                            words["on"] = [n.id for n in items if isinstance(n, ast.Name)]
+                        elif k.arg:
+                            words[k.arg] = ast.literal_eval(k.value)
+                    return node, words
+    raise UserError(f"{path.name} declares no paper: decorate its Y with @paper(on=..., year=...)")
+
+
+def _docstring(tree: ast.Module, path: Path) -> tuple[tuple[str, str], str, str]:
+    text = ast.get_docstring(tree) or ""
+    head, *rest = [" ".join(block.split()) for block in text.split("\n\n")]
+    found = re.match(r"(?P<title>.+?[.?!]) (?P<authors>.+?,? (?:19|20)\d\d)\.", head)
+    if not found or not rest:
+        raise UserError(
+            f"{path.name}: its docstring begins 'Title. Authors, year. arXiv:id', then, after an empty line, 'X, but Y.'"
+        )
+    return (found["title"].rstrip("."), found["authors"]), rest[0], "\n\n".join(rest[1:])
+
+
+def _imports(tree: ast.Module) -> dict[str, str]:
+    """Local name -> key of the paper it comes from, for imports at the top of the file."""
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltax.papers."):
+            steps = (node.module or "").split(".")[2:]
+            for alias in node.names:
+                stem = steps[1] if len(steps) > 1 else alias.name
+                found[alias.asname or alias.name] = stem.replace("_", "-")
+    return found
+
+
+def _claims(tree: ast.Module) -> list[ClaimRecord]:
+    found = []
+    for node in tree.body:
+        for d in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+            call = d.func if isinstance(d, ast.Call) else d
+            if ast.unparse(call).split(".")[0] != "claim":
+                continue
+            kind = call.attr if isinstance(call, ast.Attribute) else "exact"
+            words = {k.arg: ast.literal_eval(k.value) for k in d.keywords if k.arg} if isinstance(d, ast.Call) else {}
+            says = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            found.append(ClaimRecord(node.name, kind, says, node.lineno, **words))
+    return found
+
+
+def _is_frame(node: ast.stmt) -> bool:
+    """The docstring, imports, claims, and the helpers of claims that follow the first claim."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return True
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    names = {ast.unparse(d.func if isinstance(d, ast.Call) else d).split(".")[0] for d in getattr(node, "decorator_list", ())}
+    return "claim" in names
+
+
+def _first_line(node: ast.stmt) -> int:
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])

@@ -1,0 +1,89 @@
+"""Recipes as they are written at the shell: `gpt+rope+dyt(alpha=0.8)+muon`."""
+
+import ast
+import importlib
+import re
+from typing import Any
+
+from deltax import catalog
+from deltax.errors import UserError
+from deltax.paper import Paper, paper_of
+from deltax.recipe import Part
+
+_EXAMPLE = "write it like 'gpt+rope+dyt(alpha=0.8)'"
+
+
+def recipe(expression: str, settings: tuple[str, ...] | list[str] = ()) -> Part:
+    """The recipe an expression stands for, with leaves set by `path=value` words.
+
+    Raises UserError for unknown papers, arguments and paths, each with the nearest known one.
+    """
+    terms = [term.strip() for term in _split(expression)]
+    first, *changes = terms
+    root = _term(first)
+    if not isinstance(root, Part):
+        raise UserError(f"{first} is a change to a recipe, not a recipe; start with one, as in 'gpt+{first}'")
+    for change in changes:
+        root = root + _term(change)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set takes path=value, not {setting!r}")
+        root = root.put(path.strip(), _value(text.strip()))
+    return root
+
+
+def load(key: str) -> Any:
+    """What a paper's file declares: a recipe, or a `Paper`. Raises UserError for an unknown key."""
+    record = catalog.find(key)
+    module = importlib.import_module(record.module)
+    return getattr(module, record.function)
+
+
+def _term(text: str) -> Any:
+    matched = re.fullmatch(r"([\w-]+)\s*(\(.*\))?", text, re.DOTALL)
+    if not matched:
+        raise UserError(f"cannot read {text!r} in a recipe; {_EXAMPLE}")
+    key, arguments = matched.groups()
+    found = load(key)
+    if isinstance(found, Paper) and found.kind == "procedure":
+        raise UserError(f"{key} is a procedure, not part of a recipe; see 'dx show {key}' for what it does")
+    return paper_of(found)(**_options(text, arguments)) if arguments else found
+
+
+def _options(text: str, arguments: str) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"_{arguments}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+            raise UserError(f"{text}: name every argument, as in 'dyt(alpha=0.8)'")
+        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+    except SyntaxError:
+        raise UserError(f"cannot read {text!r} in a recipe; {_EXAMPLE}") from None
+    except ValueError:
+        raise UserError(f"{text}: arguments are numbers, words in quotes, or lists of these") from None
+
+
+def _split(expression: str) -> list[str]:
+    """At the pluses outside brackets and quotes."""
+    terms, depth, quote = [""], 0, ""
+    for letter in expression:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "+" and depth == 0 and not quote:
+            terms.append("")
+        else:
+            terms[-1] += letter
+    if depth or quote:
+        raise UserError(f"a bracket or quote of {expression!r} is not closed; {_EXAMPLE}")
+    return terms
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

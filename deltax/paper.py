@@ -1,0 +1,106 @@
+"""A paper is a Y with a date and parents.
+
+`@paper` reads the kind of Y off the function it decorates:
+
+- `def dyt(recipe, *, alpha=0.5) -> Part` is a *delta*: `gpt + dyt`, `gpt + dyt(alpha=0.3)`;
+- `def gpt(*, depth=4) -> Part`, all arguments optional, is a *recipe*: the name stands for the tree itself;
+- anything else is a *procedure* (a decoder, a probe, a law, a kernel) and is called as it is written.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deltax.errors import UserError, nearest
+from deltax.recipe import Chapter, Part
+
+
+@dataclass(frozen=True, eq=True)
+class Paper:
+    """A published change. `on` is its X: a recipe, a paper, or a tuple of these."""
+
+    function: Callable[..., Any]
+    year: int
+    on: Any = field(default=None, compare=False, repr=False)
+    arxiv: str | None = None
+    url: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+            object.__setattr__(self, attribute, getattr(self.function, attribute))
+
+    @property
+    def key(self) -> str:
+        """The file's name with dashes, the same in the catalogue, the shell and `evidence/`."""
+        return self.function.__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def kind(self) -> str:
+        """"delta", "recipe" or "procedure"."""
+        return kind([(p.name, p.default is not p.empty) for p in _parameters(self.function)], self.function)
+
+    @property
+    def title(self) -> str:
+        chosen = ", ".join(f"{k}={v!r}" for k, v in self.options)
+        return f"{self.key}({chosen})" if chosen else self.key
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """A delta called with a recipe rewrites it; called with options alone it is the same paper, its mind made up."""
+        if self.kind == "procedure":
+            return self.function(*args, **options)
+        known = [p.name for p in _parameters(self.function) if p.name != "recipe"]
+        for word in options:
+            if word not in known:
+                raise UserError(f"{self.key} takes no {word!r}{nearest(word, known)}")
+        options = {**dict(self.options), **options}
+        if self.kind == "recipe":
+            made = self.function(**options)
+            return replace(made, story=(Chapter(replace(self, options=tuple(options.items()))),))
+        if args:
+            return self.function(*args, **options)
+        return replace(self, options=tuple(options.items()))
+
+    def apply(self, module: Any, /, **options: Any) -> Any:
+        """Rewrite a living `torch.nn.Module` in place of the parts it fills, and return it.
+
+        Works where the Y is a drop-in part; raises UserError where it is not, or where the module has no such part.
+        """
+        from deltax.parts.surgery import apply  # the core never loads torch
+
+        return apply(self(**options) if options else self, module)
+
+
+def paper(
+    *, year: int, on: Any = None, arxiv: str | None = None, url: str | None = None
+) -> Callable[[Callable[..., Any]], Any]:
+    """Declare a module's Y. See the module docstring for the three kinds."""
+
+    def declare(function: Callable[..., Any]) -> Any:
+        declared = Paper(function, year, on, arxiv, url)
+        return declared() if declared.kind == "recipe" else declared
+
+    return declare
+
+
+def kind(parameters: list[tuple[str, bool]], function: Any) -> str:
+    """The kind of Y from its (name, has default) parameters and return annotation; the catalogue asks this too."""
+    if parameters and parameters[0][0] == "recipe":
+        return "delta"
+    returns = function if isinstance(function, str) else function.__annotations__.get("return")
+    named = returns if isinstance(returns, str) else getattr(returns, "__name__", "")
+    return "recipe" if named == "Part" and all(optional for _, optional in parameters) else "procedure"
+
+
+def paper_of(thing: Any) -> Paper:
+    """The paper behind a recipe's name, or the paper itself."""
+    if isinstance(thing, Part) and thing.story:
+        thing = thing.story[-1].paper
+    if not isinstance(thing, Paper):
+        raise UserError(f"{thing!r} is not a paper")
+    return thing
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())

@@ -1,0 +1,108 @@
+"""Transformers without Normalization. Zhu, Chen, He, LeCun, Liu, 2025. arXiv:2503.10622
+
+A transformer, but every norm is an elementwise tanh.
+
+Plot what a trained LayerNorm gives against what it was given and you see an S. DyT draws the S itself: one learned
+slope for the layer, a gain and a bias for each feature, and no statistics, so no feature waits for another. A tanh,
+unlike a norm, is not blind to scale: the stream has to start at order one, so in a language model a learned scalar
+lifts the embedding (section 5; `shared_scale` in the released code).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from deltax import Part, claim, paper
+from deltax.papers.language.gpt import gpt
+from deltax.papers.optimization.layer_norm import LayerNorm
+from deltax.parts.roles import tag
+from deltax.shapes import Stream, Tokens
+
+
+class DyT(nn.Module):
+    """gain * tanh(alpha * x) + bias, elementwise (Eq. 1). Stream (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim: int, *, alpha: float = 0.5):
+        super().__init__()
+        self.alpha = tag(nn.Parameter(torch.tensor(alpha)), "gate")
+        self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
+        self.bias = tag(nn.Parameter(torch.zeros(dim)), "vector")
+
+    def forward(self, x: Stream) -> Stream:
+        return self.gain * torch.tanh(self.alpha * x) + self.bias
+
+
+class Lifted(nn.Module):
+    """The inner embedding times a learned scalar that starts the stream at variance one. Tokens (B, T) -> (B, T, D).
+
+    The paper starts the scalar at sqrt(D), which does the same where the table's deviation is 1/sqrt(D).
+    """
+
+    def __init__(self, vocab: int, dim: int, *, inner: Part):
+        super().__init__()
+        self.inner = inner(vocab, dim)
+        self.scale = tag(nn.Parameter(torch.empty(())), "gate")
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.scale.copy_(1 / self.inner.weight.std())
+
+    @property
+    def weight(self) -> Tensor:
+        """The unlifted table, for a head that is tied to it."""
+        return self.inner.weight
+
+    def forward(self, tokens: Tokens) -> Stream:
+        return self.scale * self.inner(tokens)
+
+
+@paper(on=gpt, arxiv="2503.10622", year=2025)
+def dyt(recipe: Part, *, alpha: float = 0.5) -> Part:
+    recipe = recipe.fill("norm", DyT, alpha=alpha)
+    return recipe.wrap("embedding", Lifted) if "embedding" in recipe.slots() else recipe
+
+
+@claim
+def no_feature_waits_for_another():
+    """The Jacobian of DyT is diagonal; that of LayerNorm is full."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 8, dtype=torch.float64)
+    jacobian = lambda norm: torch.func.jacrev(norm.double())(x).reshape(8, 8)
+    ours = jacobian(DyT(8))
+    assert torch.equal(ours, ours.diag().diag()) and ours.diag().all()
+    assert jacobian(LayerNorm(8)).all()
+
+
+@claim
+def linear_near_zero():
+    """Small activations are multiplied by alpha and the gain, and nothing else happens to them."""
+    torch.manual_seed(0)
+    norm = DyT(8, alpha=0.7).double()
+    nn.init.normal_(norm.gain)
+    x = 1e-5 * torch.randn(1, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), norm.gain * 0.7 * x, rtol=1e-8, atol=0)
+
+
+@claim
+def the_stream_starts_at_order_one():
+    """With DyT a fresh gpt's stream enters the first block with variance one; without, it is two thousand times smaller."""
+    torch.manual_seed(0)
+    tokens = torch.arange(256)[None]
+    build = lambda recipe: recipe().build({"vocab": 256, "context": 256})
+    assert abs(build(gpt + dyt).embedding(tokens).var().item() - 1) < 0.05
+    assert build(gpt).embedding(tokens).var().item() < 1e-3
+
+
+@claim.measured(paper="ViT-B 82.5 against 82.3 with LayerNorm, ConvNeXt-B 83.7 against 83.7 (Table 1)")
+def as_good_as_the_norm(lab):
+    """Tuned alike, gpt + dyt does not end worse than gpt by more than 2 % of its compute."""
+    return lab.compare("gpt", "gpt+dyt").no_worse
+
+
+@claim.measured(paper="LLaMA needs the scalar after the embedding (section 5)")
+def without_the_lift_it_does_not_learn(lab):
+    """With the embedding left at its usual scale, DyT ends at least 0.5 bits per byte above DyT with the lift."""
+    lifted = lab.recipe("gpt+dyt")
+    plain = lifted.put("model.embedding", lab.recipe("gpt")["model.embedding"])
+    gaps = [lab.train(plain, seed=s).score - lab.train(lifted, seed=s).score for s in lab.seeds(3)]
+    return lab.at_least(gaps, 0.5, unit="bits per byte")

@@ -1,0 +1,73 @@
+"""What rides beside the stream."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DecodingState:
+    """What mixers remember from step to step, each under its own module, and how many positions they have seen."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._memory: dict[nn.Module, Any] = {}
+
+    def recall(self, module: nn.Module, default: Any = None) -> Any:
+        return self._memory.get(module, default)
+
+    def keep(self, module: nn.Module, memory: Any) -> None:
+        self._memory[module] = memory
+
+    def append(self, module: nn.Module, new: tuple[Tensor, ...], axes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Add to each of the module's tensors along its axis, and return all there is now."""
+        past = self.recall(module)
+        memory = tuple(torch.cat(pair, axis) for *pair, axis in zip(past, new, axes)) if past else new
+        self.keep(module, memory)
+        return memory
+
+    def bytes(self) -> int:
+        """The size of all tensors held."""
+        return sum(t.numel() * t.element_size() for m in self._memory.values() for t in _tensors(m))
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a part may need beyond the stream.
+
+    positions  (T,) or (B, T), where each element stands; None counts from what the state has seen
+    segments   (B, T), elements attend inside their own segment only; padding is a segment of its own
+    condition  (B, D), what the whole stream is conditioned on, a noise level or a class
+    memory     (B, S, D), what cross-attention reads
+    memory_segments  (B, S), the memory's segments, compared with `segments`
+    state      the decoding state, or None outside generation
+    """
+
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+    condition: Tensor | None = None
+    memory: Tensor | None = None
+    memory_segments: Tensor | None = None
+    state: DecodingState | None = None
+
+    def where(self, x: Tensor) -> Tensor:
+        """The positions of x (B, T, ...): those given, or counted from what the state has seen."""
+        if self.positions is not None:
+            return self.positions
+        start = self.state.seen if self.state else 0
+        return torch.arange(start, start + x.shape[1], device=x.device)
+
+
+def takes_context(module: nn.Module) -> bool:
+    """Whether the part's forward has a `ctx`; a part that needs none of it takes none."""
+    return "ctx" in inspect.signature(module.forward).parameters
+
+
+def _tensors(memory: Any) -> list[Tensor]:
+    if isinstance(memory, Tensor):
+        return [memory]
+    if isinstance(memory, dict):
+        memory = memory.values()
+    return [t for item in memory for t in _tensors(item)] if hasattr(memory, "__iter__") else []

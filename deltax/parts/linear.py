@@ -1,0 +1,44 @@
+"""Linear maps. A part that wants another start or no bias fills its slot with another of these."""
+
+import torch
+from torch import nn
+
+from deltax.parts.roles import tag
+
+
+class Linear(nn.Linear):
+    """x W' + b with W ~ N(0, std) and b = 0, the start of GPT-2. (..., D) -> (..., F)."""
+
+    def __init__(self, dim: int, out: int, *, std: float = 0.02):
+        self.std = std
+        super().__init__(dim, out)
+        tag(self.weight, "matrix")
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Out(Linear):
+    """A `Linear` that writes to the residual stream; a `Stack` makes its start smaller by sqrt(2 depth)."""
+
+
+class Matrix(Linear):
+    """A `Linear` without bias."""
+
+    def __init__(self, dim: int, out: int, *, std: float = 0.02):
+        super().__init__(dim, out, std=std)
+        self.register_parameter("bias", None)
+
+
+class OutMatrix(Out, Matrix):
+    """An `Out` without bias."""
+
+
+@torch.no_grad()
+def soften(module: nn.Module, depth: int) -> None:
+    """Scale every `Out` inside by 1/sqrt(2 depth): so many branches are summed (GPT-2, section 2.3)."""
+    for inner in module.modules():
+        if isinstance(inner, Out):
+            inner.weight.mul_((2 * depth) ** -0.5)

@@ -1,0 +1,31 @@
+"""Each parameter's role, so that optimizers can treat matrices, gains and embeddings each in their own way."""
+
+from collections import defaultdict
+from typing import Literal, TypeVar
+
+from torch import Tensor, nn
+
+Role = Literal["matrix", "vector", "embedding", "gate"]
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
+
+
+def tag(parameter: AnyTensor, role: Role) -> AnyTensor:
+    """Say what a parameter is for. Returns it."""
+    parameter.role = role
+    return parameter
+
+
+def role_of(parameter: Tensor) -> Role:
+    """The tag, or, for a module that does not tag, "matrix" from two axes on and "vector" below."""
+    return getattr(parameter, "role", "matrix" if parameter.ndim >= 2 else "vector")
+
+
+def by_role(model: nn.Module) -> dict[Role, list[nn.Parameter]]:
+    """The trainable parameters of a model, each once, by role."""
+    found: dict[Role, list[nn.Parameter]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            role = "embedding" if isinstance(module, nn.Embedding) else role_of(parameter)
+            if parameter.requires_grad and not any(parameter is other for other in found[role]):
+                found[role].append(parameter)
+    return dict(found)

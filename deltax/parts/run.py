@@ -1,0 +1,47 @@
+"""The root of every recipe."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from deltax.recipe import Part, takes
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How much a run reads and how it steps.
+
+    batch       examples a step
+    steps       optimizer steps of a run, unless a budget says otherwise
+    clip        largest norm of the gradient
+    accumulate  pieces that a batch is cut into; the gradient is that of the whole
+    """
+
+    batch: int = 16
+    steps: int = 400
+    clip: float = 1.0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one training run needs, and nothing that is particular to one machine. Slots are in `deltax.slots`."""
+
+    model: Part
+    task: Part
+    objective: Part
+    batches: Part
+    optimizer: Part
+    schedule: Part
+    loop: Part
+
+    def build(self, facts: dict[str, Any]) -> nn.Module:
+        """A new model, handed those facts of the task that its constructor names."""
+        named = takes(self.model.make)
+        return self.model(**{k: v for k, v in facts.items() if k in named})
+
+
+def from_task(model: nn.Module, task: Any, step: int, *, size: int, seed: int) -> Any:
+    """The task's own batch for this step: supervised learning."""
+    return task.batch(step, size=size, seed=seed)

@@ -1,0 +1,120 @@
+"""What happens to attention scores between the product and the softmax, in FlexAttention's terms.
+
+A *score* part is called `score(scores, b, h, q, k)` and a *mask* part `mask(b, h, q, k)`, where b, h, q and k are
+integer tensors that broadcast to (B, H, T, S): example, head, and the positions of query and key. One function so
+written serves the reference, the tiles of a kernel and FlexAttention alike.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltax.recipe import Part, part
+from deltax.shapes import Scores
+
+
+def unchanged(scores: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The score that leaves scores as they are."""
+    return scores
+
+
+def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Each position sees itself and the past."""
+    return q >= k
+
+
+def everywhere(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Each position sees all."""
+    return torch.ones_like(q >= k)
+
+
+def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, width: int = 64) -> Tensor:
+    """Each position sees itself and the `width` - 1 before it."""
+    return (q >= k) & (q - k < width)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who sees whom, and how strongly: a score part, a mask part, and where queries and keys stand.
+
+    q_at (T,) or (B, T) and k_at (S,) or (B, S) are positions; None counts from zero. Segments (B, T) and (B, S),
+    where given, must be equal for a query to see a key. A query that sees no key gets zeros.
+    """
+
+    score: Any = field(default_factory=lambda: part(unchanged))
+    mask: Any = field(default_factory=lambda: part(everywhere))
+    q_at: Tensor | None = None
+    k_at: Tensor | None = None
+    q_segments: Tensor | None = None
+    k_segments: Tensor | None = None
+
+    def __call__(
+        self, scores: Scores, rows: slice = slice(None), columns: slice = slice(None), heads: slice = slice(None)
+    ) -> Scores:
+        """Scores of these rows, columns and heads, with -inf where a query must not look.
+
+        The slices are into all rows, columns and heads; `scores` holds that tile alone.
+        """
+        where = self._where(scores, rows, columns, heads)
+        return self.score(scores, *where).masked_fill(~self._seen(where, rows, columns), -torch.inf)
+
+    def allowed(self, scores: Scores) -> Tensor:
+        """Boolean, broadcastable to (B, H, T, S): where a query may look."""
+        every = slice(None)
+        return self._seen(self._where(scores, every, every, every), every, every)
+
+    @property
+    def is_plain(self) -> bool:
+        """No score, no segments, and positions that count from zero: fused kernels need be told no more than the mask."""
+        counted = self.q_at is None and self.k_at is None
+        return counted and _is(self.score, unchanged) and self.q_segments is None
+
+    @property
+    def is_causal(self) -> bool:
+        return _is(self.mask, causal)
+
+    @property
+    def is_everywhere(self) -> bool:
+        return _is(self.mask, everywhere) and self.q_segments is None
+
+    @property
+    def is_per_example(self) -> bool:
+        """The rules differ from example to example."""
+        each = [at for at in (self.q_at, self.k_at) if at is not None and at.ndim == 2]
+        return bool(each) or self.q_segments is not None
+
+    @property
+    def is_additive(self) -> bool:
+        """The score adds what does not depend on the score: it can be handed over as a bias."""
+        return getattr(self.score, "additive", False) or _is(self.score, unchanged)
+
+    def _where(self, scores: Scores, rows: slice, columns: slice, heads: slice) -> tuple[Tensor, ...]:
+        batch, count, t, s = scores.shape
+        device = scores.device
+        h = torch.arange((heads.start or 0), (heads.start or 0) + count, device=device)[:, None, None]
+        return (
+            torch.arange(batch, device=device)[:, None, None, None],
+            h,
+            _positions(self.q_at, rows, t, device)[..., :, None],
+            _positions(self.k_at, columns, s, device)[..., None, :],
+        )
+
+    def _seen(self, where: tuple[Tensor, ...], rows: slice, columns: slice) -> Tensor:
+        seen = self.mask(*where)
+        if self.q_segments is not None and self.k_segments is not None:
+            seen = seen & (self.q_segments[:, None, rows, None] == self.k_segments[:, None, None, columns])
+        return seen
+
+
+def _is(given: Any, function: Any) -> bool:
+    return given is function or (isinstance(given, Part) and given.make is function)
+
+
+def _positions(at: Tensor | None, of: slice, length: int, device: torch.device) -> Tensor:
+    if at is None:
+        start = of.start or 0
+        return torch.arange(start, start + length, device=device)
+    at = at[..., of]
+    return at[:, None] if at.ndim == 2 else at

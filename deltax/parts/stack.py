@@ -1,0 +1,54 @@
+"""Depth: residual branches, blocks of two branches, stacks of blocks."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from deltax.parts.context import Context, takes_context
+from deltax.parts.linear import soften
+from deltax.recipe import Part
+from deltax.shapes import Stream
+
+
+class PreNorm(nn.Module):
+    """x + branch(norm(x)). Stream (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim: int, *, norm: Part):
+        super().__init__()
+        self.norm = norm(dim)
+
+    def forward(self, x: Stream, branch: Callable[[Stream], Stream]) -> Stream:
+        return x + branch(self.norm(x))
+
+
+class Block(nn.Module):
+    """One branch that mixes positions and one that does not, each joined to the stream by a `residual`."""
+
+    def __init__(self, dim: int, *, mixer: Part, mlp: Part, residual: Part):
+        super().__init__()
+        self.mixer_residual = residual(dim)
+        self.mixer = mixer(dim)
+        self.mlp_residual = residual(dim)
+        self.mlp = mlp(dim)
+        self._mlp_takes_context = takes_context(self.mlp)
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        x = self.mixer_residual(x, lambda x: self.mixer(x, ctx))
+        return self.mlp_residual(x, (lambda x: self.mlp(x, ctx)) if self._mlp_takes_context else self.mlp)
+
+
+class Stack(nn.Module):
+    """`depth` blocks, one after the other."""
+
+    def __init__(self, dim: int, *, depth: int = 4, block: Part):
+        super().__init__()
+        self.blocks = nn.ModuleList(block(dim) for _ in range(depth))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        soften(self, len(self.blocks))
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        for block in self.blocks:
+            x = block(x, ctx)
+        return x

@@ -1,0 +1,303 @@
+"""A recipe is a tree of parts; a paper is a function from recipes to recipes.
+
+A `Part` is a callable and the arguments already decided. Calling it supplies the rest and makes a new object, so one
+part used for twelve blocks makes twelve blocks. Parts are frozen, hashable, print as Python and survive JSON.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from deltax.errors import UserError, nearest
+
+Value = Any  # None, a number, a word, a Part, or a tuple of these
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One paper of a recipe's story, and what it wrote where."""
+
+    paper: Any
+    wrote: tuple[tuple[str, Value], ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Part:
+    """A callable and the arguments already decided. Build one with `part`, which checks the arguments.
+
+    `story` says which papers made the tree; it is not compared, so two roads to one tree are equal.
+    """
+
+    make: Callable[..., Any]
+    given: tuple[tuple[str, Value], ...] = ()
+    base: "Part | None" = field(default=None, compare=False)
+    story: tuple[Chapter, ...] = field(default=(), compare=False)
+
+    def __call__(self, *args: Any, **late: Any) -> Any:
+        return self.make(*args, **dict(self.given), **late)
+
+    def __repr__(self) -> str:
+        return f"{_name(self.make)}({', '.join(f'{k}={_show(v)}' for k, v in self.given)})"
+
+    def __getitem__(self, path: str) -> Value:
+        """What lies at a dotted path, defaults included: `gpt["model.block.mixer.heads"]`."""
+        here: Value = self
+        for step in _steps(path):
+            here = _children(here).get(step, _MISSING)
+            if here is _MISSING:
+                raise UserError(f"{self.title} has nothing at {path!r}{nearest(path, (p for p, _ in self.walk()))}")
+        return here
+
+    @property
+    def id(self) -> str:
+        """A short hash of the tree, defaults in force included; equal trees have equal ids on every machine."""
+        return hashlib.sha256(json.dumps(_full(self), sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def title(self) -> str:
+        """The story as it is written at the shell, `gpt+dyt(alpha=0.8)`."""
+        return "+".join(_titled(chapter.paper) for chapter in self.story) or _name(self.make)
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Value]]:
+        """Every path with what lies there, defaults included, parents before children."""
+        for step, value in _children(self).items():
+            here = f"{path}.{step}" if path else step
+            yield here, value
+            if isinstance(value, Part):
+                yield from value.walk(here)
+            elif isinstance(value, tuple):
+                for i, item in enumerate(value):
+                    yield f"{here}.{i}", item
+                    if isinstance(item, Part):
+                        yield from item.walk(f"{here}.{i}")
+
+    def slots(self) -> set[str]:
+        """The names of all slots: arguments that hold a part."""
+        return {path.rpartition(".")[2] for path, value in self.walk() if isinstance(value, Part)}
+
+    def fill(self, slot: str, new: "Callable[..., Any] | Part", /, **given: Value) -> "Part":
+        """Put `new` in every slot of this name, keeping the arguments that both take."""
+
+        def put(old: Part) -> Part:
+            made = new if isinstance(new, Part) else part(new)
+            kept = {k: v for k, v in old.given if k in takes(made.make)}
+            return part(made.make, **{**kept, **dict(made.given), **given})
+
+        return self._at_slots(slot, put)
+
+    def wrap(self, slot: str, outer: Callable[..., Any], /, **given: Value) -> "Part":
+        """Put what is in each slot of this name inside `outer`, as its `inner`."""
+        return self._at_slots(slot, lambda old: part(outer, inner=old, **given))
+
+    def set(self, make: Callable[..., Any], /, **given: Value) -> "Part":
+        """Decide these arguments wherever `make` is made.
+
+        Raises UserError when `make` is nowhere in the tree.
+        """
+        found = []
+
+        def decide(_: str, old: Part) -> Part:
+            if old.make is not make:
+                return old
+            found.append(old)
+            return part(make, **{**dict(old.given), **given})
+
+        new = self._rewrite(decide)
+        if not found:
+            raise UserError(f"there is no {_name(make)} in {self.title} to set {', '.join(given)} on")
+        return new
+
+    def put(self, path: str, value: Value) -> "Part":
+        """Decide one argument by its dotted path, as `--set model.depth=6` does.
+
+        Raises UserError for a path that is not there, with the nearest one that is.
+        """
+        steps = _steps(path)
+        holder = self[".".join(steps[:-1])] if len(steps) > 1 else self
+        if isinstance(holder, tuple) or not isinstance(holder, Part) or steps[-1] not in takes(holder.make):
+            raise UserError(f"{self.title} has no {path!r} to set{nearest(path, (p for p, _ in self.walk()))}")
+
+        def decide(here: str, old: Part) -> Part:
+            return part(old.make, **{**dict(old.given), steps[-1]: value}) if here == ".".join(steps[:-1]) else old
+
+        return self._rewrite(decide)
+
+    def __add__(self, paper: Callable[["Part"], "Part"]) -> "Part":
+        """This recipe, but with the paper's Y.
+
+        Raises UserError when the paper changes nothing, or when it erases all that an earlier one wrote.
+        """
+        if isinstance(paper, Part) or not callable(paper):
+            raise UserError(f"{_titled(paper)} is a recipe, not a change to one; write it first: {_titled(paper)}+...")
+        after = paper(self)
+        if after == self:
+            raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
+        before, now = _marks(self), _marks(after)
+        for chapter in self.story:
+            if chapter.wrote and not any(now.get(path, _MISSING) == value for path, value in chapter.wrote):
+                raise UserError(f"{_titled(paper)} erases all of {_titled(chapter.paper)}; keep one of the two")
+        wrote = tuple((path, value) for path, value in now.items() if before.get(path, _MISSING) != value)
+        return replace(after, base=self.base or self, story=(*self.story, Chapter(paper, wrote)))
+
+    def without(self, paper: Callable[["Part"], "Part"]) -> "Part":
+        """The same story, less one paper. Raises UserError when the paper is not in the story."""
+        told = [chapter.paper for chapter in self.story]
+        if paper not in told or self.base is None or paper in [chapter.paper for chapter in self.base.story]:
+            raise UserError(f"{_titled(paper)} is not among the changes that made {self.title}")
+        recipe = self.base
+        for other in told[len(self.base.story) :]:
+            recipe = recipe if other == paper else recipe + other
+        return recipe
+
+    def _at_slots(self, slot: str, edit: Callable[["Part"], "Part"]) -> "Part":
+        if slot not in self.slots():
+            raise UserError(f"{self.title} has no slot {slot!r}{nearest(slot, self.slots())}")
+        return self._rewrite(lambda path, old: edit(old) if path.rpartition(".")[2] == slot else old)
+
+    def _rewrite(self, edit: Callable[[str, "Part"], "Part"], path: str = "") -> "Part":
+        """Apply edit(path, part) to every part, leaves first. The story stays with the root."""
+
+        def inner(value: Value, here: str) -> Value:
+            if isinstance(value, Part):
+                return value._rewrite(edit, here)
+            if isinstance(value, tuple):
+                return tuple(inner(item, f"{here}.{i}") for i, item in enumerate(value))
+            return value
+
+        given = tuple((k, inner(v, f"{path}.{k}" if path else k)) for k, v in self.given)
+        new = edit(path, replace(self, given=given))
+        return new if path else replace(new, base=self.base, story=self.story)
+
+
+def part(make: Callable[..., Any], /, **given: Value) -> Part:
+    """A Part, checked: every argument is one that `make` takes, and `make` can be imported again by name.
+
+    Arguments equal to their default are dropped and defaults that are parts are taken into the tree, so that
+    equal trees compare equal and rewrites see everything. Raises UserError with the nearest name for a misspelt one.
+    """
+    if isinstance(make, Part):
+        return part(make.make, **{**dict(make.given), **given})
+    if "<" in getattr(make, "__qualname__", "<"):
+        raise UserError(f"{make!r} cannot be found again by name; a part is made by a module's function or class")
+    names = takes(make)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in names.values())
+    for word in given:
+        if word not in names and not open_ended:
+            raise UserError(f"{_name(make)} takes no {word!r}{nearest(word, names)}")
+    defaults = {k: p.default for k, p in names.items() if p.default is not p.empty}
+    decided = {k: v for k, v in defaults.items() if isinstance(v, Part)}
+    for word, value in given.items():
+        value = _frozen(value, f"{_name(make)}({word}=...)")
+        if isinstance(value, Part) or type(value) is not type(defaults.get(word)) or value != defaults.get(word):
+            decided[word] = value
+    order = list(names)
+    return Part(make, tuple(sorted(decided.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else 99)))
+
+
+def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
+    """(path, in a, in b) for each place where two trees differ."""
+    if a == b:
+        return []
+    if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
+        ours, theirs = _children(a), _children(b)
+        return [
+            line
+            for k in {**ours, **theirs}
+            for line in diff(ours.get(k), theirs.get(k), f"{path}.{k}" if path else k)
+        ]
+    return [(path, _show(a), _show(b))]
+
+
+def to_json(value: Value) -> Any:
+    """A tree as JSON-ready data: {"make": "module:name", "given": {...}}."""
+    if isinstance(value, Part):
+        return {"make": _address(value.make), "given": {k: to_json(v) for k, v in value.given}}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_json(data: Any) -> Value:
+    """The tree back from `to_json`, checked as if it were written anew.
+
+    Only makers inside deltax and torch.nn are imported: a stored recipe must not be able to name anything else.
+    """
+    if isinstance(data, dict):
+        module, _, name = data["make"].partition(":")
+        if not (module == "deltax" or module.startswith(("deltax.", "torch.nn"))):
+            raise UserError(f"a stored recipe may name parts of deltax and torch.nn, not {module!r}")
+        make = importlib.import_module(module)
+        for step in name.split("."):
+            make = getattr(make, step, None)
+        if not callable(make):
+            raise UserError(f"there is no {name!r} in {module} any more; the stored recipe is of another version")
+        return part(make, **{k: from_json(v) for k, v in data["given"].items()})
+    return tuple(from_json(item) for item in data) if isinstance(data, list) else data
+
+
+_MISSING = object()
+
+
+def _steps(path: str) -> list[str]:
+    return path.split(".")
+
+
+def _children(value: Value) -> dict[str, Value]:
+    if isinstance(value, Part):
+        defaults = {k: p.default for k, p in takes(value.make).items() if p.default is not p.empty}
+        return {**defaults, **dict(value.given)}
+    return {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple) else {}
+
+
+def _marks(value: Value, path: str = "") -> dict[str, Value]:
+    """Every decided path and what is made or held there; a part is known by its maker."""
+    items = value.given if isinstance(value, Part) else enumerate(value) if isinstance(value, tuple) else ()
+    found: dict[str, Value] = {}
+    for k, v in items:
+        found[f"{path}.{k}"] = v.make if isinstance(v, Part) else v
+        found |= _marks(v, f"{path}.{k}")
+    return found
+
+
+def _full(value: Value) -> Any:
+    if isinstance(value, Part):
+        return {"make": _address(value.make), "given": {k: _full(v) for k, v in _children(value).items()}}
+    if isinstance(value, tuple):
+        return [_full(item) for item in value]
+    return value if isinstance(value, (str, int, float, type(None))) else repr(value)
+
+
+def _frozen(value: Value, where: str) -> Value:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item, where) for item in value)
+    if callable(value) and not isinstance(value, Part):
+        return part(value)
+    if not isinstance(value, (Part, str, int, float, type(None))):
+        raise UserError(f"{where} is a {type(value).__name__}; a recipe holds numbers, words, tuples and parts")
+    return value
+
+
+@lru_cache(maxsize=4096)
+def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+
+
+def _address(make: Callable[..., Any]) -> str:
+    return f"{make.__module__}:{make.__qualname__}"
+
+
+def _name(make: Any) -> str:
+    return getattr(make, "__name__", None) or type(make).__name__
+
+
+def _titled(paper: Any) -> str:
+    return getattr(paper, "title", None) or _name(paper)
+
+
+def _show(value: Value) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_show(item) for item in value)})"
+    return repr(value)

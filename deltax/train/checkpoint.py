@@ -1,0 +1,64 @@
+"""Weights and the state of an optimizer as safetensors: nothing here ever unpickles."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deltax.errors import UserError
+
+
+def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and JSON facts at once: the file is whole or not there, whenever the process dies.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
+        save_file(plain, scratch, {"facts": json.dumps(facts)})
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {_reason(error)}; free some space or choose another --store") from None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts. Raises UserError when the file is no checkpoint of ours, or is cut short."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read ({_reason(error)}); delete it to start anew") from None
+
+
+def flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of both as one flat dict. Numbers of the optimizer become tensors; the learning rate is not state."""
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for word, value in state.items():
+            if isinstance(value, (Tensor, int, float)):
+                tensors[f"optimizer/{index}/{word}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `flatten` took."""
+    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, word = key.split("/")
+            state.setdefault(int(index), {})[word] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]

@@ -1,0 +1,99 @@
+"""One training run, named by its content."""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltax.parts.run import Loop
+from deltax.recipe import Part, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, on which seed, for how many optimizer steps, at which multiple of the recipe's learning rate."""
+
+    recipe: Part
+    seed: int = 0
+    steps: int = 400
+    rate: float = 1.0
+    precision: str = "float32"
+
+    @property
+    def id(self) -> str:
+        """Equal for runs that must come out the same: recipe, data, seed, budget, precision and code are all in it."""
+        content = {**self.to_json(), "data": fingerprint(self.recipe), "code": code_version(self.recipe)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": to_json(self.recipe),
+            "seed": self.seed,
+            "steps": self.steps,
+            "rate": self.rate,
+            "precision": self.precision,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Job":
+        return cls(**{**data, "recipe": from_json(data["recipe"])})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+
+def task_of(recipe: Part) -> Any:
+    """The recipe's task. One recipe, one object: reading a corpus twice is slow."""
+    return _task(recipe["task"])
+
+
+def fingerprint(recipe: Part) -> str:
+    """Changes when the recipe's data does."""
+    return task_of(recipe).fingerprint
+
+
+def loop_of(recipe: Part) -> Loop:
+    return recipe["loop"]()
+
+
+@cache
+def _task(task: Part) -> Any:
+    return task()
+
+
+@cache
+def code_version(recipe: Part) -> str:
+    """A hash of every source file of deltax that the recipe's parts and the training loop reach by imports."""
+    makers = {recipe.make, *(v.make for _, v in recipe.walk() if isinstance(v, Part))}
+    todo = {m.__module__ for m in makers} | {"deltax.train.loop"}
+    seen: dict[str, bytes] = {}
+    while todo:
+        module = todo.pop()
+        if module in seen or not module.startswith("deltax"):
+            continue
+        source = _source(module)
+        seen[module] = source
+        todo |= _imported(source)
+    digest = hashlib.sha256()
+    for module in sorted(seen):
+        digest.update(module.encode() + b"\0" + seen[module])
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _source(module: str) -> bytes:
+    return Path(inspect.getfile(importlib.import_module(module))).read_bytes()
+
+
+@cache
+def _imported(source: bytes) -> frozenset[str]:
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
+    return frozenset(n.module for n in nodes if n.module and n.module.startswith("deltax."))

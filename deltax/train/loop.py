@@ -1,0 +1,130 @@
+"""The training loop. Everything that varies from paper to paper is a slot of the recipe; this file is what does not."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltax import kernels
+from deltax.errors import UserError
+from deltax.parts.run import Run
+from deltax.tasks.evaluation import Evaluation
+from deltax.train import checkpoint, mesh
+from deltax.train.initialise import initialise, stream
+from deltax.train.job import Job, loop_of, task_of
+from deltax.train.machine import Machine
+
+
+@dataclass
+class Progress:
+    """Where a run is: optimizer steps done, training tokens read, seconds spent, and its loss so far, (step, nats)."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. `evaluation` is None when it diverged, at the step `progress` stopped at."""
+
+    model: nn.Module
+    progress: Progress
+    evaluation: Evaluation | None
+
+    @property
+    def diverged(self) -> bool:
+        return self.evaluation is None
+
+
+def train(
+    job: Job,
+    machine: Machine | None = None,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    save_to: Path | None = None,
+    save_every: float = 15.0,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Train a job to the end of its budget and evaluate it once, there.
+
+    weights     a state to start from instead of a fresh one
+    save_to     a checkpoint file; where it exists the run goes on from it, and ends as if never interrupted
+    save_every  seconds between checkpoints
+    on_step     told after every step
+
+    A loss or gradient that is not finite ends the run as diverged. Raises UserError for a recipe that cannot be built.
+    """
+    machine = machine or replace(Machine.here(), precision=job.dtype)
+    torch.set_num_threads(machine.threads)
+    run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
+    model = mesh.shard(build(run, task, job.seed).to(machine.device))
+    if weights is not None:
+        model.load_state_dict(weights)
+    optimizer = run.optimizer(model)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    progress = Progress()
+    if save_to and save_to.exists():
+        tensors, facts = checkpoint.load(save_to)
+        checkpoint.restore(model, optimizer, tensors)
+        progress = Progress(**facts)
+    step_model = torch.compile(model) if machine.compiled else model
+    saved = started = time.monotonic() - progress.seconds
+
+    while progress.step < job.steps:
+        at = run.schedule((progress.step + 0.5) / job.steps)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * job.rate * at
+        torch.manual_seed(stream("step", job.seed, progress.step))
+        batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
+        loss = _accumulate(step_model, run, batch, loop.accumulate, machine)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+        progress.losses.append((progress.step, loss))
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
+            return Outcome(model, progress, None)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.tokens += task.tokens(loop.batch)
+        progress.seconds = time.monotonic() - started
+        on_step(progress)
+        if save_to and time.monotonic() - saved > save_every:
+            checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
+            saved = time.monotonic()
+    model.eval()
+    with machine.autocast():
+        evaluation = task.evaluate(model, run.objective)
+    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
+
+
+def build(run: Run, task: Any, seed: int) -> nn.Module:
+    """A fresh model in training mode, started from the seed's named streams.
+
+    Raises UserError when the parts do not fit together.
+    """
+    try:
+        model = run.build(task.facts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the recipe cannot be built: {error}") from error
+    initialise(model, seed)
+    return model.train()
+
+
+def _accumulate(model: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> float:
+    """Backward over this process's share of the batch, piece by piece; the mean loss over all of it."""
+    shares = mesh.share(batch.pieces(pieces * mesh.size()))
+    total = torch.zeros(())
+    for piece in shares:
+        with machine.autocast():
+            loss = run.objective(model, piece.to(machine.device)).mean() / len(shares)
+        loss.backward()
+        total += loss.detach().cpu().float()
+    return mesh.mean(total)

@@ -1,0 +1,55 @@
+"""What is particular to one machine, and so no part of a recipe."""
+
+import platform
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes. `Machine.here()` fills in what is fastest and safe."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: torch.dtype = torch.float32
+    threads: int = 1
+    compiled: bool = False
+
+    @classmethod
+    def here(cls, *, threads: int = 1, device: str = "auto", compiled: bool = False) -> "Machine":
+        """The GPU where there is one; bf16 autocast only where the hardware multiplies it natively."""
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        return cls(chosen, _native_precision(chosen.type), threads, compiled)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def describe(self) -> dict[str, str | int]:
+        """What a stored result should say of the machine; no name or path of it."""
+        return {
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else _processor(),
+            "precision": str(self.precision).removeprefix("torch."),
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": platform.system(),
+        }
+
+
+@cache
+def _native_precision(device: str) -> torch.dtype:
+    """On a CPU without AMX or AVX512-BF16, bf16 is emulated and far slower than float32."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+@cache
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
