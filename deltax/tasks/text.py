@@ -2,16 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
 from deltax.tasks.corpus import SPLITS, Corpus, load
+from deltax.tasks.evaluation import Evaluation, held_out
 
 SEPARATOR = 0
 IGNORED = -100  # what torch's cross entropy leaves out by default
@@ -25,6 +26,14 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))
+
+    def pieces(self, count: int) -> "list[Batch]":
+        """The batch in `count` pieces along its examples."""
+        return [Batch(*piece) for piece in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+
+    def weights(self) -> Float[Tensor, "B"]:
+        """How many targets each example has."""
+        return (self.targets >= 0).sum(1).float()
 
 
 class Windows(NamedTuple):
@@ -46,6 +55,7 @@ class Text:
     held_out_batches(size, split)  the same evaluation sequences in the same order, whatever the size
     held_out_documents(split)      for each of these sequences the document it comes from, for clustering errors
     unit, score(nats)              how the mean loss over target tokens is reported
+    evaluate(model, objective)     an `Evaluation` on the held-out data: lower scores are better
     fingerprint                    changes when the data, or what is asked about it, changes
 
     source is what `deltax.tasks.corpus.load` takes; context is the length of a sequence; held_out is how many bytes to
@@ -110,6 +120,9 @@ class Text:
 
     def score(self, nats_per_byte: float) -> float:
         return nats_per_byte / math.log(2)
+
+    def evaluate(self, model: nn.Module, objective: Callable[..., Any], split: str = "validation") -> Evaluation:
+        return held_out(self, model, objective, split=split)
 
     @property
     def fingerprint(self) -> str:
