@@ -17,8 +17,8 @@ def next_token_given_source(model: nn.Module, batch: Any) -> PerExample:
     return _per_sequence(model(batch.source, batch.inputs), batch.targets)
 
 
-def classification(model: nn.Module, batch: Any) -> PerExample:
-    """Cross-entropy of each image's label, in nats."""
+def classify(model: nn.Module, batch: Any) -> PerExample:
+    """Cross-entropy of each example's label in nats, of a model that gives images (B, C, Y, X) logits (B, V)."""
     return nn.functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
 
 
