@@ -33,25 +33,35 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-class Stem(nn.Module):
-    """relu(norm(7 x 7 convolution)), then the largest of 3 x 3, each of stride 2. Images (B, C, Y, X) -> (B, D, Y/4, X/4)."""
+class ConvNorm(nn.Module):
+    """norm(convolution). Images (B, C, Y, X) -> (B, D, Y/stride, X/stride)."""
 
-    def __init__(self, channels: int, out: int, *, map_norm: Part = part(nn.BatchNorm2d)):
+    def __init__(
+        self, channels: int, out: int, *, size: int = 3, stride: int = 1, map_norm: Part = part(nn.BatchNorm2d)
+    ):
         super().__init__()
-        self.conv = Conv(channels, out, size=7, stride=2)
+        self.conv = Conv(channels, out, size=size, stride=stride)
         self.norm = map_norm(out)
 
-    def forward(self, images: Images) -> Images:
-        return nn.functional.max_pool2d(torch.relu(self.norm(self.conv(images))), 3, stride=2, padding=1)
+    def forward(self, x: Images) -> Images:
+        return self.norm(self.conv(x))
 
 
-class SmallStem(nn.Module):
-    """relu(norm(3 x 3 convolution)): for images too small to be cut down. Images (B, C, Y, X) -> (B, D, Y, X)."""
+class Stem(ConvNorm):
+    """relu of a normed 7 x 7 convolution, then the largest of 3 x 3, each of stride 2. (B, C, Y, X) -> (B, D, Y/4, X/4)."""
 
     def __init__(self, channels: int, out: int, *, map_norm: Part = part(nn.BatchNorm2d)):
-        super().__init__()
-        self.conv = Conv(channels, out)
-        self.norm = map_norm(out)
+        super().__init__(channels, out, size=7, stride=2, map_norm=map_norm)
 
     def forward(self, images: Images) -> Images:
-        return torch.relu(self.norm(self.conv(images)))
+        return nn.functional.max_pool2d(torch.relu(super().forward(images)), 3, stride=2, padding=1)
+
+
+class SmallStem(ConvNorm):
+    """relu of a normed 3 x 3 convolution, for small images. (B, C, Y, X) -> (B, D, Y/stride, X/stride)."""
+
+    def __init__(self, channels: int, out: int, *, stride: int = 1, map_norm: Part = part(nn.BatchNorm2d)):
+        super().__init__(channels, out, stride=stride, map_norm=map_norm)
+
+    def forward(self, images: Images) -> Images:
+        return torch.relu(super().forward(images))

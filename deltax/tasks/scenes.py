@@ -31,8 +31,8 @@ class Batch(NamedTuple):
     images   (B, 1, size, size), from -1 for paper to 1 for ink
     boxes    (B, N, 4), (cx, cy, w, h) in [0, 1], around the ink of each object
     labels   (B, N), the digit, or -1 where a scene has fewer than N objects
-    objects  (B,), how many objects a scene of this batch has on average, at least one in all: a loss divided by it does
-             not change when the batch is read in pieces
+    objects  (B,), how many objects a scene of the whole batch has on average: a loss that divides by it is the same when
+             the batch is read in pieces
     """
 
     images: Images
@@ -146,13 +146,8 @@ class Scenes:
                 labels[i, len(taken)] = label
                 boxes[i, len(taken)] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / self.size
                 taken = np.concatenate([taken, [box]])
-        share = max(1, int((labels >= 0).sum())) / max(1, count)
-        return Batch(
-            torch.from_numpy(images)[:, None],
-            torch.from_numpy(boxes),
-            torch.from_numpy(labels),
-            torch.full((count,), share),
-        )
+        objects = torch.full((count,), float((labels >= 0).sum()) / max(1, count))
+        return Batch(torch.from_numpy(images)[:, None], torch.from_numpy(boxes), torch.from_numpy(labels), objects)
 
 
 def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size: int) -> dict[str, float]:
