@@ -167,7 +167,7 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 8) -> 
         DETR,
         dim=dim,
         queries=queries,
-        backbone=resnet["model.backbone"].set(Backbone, stem_width=16, widths=(16, 32, 64), stem=part(SmallStem)),
+        backbone=part(resnet["model.backbone"], stem=part(SmallStem, stride=2), stem_width=32, widths=(32, 64), depths=(1, 1)),
         encoder=coder("encoder"),
         decoder=coder("decoder").set(CrossAttention, heads=heads),
     )
@@ -179,7 +179,7 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 8) -> 
         batches=from_task,
         optimizer=part(adamw, rate=1e-3, beta2=0.999, decay=1e-4),
         schedule=cosine,
-        loop=part(Loop, batch=32, steps=1500, clip=0.1),
+        loop=part(Loop, batch=16, steps=2500, clip=0.1),
     )
 
 
