@@ -58,13 +58,18 @@ SLOTS: dict[str, Slot] = {
         "EncoderDecoder, DETR", "x (B, T, D), ctx with a memory -> (B, T, D)", "what answers", made="decoder(dim)"
     ),
     "cross": Slot(
-        "DecoderBlock", "x (B, T, D), ctx with a memory -> (B, T, D)", "the branch that asks the memory", made="cross(dim)"
+        "DecoderBlock",
+        "x (B, T, D), ctx with a memory -> (B, T, D)",
+        "the branch that asks the memory",
+        made="cross(dim)",
     ),
     # Images
     "backbone": Slot(
         "ResNet, DETR", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
     ),
-    "stem": Slot("Backbone", "(B, C, Y, X) -> (B, D, Y', X')", "what comes before the units", made="stem(channels, width)"),
+    "stem": Slot(
+        "Backbone", "(B, C, Y, X) -> (B, D, Y', X')", "what comes before the units", made="stem(channels, width)"
+    ),
     "unit": Slot(
         "Backbone", "(B, C, Y, X) -> (B, D, Y/stride, X/stride)", "one residual unit", made="unit(C, D, stride)"
     ),
@@ -72,11 +77,17 @@ SLOTS: dict[str, Slot] = {
     "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
     "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
     "detection_head": Slot(
-        "DETR", "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)", "objects of a stream", made="detection_head(dim, classes)"
+        "DETR",
+        "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",
+        "objects of a stream",
+        made="detection_head(dim, classes)",
     ),
     # Attention
     "project": Slot(
-        "Attention", ".split(x, memory, values) -> q, k, v; .join(heads) -> x", "stream to heads and back", made="project(dim, heads)"
+        "Attention",
+        ".split(x, memory, values) -> q, k, v; .join(heads) -> x",
+        "stream to heads and back",
+        made="project(dim, heads)",
     ),
     "query": Slot("Projections", "(..., D) -> (..., D)", "", made="query(dim, dim)"),
     "key": Slot("Projections", "(..., D) -> (..., D)", "", made="key(dim, dim)"),

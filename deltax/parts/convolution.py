@@ -9,7 +9,10 @@ from deltax.shapes import Images
 
 
 class Conv(nn.Conv2d):
-    """A convolution without bias that keeps the size at stride 1, drawn from N(0, 2 / fan out) (arXiv:1502.01852, Eq. 14)."""
+    """A convolution without bias that keeps the size at stride 1, drawn from N(0, 2 / fan out).
+
+    The start is Eq. 14 of arXiv:1502.01852.
+    """
 
     def __init__(self, channels: int, out: int, *, size: int = 3, stride: int = 1):
         super().__init__(channels, out, size, stride, padding=size // 2, bias=False)
@@ -48,7 +51,7 @@ class ConvNorm(nn.Module):
 
 
 class Stem(ConvNorm):
-    """relu of a normed 7 x 7 convolution, then the largest of 3 x 3, each of stride 2. (B, C, Y, X) -> (B, D, Y/4, X/4)."""
+    """relu of a normed 7 x 7 convolution, then the largest of 3 x 3, both of stride 2: (B, D, Y/4, X/4)."""
 
     def __init__(self, channels: int, out: int, *, map_norm: Part = part(nn.BatchNorm2d)):
         super().__init__(channels, out, size=7, stride=2, map_norm=map_norm)
@@ -58,7 +61,7 @@ class Stem(ConvNorm):
 
 
 class SmallStem(ConvNorm):
-    """relu of a normed 3 x 3 convolution, for small images. (B, C, Y, X) -> (B, D, Y/stride, X/stride)."""
+    """relu of a normed 3 x 3 convolution, for small images: (B, D, Y/stride, X/stride)."""
 
     def __init__(self, channels: int, out: int, *, stride: int = 1, map_norm: Part = part(nn.BatchNorm2d)):
         super().__init__(channels, out, stride=stride, map_norm=map_norm)

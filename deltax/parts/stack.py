@@ -66,6 +66,6 @@ class Stack(nn.Module):
             yield x
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
-        for x in self.each(x, ctx):
-            pass
+        for after in self.each(x, ctx):
+            x = after
         return x

@@ -31,8 +31,8 @@ class Batch(NamedTuple):
     images   (B, 1, size, size), from -1 for paper to 1 for ink
     boxes    (B, N, 4), (cx, cy, w, h) in [0, 1], around the ink of each object
     labels   (B, N), the digit, or -1 where a scene has fewer than N objects
-    objects  (B,), how many objects a scene of the whole batch has on average: a loss that divides by it is the same when
-             the batch is read in pieces
+    objects  (B,), how many objects a scene of the whole batch has on average: a loss that divides by it is the same
+             when the batch is read in pieces
     """
 
     images: Images
@@ -56,9 +56,9 @@ class Scenes:
     """Find the digits of a scene. The interface is that of `deltax.tasks.text.Text`; a batch's tokens are its scenes.
 
     size is the side of an image in pixels. A scene is to have 0 to `most` objects, each number equally often, and has
-    fewer where no room is left: digits are 9 to 15 pixels high, and no two boxes overlap by more than 0.1 IoU. Digits of
-    the validation and sealed splits never stand in a training scene. held_out is the number of scenes to evaluate on.
-    Raises UserError for an image too small, and where pycocotools, which computes the precision, is missing.
+    fewer where no room is left: digits are 9 to 15 pixels high, and no two boxes overlap by more than 0.1 IoU. Digits
+    of the validation and sealed splits never stand in a training scene. held_out is the number of scenes to evaluate
+    on. Raises UserError for an image too small, and where pycocotools, which computes the precision, is missing.
     """
 
     unit = "set loss"
@@ -100,22 +100,29 @@ class Scenes:
     def evaluate(self, model: nn.Module, objective: Callable[..., Any], split: str = "validation") -> Evaluation:
         """The loss a scene; in `metrics` AP and AP50, from 0 to 1, of a model that can `detect`."""
         found = held_out(self, model, objective, split=split)
-        detect = getattr(model, "detect", None)
-        return replace(found, metrics=self.precision(detect, split)) if detect else found
+        if not hasattr(model, "detect"):
+            return found
+        device = next(model.parameters()).device
+        return replace(found, metrics=self.precision(model.detect, split, device=device))
 
     @torch.inference_mode()
-    def precision(self, detect: Callable[[Images], Detections], split: str = "validation") -> dict[str, float]:
-        """AP, the mean over IoU thresholds from 0.5 to 0.95 of the average precision, and AP50, by pycocotools."""
+    def precision(
+        self, detect: Callable[[Images], Detections], split: str = "validation", *, device: torch.device | str = "cpu"
+    ) -> dict[str, float]:
+        """AP, the mean over IoU thresholds from 0.5 to 0.95 of the average precision, and AP50, by pycocotools.
+
+        `detect` is given images on the device.
+        """
         batches = list(self.held_out_batches(64, split))
-        owner = getattr(detect, "__self__", None)
-        device = next((p.device for p in owner.parameters()), "cpu") if isinstance(owner, nn.Module) else "cpu"
         found = [Detections(*(t.cpu() for t in detect(batch.images.to(device)))) for batch in batches]
         return average_precision(found, batches, self.size)
 
     def chance(self, split: str = "validation") -> dict[str, float]:
         """The `precision` of answering each scene with the objects of the one after it, all at full score."""
         batches = list(self.held_out_batches(64, split))
-        boxes, labels = (torch.cat(list(t)).roll(-1, 0) for t in zip(*((b.boxes, b.labels) for b in batches), strict=True))
+        boxes, labels = (
+            torch.cat(list(t)).roll(-1, 0) for t in zip(*((b.boxes, b.labels) for b in batches), strict=True)
+        )
         said = Detections((labels >= 0).float(), labels.clamp(min=0), boxes)
         pieces = (Detections(*piece) for piece in zip(*(t.split(64) for t in said), strict=True))
         return average_precision(list(pieces), batches, self.size)

@@ -42,10 +42,10 @@ class Batch(NamedTuple):
 class Reversal:
     """Say a string of digits backwards. The interface is that of `deltax.tasks.text.Text`.
 
-    Training strings have 1 to `digits` digits, each length equally often; held-out strings have `digits`, and none of them
-    is ever trained on: a string is held out if the sum of its digits, each times its place, is a multiple of 7. held_out is
-    how many of them to evaluate on. `metrics` holds "exact match", the share of strings said without a mistake, where the
-    model has a `greedy(source, start, length)`.
+    Training strings have 1 to `digits` digits, each length equally often; held-out strings have `digits`, and none of
+    them is ever trained on: a string is held out if the sum of its digits, each times its place, is a multiple of 7.
+    held_out is how many of them to evaluate on. `metrics` holds "exact match", the share of strings said without a
+    mistake, where the model has a `greedy(source, start, length)`.
     """
 
     unit = "nats per token"
@@ -61,8 +61,8 @@ class Reversal:
         return {"vocab": ZERO + 10, "context": self.digits + 1}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:
-        """New strings. Philox keyed by (seed, step), both in [0, 2**64), draws them; a smaller batch is the beginning of
-        a larger one."""
+        """New strings. Philox keyed by (seed, step), both in [0, 2**64), draws them; a smaller batch is the beginning
+        of a larger one."""
         key = np.array([seed, step], dtype=np.uint64)
         raw = np.random.Philox(key=key).random_raw((size, self.digits + 1))
         strings, lengths = (raw[:, 1:] % 10).astype(np.int64), (raw[:, 0] % self.digits + 1).astype(np.int64)
@@ -93,7 +93,9 @@ class Reversal:
 
     def evaluate(self, model: nn.Module, objective: Callable[..., Any], split: str = "validation") -> Evaluation:
         found = held_out(self, model, objective, split=split)
-        return replace(found, metrics={"exact match": self.exact_match(model, split)} if hasattr(model, "greedy") else {})
+        return replace(
+            found, metrics={"exact match": self.exact_match(model, split)} if hasattr(model, "greedy") else {}
+        )
 
     @torch.inference_mode()
     def exact_match(self, model: nn.Module, split: str = "validation") -> float:
@@ -109,7 +111,10 @@ class Reversal:
     def fingerprint(self) -> str:
         """16 hex digits over the held-out strings and a first batch."""
         digest = hashlib.sha256(f"reversal {self.digits} {self.held_out}".encode())
-        for batch in (self.batch(0, size=8, seed=0), *(b for split in _SPLITS for b in self.held_out_batches(512, split))):
+        for batch in (
+            self.batch(0, size=8, seed=0),
+            *(b for split in _SPLITS for b in self.held_out_batches(512, split)),
+        ):
             digest.update(batch.source.numpy().tobytes())
         return digest.hexdigest()[:16]
 

@@ -58,7 +58,9 @@ def test_scenes_are_empty_and_full_and_digits_leave_each_other_visible(task):
 
 
 def test_no_held_out_digit_stands_in_a_training_scene():
-    seen = {split: {glyph.tobytes() for glyph, _ in scenes._glyphs(split)} for split in ("train", "validation", "sealed")}
+    seen = {
+        split: {glyph.tobytes() for glyph, _ in scenes._glyphs(split)} for split in ("train", "validation", "sealed")
+    }
     assert all(len(glyphs) > 200 for glyphs in seen.values())
     assert not seen["train"] & (seen["validation"] | seen["sealed"]) and not seen["validation"] & seen["sealed"]
 
@@ -132,7 +134,15 @@ def test_what_is_drawn_is_what_was_found(task):
 
 
 def test_fingerprint_follows_the_settings(task):
-    assert len({t.fingerprint for t in (task, Scenes(held_out=41), Scenes(size=40, held_out=40), Scenes(most=2, held_out=40))}) == 4
+    assert (
+        len(
+            {
+                t.fingerprint
+                for t in (task, Scenes(held_out=41), Scenes(size=40, held_out=40), Scenes(most=2, held_out=40))
+            }
+        )
+        == 4
+    )
     assert Scenes(held_out=40).fingerprint == task.fingerprint
 
 

@@ -1,12 +1,14 @@
-"""End-to-End Object Detection with Transformers. Carion, Massa, Synnaeve, Usunier, Kirillov, Zagoruyko, 2020. arXiv:2005.12872
+"""End-to-End Object Detection with Transformers. Carion, Massa, Synnaeve, Usunier, Kirillov, Zagoruyko, 2020.
+arXiv:2005.12872
 
-A transformer on the maps of a ResNet, but its decoder says a set: learned queries answer all at once, and each is matched to at most one object.
+A transformer on the maps of a ResNet, but its decoder says a set: learned queries answer all at once, and each is
+matched to at most one object.
 
-No anchors, no overlapping proposals, no suppression. The Hungarian algorithm pairs queries with objects, the loss is taken
-under that pairing after every decoder layer, and a query left over is to say "no object"; queries see each other, so they
-can divide the scene among them. Where things stand is added to queries and keys in every layer, never to values. The paper
-trains 6 + 6 layers of width 256 with 100 queries for 500 epochs from a pretrained backbone with frozen batch norm; the
-default here learns small scenes from nothing, so its batch norm learns too.
+No anchors, no overlapping proposals, no suppression. The Hungarian algorithm pairs queries with objects, the loss is
+taken under that pairing after every decoder layer, and a query left over is to say "no object"; queries see each
+other, so they can divide the scene among them. Where things stand is added to queries and keys in every layer, never
+to values. The paper trains 6 + 6 layers of width 256 with 100 queries for 500 epochs from a pretrained backbone with
+frozen batch norm; the default here learns small scenes from nothing, so its batch norm learns too.
 """
 
 import math
@@ -40,14 +42,14 @@ from deltax.tasks.scenes import Batch, Scenes
 
 
 class Predictions(NamedTuple):
-    """After each of L decoder layers, for each query: class logits, the last for no object, and a box (cx, cy, w, h)."""
+    """What each query says after each of L decoder layers: class logits, no object last, and a box (cx, cy, w, h)."""
 
     logits: Float[Tensor, "L B N V"]
     boxes: Float[Tensor, "L B N 4"]
 
 
 class DetectionHead(nn.Module):
-    """norm, then a linear map to classes and no object, and three layers to a box. (..., D) -> (..., V + 1), (..., 4)."""
+    """Of the normed stream, class logits by a linear map and a box by three. (..., D) -> (..., V + 1), (..., 4)."""
 
     def __init__(self, dim: int, classes: int, *, norm: Part = part(LayerNorm)):
         super().__init__()
@@ -62,7 +64,7 @@ class DetectionHead(nn.Module):
 
 
 class DETR(nn.Module):
-    """Images (B, C, Y, X) -> `Predictions` of N = `queries` objects (Figure 2). `channels` and `classes` are the task's."""
+    """Images (B, C, Y, X) -> `Predictions` of N queries (Figure 2). `channels` and `classes` are the task's."""
 
     def __init__(
         self, channels: int, classes: int, *, dim: int, queries: int, backbone: Part, encoder: Part, decoder: Part,
@@ -92,7 +94,7 @@ class DETR(nn.Module):
 
 
 def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "S D"]:
-    """Half of the features are the sinusoids of the row, half of the column, both counted up to 2 pi. Float64 (Y X, D)."""
+    """Half of the features are the row's sinusoids, half the column's, counted up to 2 pi. Float64 (Y X, D)."""
     count = lambda n: (torch.arange(1, n + 1, device=device, dtype=torch.float64) / (n + 1e-6)) * 2 * math.pi
     row, column = sinusoids(count(rows), dim // 2), sinusoids(count(columns), dim // 2)
     both = row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)
@@ -101,13 +103,15 @@ def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | Non
 
 @torch.no_grad()
 def match(cost: Float[Tensor, "B N M"], real: Bool[Tensor, "B M"]) -> Int[Tensor, "B N"]:
-    """For each query the object that the cheapest one-to-one assignment gives it, or -1 (Eq. 1; the Hungarian algorithm).
+    """For each query the object that the cheapest one-to-one assignment gives it, or -1 (Eq. 1).
 
     Objects that are not real take no part. Raises UserError where a scene has more objects than queries.
     """
     most, queries = int(real.sum(1).max()), cost.shape[1]
     if most > queries:
-        raise UserError(f"a scene has {most} objects and the model {queries} queries; set model.queries to at least {most}")
+        raise UserError(
+            f"a scene has {most} objects and the model {queries} queries; set model.queries to at least {most}"
+        )
     matched = np.full(cost.shape[:2], -1)
     costs = torch.nan_to_num(cost.double(), nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
     for i, objects in enumerate(real.cpu().numpy()):
@@ -125,7 +129,9 @@ def matching_cost(
     label = batch.labels.clamp(min=0)[None, :, None].expand(len(said.logits), -1, count, -1)
     ours, theirs = said.boxes[..., None, :], batch.boxes[None, :, None]
     distance = (ours - theirs).abs().sum(-1)
-    return -said.logits.softmax(-1).gather(-1, label) + corner * distance - overlap * giou(corners(ours), corners(theirs))
+    return (
+        -said.logits.softmax(-1).gather(-1, label) + corner * distance - overlap * giou(corners(ours), corners(theirs))
+    )
 
 
 def set_loss(
@@ -133,8 +139,9 @@ def set_loss(
 ) -> PerExample:
     """The sum over decoder layers of cross-entropy, L1 and 1 - GIoU under the cheapest matching (Eq. 2), of each scene.
 
-    The mean over the batch is the paper's loss: boxes count per object of the whole batch, and classes by a weighted mean
-    over its queries, in which no object weighs `no_object`. A scene's share needs only `batch.objects` of the others.
+    The mean over the batch is the paper's loss: boxes count per object of the whole batch, and classes by a weighted
+    mean over its queries, in which no object weighs `no_object`. A scene's share needs only `batch.objects` of the
+    others.
     """
     layers, scenes, queries, classes = said.logits.shape
     real = (batch.labels >= 0).repeat(layers, 1)
@@ -162,12 +169,16 @@ def set_prediction(model: nn.Module, batch: Batch) -> PerExample:
 
 @paper(on=(transformer, resnet), year=2020, arxiv="2005.12872")
 def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 8) -> Part:
-    coder = lambda name: transformer[f"model.{name}"].set(Stack, depth=depth).set(Attention, heads=heads, mask=everywhere)
+    coder = lambda name: (
+        transformer[f"model.{name}"].set(Stack, depth=depth).set(Attention, heads=heads, mask=everywhere)
+    )
     model = part(
         DETR,
         dim=dim,
         queries=queries,
-        backbone=part(resnet["model.backbone"], stem=part(SmallStem, stride=2), stem_width=32, widths=(32, 64), depths=(1, 1)),
+        backbone=part(
+            resnet["model.backbone"], stem=part(SmallStem, stride=2), stem_width=32, widths=(32, 64), depths=(1, 1)
+        ),
         encoder=coder("encoder"),
         decoder=coder("decoder").set(CrossAttention, heads=heads),
     )
@@ -206,7 +217,7 @@ _HF = (
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `transformers` DetrForObjectDetection with a ResNet backbone of transformers as that of a `DETR`."""
+    """The state of a `transformers` DetrForObjectDetection, on a ResNet of transformers, as that of a `DETR`."""
     inside = "model.backbone.model."
     backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
     ours = {f"backbone.{k}": v for k, v in backbone.items()}
@@ -227,7 +238,10 @@ def a_set_has_no_order():
     shuffled = Predictions(said.logits[:, :, queries], said.boxes[:, :, queries])
     for other, order in (
         (_loss_and_gradient(shuffled, batch), queries),
-        (_loss_and_gradient(said, batch._replace(boxes=batch.boxes[:, objects], labels=batch.labels[:, objects])), slice(None)),
+        (
+            _loss_and_gradient(said, batch._replace(boxes=batch.boxes[:, objects], labels=batch.labels[:, objects])),
+            slice(None),
+        ),
     ):
         torch.testing.assert_close(other[0], loss)
         for mine, theirs in zip(gradient, other[1], strict=True):
@@ -250,7 +264,8 @@ def no_assignment_is_cheaper():
 
 @claim
 def an_empty_scene_teaches_silence():
-    """Scenes without objects give a finite loss, gradients of the logits that raise "no object" alone, and none of the boxes."""
+    """Scenes without objects give a finite loss, gradients of the logits that raise "no object" alone, and none of
+    the boxes."""
     said, batch = _random()
     empty = batch._replace(labels=torch.full_like(batch.labels, -1), objects=torch.zeros_like(batch.objects))
     loss, (of_logits, of_boxes) = _loss_and_gradient(said, empty)
@@ -274,7 +289,8 @@ def pieces_add_up():
 
 @claim
 def overlap_has_its_bounds():
-    """GIoU is at most IoU and above -1; two unit squares at a distance of one have -1/3, and boxes that are equal have 1."""
+    """GIoU is at most IoU and above -1; two unit squares at a distance of one have -1/3, and boxes that are equal
+    have 1."""
     torch.manual_seed(0)
     a, b = corners(torch.rand(2, 999, 4, dtype=torch.float64))
     assert (giou(a, b) <= iou(a, b) + 1e-12).all() and (giou(a, b) > -1).all()
@@ -285,7 +301,8 @@ def overlap_has_its_bounds():
 
 @claim
 def places_are_not_values():
-    """What stands where changes who looks where, not what is seen: without content, all places give all queries the same."""
+    """What stands where changes who looks where, not what is seen: without content, all places give all queries the
+    same."""
     torch.manual_seed(0)
     model = detr().build({"channels": 1, "classes": 3}).double().eval()
     nn.init.zeros_(model.project.weight)
@@ -303,7 +320,12 @@ def equals_transformers():
 
     torch.manual_seed(0)
     backbone = ResNetConfig(
-        embedding_size=6, hidden_sizes=[8, 12], depths=[1, 2], out_features=["stage2"], layer_type="basic", num_channels=2
+        embedding_size=6,
+        hidden_sizes=[8, 12],
+        depths=[1, 2],
+        out_features=["stage2"],
+        layer_type="basic",
+        num_channels=2,
     )
     config = DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=24,
@@ -346,8 +368,8 @@ def equals_transformers():
 
 @claim.measured(paper="42.0 AP on COCO with ResNet-50 (Table 1)")
 def learns_to_find(lab):
-    """Trained on scenes of up to three digits, it finds held-out digits in held-out scenes with an AP50 above 0.3, where
-    answering with the objects of another scene gets next to nothing."""
+    """Trained on scenes of up to three digits, it finds held-out digits in held-out scenes with an AP50 above 0.3,
+    where answering with the objects of another scene gets next to nothing."""
     runs = [lab.train("detr", seed=seed) for seed in lab.seeds(3)]
     return lab.at_least([run.evaluation.metrics["AP50"] for run in runs], 0.3, unit="AP50")
 
@@ -358,11 +380,9 @@ def needs_no_suppression(lab):
     gains = []
     for seed in lab.seeds(3):
         run = lab.train("detr", seed=seed)
-        bare, suppressed = (
-            run.task.precision(detect)["AP"]
-            for detect in (run.model.detect, lambda images, run=run: suppress(run.model.detect(images)))
-        )
-        gains.append(suppressed - bare)
+        device = next(run.model.parameters()).device
+        suppressed = lambda images, run=run: suppress(run.model.detect(images))
+        gains.append(run.task.precision(suppressed, device=device)["AP"] - run.evaluation.metrics["AP"])
     return lab.at_most(gains, 0.01, unit="AP")
 
 
@@ -381,7 +401,9 @@ def _loss_and_gradient(said: Predictions, batch: Batch) -> tuple[Tensor, tuple[T
     return loss.detach(), torch.autograd.grad(loss.sum(), said)
 
 
-def _transformers_loss(config, logits: Tensor, boxes: Tensor, targets: list, layers: Predictions | None = None) -> Tensor:
+def _transformers_loss(
+    config, logits: Tensor, boxes: Tensor, targets: list, layers: Predictions | None = None
+) -> Tensor:
     """transformers' own loss with its own matcher; its class weights follow the default dtype."""
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 

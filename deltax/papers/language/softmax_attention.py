@@ -57,7 +57,7 @@ class Projections(nn.Module):
     def split(
         self, x: Stream, memory: Stream | None = None, values: Stream | None = None
     ) -> tuple[Queries, Keys, Values]:
-        """Queries of x, keys of the memory (x itself by default), values of the last (what the keys are of by default)."""
+        """Queries of x, keys of the memory, which is x by default, and values of `values`, the memory by default."""
         memory = x if memory is None else memory
         values = memory if values is None else values
         heads = lambda y: y.unflatten(-1, (self.heads, -1))

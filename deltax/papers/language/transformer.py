@@ -1,12 +1,15 @@
-"""Attention Is All You Need. Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, 2017. arXiv:1706.03762
+"""Attention Is All You Need. Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, 2017.
+arXiv:1706.03762
 
-A recurrent encoder and decoder, but every recurrence is self-attention, and the decoder asks the encoder by cross-attention.
+A recurrent encoder and decoder, but every recurrence is self-attention, and the decoder asks the encoder by
+cross-attention.
 
-The encoder reads the whole source at once; the decoder sees its own past, and the source. Order comes in as sinusoids,
-added to the embedding once. Each branch is added to the stream and the sum is normalised (post-norm); GPT-2 was to move
-the norm before the branch. One table embeds source and target and, transposed, gives the logits. The base model has 6 + 6
-blocks of width 512 with 8 heads, trained with dropout 0.1, label smoothing 0.1 and 4000 steps of warm-up; the default
-here has neither dropout nor smoothing, and learns to reverse strings of digits within two minutes on one core.
+The encoder reads the whole source at once; the decoder sees its own past, and the source. Order comes in as
+sinusoids, added to the embedding once. Each branch is added to the stream and the sum is normalised (post-norm);
+GPT-2 was to move the norm before the branch. One table embeds source and target and, transposed, gives the logits.
+The base model has 6 + 6 blocks of width 512 with 8 heads, trained with dropout 0.1, label smoothing 0.1 and 4000
+steps of warm-up; the default here has neither dropout nor smoothing, and learns to reverse strings of digits within
+two minutes on one core.
 """
 
 import math
@@ -86,7 +89,16 @@ class EncoderDecoder(nn.Module):
     """
 
     def __init__(
-        self, vocab: int, context: int, *, dim: int, embedding: Part, position: Part, encoder: Part, decoder: Part, head: Part
+        self,
+        vocab: int,
+        context: int,
+        *,
+        dim: int,
+        embedding: Part,
+        position: Part,
+        encoder: Part,
+        decoder: Part,
+        head: Part,
     ):
         super().__init__()
         self.embedding = embedding(vocab, dim)
@@ -160,7 +172,8 @@ def transformer(*, dim: int = 64, depth: int = 2, heads: int = 4) -> Part:
 
 @claim
 def a_shift_is_linear():
-    """One matrix for each distance k, block-diagonal with a rotation for each pair, takes PE(p) to PE(p + k) for every p."""
+    """One matrix for each distance k, block-diagonal with a rotation for each pair, takes PE(p) to PE(p + k) for
+    every p."""
     dim, positions = 14, torch.arange(50.0, dtype=torch.float64)
     for shift in (1, 7, 1000):
         blocks = []
@@ -208,7 +221,8 @@ def greedy_decoding_is_the_full_pass():
 
 @claim.parity(peer="torch.nn.Transformer with norm_first=False")
 def equals_torch():
-    """The same random weights give torch's encoder and decoder outputs and gradients, with padding, causal mask and all."""
+    """The same random weights give torch's encoder and decoder outputs and gradients, with padding, causal mask and
+    all."""
     model, source, inputs = _tiny()
     source[0, -2:], inputs[1, -1:] = PADDING, PADDING
     layer = dict(d_model=12, nhead=3, dim_feedforward=48, dropout=0.0, batch_first=True)
@@ -266,7 +280,9 @@ def to_torch(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif rest in _TORCH:
             theirs[f"{there}.{_TORCH[rest]}.{kind}"] = state[name]
         elif rest.endswith(".query"):
-            thirds = [state[f"{here}.{rest.removesuffix('query')}{third}.{kind}"] for third in ("query", "key", "value")]
+            thirds = [
+                state[f"{here}.{rest.removesuffix('query')}{third}.{kind}"] for third in ("query", "key", "value")
+            ]
             attention = "self_attn" if rest.startswith("mixer") else "multihead_attn"
             theirs[f"{there}.{attention}.in_proj_{kind}"] = torch.cat(thirds)
     return theirs

@@ -2,10 +2,10 @@
 
 A deep convolutional network, but each unit learns only what to add to its input.
 
-Stack more plain layers and training itself gets worse, though the deeper net could copy the shallower one. A unit that
-has only to learn a difference copies by learning nothing. Networks for ImageNet begin with a stem that cuts the image
-down by four; the one built here is of the kind of section 4.2, 6n + 2 layers for small images. The stride of a bottleneck
-sits on its 3 x 3 convolution, as in every released set of weights, not on the first 1 x 1 as printed.
+Stack more plain layers and training itself gets worse, though the deeper net could copy the shallower one. A unit
+that has only to learn a difference copies by learning nothing. Networks for ImageNet begin with a stem that cuts the
+image down by four; the one built here is of the kind of section 4.2, 6n + 2 layers for small images. The stride of a
+bottleneck sits on its 3 x 3 convolution, as in every released set of weights, not on the first 1 x 1 as printed.
 """
 
 import re
@@ -126,9 +126,11 @@ class Backbone(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, C, Y, X) -> logits (B, V), from the mean over the last maps. `channels` and `classes` are the task's."""
+    """Images (B, C, Y, X) -> logits (B, V), of the mean over the last maps. `channels`, `classes`: the task's."""
 
-    def __init__(self, channels: int, classes: int, *, backbone: Part = part(Backbone), classifier: Part = part(Linear)):
+    def __init__(
+        self, channels: int, classes: int, *, backbone: Part = part(Backbone), classifier: Part = part(Linear)
+    ):
         super().__init__()
         self.backbone = backbone(channels)
         self.classifier = classifier(self.backbone.width, classes)
@@ -139,9 +141,7 @@ class ResNet(nn.Module):
 
 @paper(year=2015, arxiv="1512.03385")
 def resnet(*, n: int = 1, width: int = 8) -> Part:
-    backbone = part(
-        Backbone, stem=SmallStem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(n, n, n)
-    )
+    backbone = part(Backbone, stem=SmallStem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(n, n, n))
     return part(
         Run,
         model=part(ResNet, backbone=backbone),
@@ -163,7 +163,9 @@ _HF = (
 
 def backbone_from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` ResNetModel as that of a `Backbone`."""
-    return {_renamed(k.replace(".convolution.", ".conv.").replace(".normalization.", ".norm.")): v for k, v in state.items()}
+    return {
+        _renamed(k.replace(".convolution.", ".conv.").replace(".normalization.", ".norm.")): v for k, v in state.items()
+    }
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,8 +183,8 @@ def _renamed(name: str) -> str:
 
 @claim
 def a_unit_that_has_learned_nothing_copies():
-    """With a branch that gives zero, a unit on maps that are nowhere negative is the identity, to the bit, and its input's
-    gradient passes whole; a plain unit loses both."""
+    """With a branch that gives zero, a unit on maps that are nowhere negative is the identity, to the bit, and its
+    input's gradient passes whole; a plain unit loses both."""
     torch.manual_seed(0)
     x = torch.rand(2, 5, 7, 7, dtype=torch.float64).requires_grad_()
     for unit in (Residual(5, 5, 1).double(), Plain(5, 5, 1).double()):
@@ -195,7 +197,7 @@ def a_unit_that_has_learned_nothing_copies():
 
 @claim
 def layers_are_counted():
-    """6n + 2 layers: the stem, 6n convolutions in branches, and the classifier (section 4.2)."""
+    """There are 6n + 2 layers: the stem, 6n convolutions in branches, and the classifier (section 4.2)."""
     for n in (1, 3):
         model = paper_of(resnet)(n=n)().build({"channels": 1, "classes": 10})
         names = [k for k, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and "shortcut" not in k]
@@ -204,8 +206,8 @@ def layers_are_counted():
 
 @claim.parity(peer="transformers ResNetForImageClassification")
 def equals_transformers():
-    """The same random weights and statistics give transformers' logits, gradients and new running statistics, with basic and
-    with bottleneck units, training and not, at odd sizes."""
+    """The same random weights and statistics give transformers' logits, gradients and new running statistics, with
+    basic and with bottleneck units, training and not, at odd sizes."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     for kind, branch in (("basic", Basic), ("bottleneck", Bottleneck)):
