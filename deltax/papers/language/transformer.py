@@ -51,6 +51,7 @@ class Sinusoidal(nn.Module):
 
     def __init__(self, dim: int, context: int):
         super().__init__()
+        sinusoids(torch.zeros(1), dim)  # an odd width fails here, not in the middle of a run
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
         return x + sinusoids(ctx.where(x), x.shape[-1]).to(x.dtype)
@@ -299,7 +300,7 @@ def to_torch(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @claim.measured(paper="28.4 BLEU on WMT14 English to German with the big model (Table 2)")
 def learns_to_reverse(lab):
     """After 1500 steps it reverses held-out strings of 12 digits without a mistake in more than 95 % of cases."""
-    matches = [lab.train("transformer", seed=seed).evaluation.metrics["exact match"] for seed in lab.seeds(3)]
+    matches = [lab.train("transformer", seed=seed).evaluation.metrics.get("exact match", 0.0) for seed in lab.seeds(3)]
     return lab.at_least(matches, 0.95, unit="exact match")
 
 
