@@ -22,7 +22,7 @@ from deltax.recipe import Part, diff, part
 __all__ = ["Claim", "Paper", "Part", "UserError", "Verdict", "claim", "compare", "diff", "paper", "part", "recipe", "verify"]
 __version__ = "0.1.0"
 
-_LATER = {"compare": "deltax.lab", "verify": "deltax.lab"}
+_LATER = {"compare": "deltax.lab.compare", "verify": "deltax.lab.evidence"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,17 @@
-"""Measure: train what is missing, compare, verify. Nothing here loads torch before it is used."""
+"""Measure: train what is missing, compare, verify. Nothing here loads torch before it is used.
+
+`compare` is in `deltax.lab.compare`, and exported by `deltax` itself: here it would hide its own module.
+"""
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Lab", "Store", "compare", "verify"]
+__all__ = ["Lab", "Store", "verify"]
 
 _LATER = {
     "Lab": "deltax.lab.lab",
     "Store": "deltax.lab.store",
-    "compare": "deltax.lab.compare",
-    "verify": "deltax.lab.verify",
+    "verify": "deltax.lab.evidence",
 }
 
 

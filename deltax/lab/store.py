@@ -173,10 +173,13 @@ class Store:
         self, job: "Job", worker: Worker, step: int | None = None, loss: float | None = None, speed: float | None = None
     ) -> bool:
         """A sign of life, with how far the run is; False when the lease has gone to another worker."""
-        return 1 == self._write(
-            """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss), speed = coalesce(?, speed)
+        return (
+            self._write(
+                """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss), speed = coalesce(?, speed)
             WHERE id = ? AND host = ? AND pid = ? AND born = ?""",
-            *(time.time(), step, loss, speed, job.id, worker.host, worker.pid, worker.born),
+                *(time.time(), step, loss, speed, job.id, worker.host, worker.pid, worker.born),
+            )
+            == 1
         )
 
     def release(self, job: "Job", worker: Worker) -> None:
@@ -188,7 +191,9 @@ class Store:
 
     def progress(self, job: "Job") -> tuple[int, int, float, float] | None:
         """(step, total steps, loss in nats, tokens per second) of an unfinished run; None before its first step."""
-        row = self._one("SELECT step, loss, speed FROM runs WHERE id = ? AND finished IS NULL AND loss NOT NULL", job.id)
+        row = self._one(
+            "SELECT step, loss, speed FROM runs WHERE id = ? AND finished IS NULL AND loss NOT NULL", job.id
+        )
         return (row["step"], job.steps, row["loss"], row["speed"]) if row else None
 
     def checkpoint_of(self, job: "Job") -> Path:
@@ -196,6 +201,10 @@ class Store:
 
     def weights_of(self, job: "Job") -> Path:
         return self.weights / f"{job.id}.safetensors"
+
+    def start_of(self, digest: str) -> Path:
+        """Weights that runs start from, named by their content: `Job.start`."""
+        return self.folder / "starts" / f"{digest}.safetensors"
 
     def runs(self, title: str = "", limit: int | None = None) -> list[Line]:
         """Runs whose title contains `title`, the latest first. Loads no torch."""
@@ -254,7 +263,7 @@ class Store:
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {VERSION}")
         except (sqlite3.OperationalError, OSError, StoreError):
-            if not self.file.exists() or os.access(self.file, os.W_OK) and os.access(self.folder, os.W_OK):
+            if not self.file.exists() or (os.access(self.file, os.W_OK) and os.access(self.folder, os.W_OK)):
                 raise
             self._db = _connect(f"{self.file.absolute().as_uri()}?immutable=1")
         if self._version() > VERSION:

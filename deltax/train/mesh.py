@@ -4,7 +4,6 @@ Parameters, gradients and optimizer state are sharded by FSDP2 (`fully_shard`), 
 every batch, and the losses are those of one process.
 """
 
-import torch
 from torch import Tensor, distributed, nn
 
 
