@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from deltax.errors import StoreError, UserError, nearest
 from deltax.lab.store import Result, Store, Worker
-from deltax.lab.worker import Message, Tell
+from deltax.lab.worker import UNDER_WAY, Message, Tell
 from deltax.train.job import Job, loop_of, task_of
 
 ENGINES = ("local", "inline", "ray")
@@ -121,7 +121,7 @@ class _Execution:
 
     def hear(self, message: Message) -> None:
         job = self.wanted[message.id]
-        if message.kind in ("started", "step", "restarted"):
+        if message.kind in UNDER_WAY:
             said = (message.step, message.loss, message.tokens_per_second, message.losses)
             self._tell(message.kind, job, *said, text=message.text)
             return

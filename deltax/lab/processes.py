@@ -14,7 +14,7 @@ from typing import Any
 
 from deltax.errors import UserError
 from deltax.lab.store import Store, Worker
-from deltax.lab.worker import Message, Tell, work
+from deltax.lab.worker import UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
 
 GRACE = 3.0  # seconds a worker gets to save its run
@@ -85,7 +85,7 @@ class Processes:
             if message is None:
                 self._bury(hand)
                 continue
-            if message.kind not in ("started", "step", "restarted"):
+            if message.kind not in UNDER_WAY:
                 hand.job = None
             self.tell(message)
 

@@ -145,8 +145,15 @@ class Store:
             ON CONFLICT (id) DO UPDATE SET host = NULL, pid = NULL, born = NULL, beat = NULL, step = excluded.step,
             finished = excluded.finished, score = excluded.score, diverged = excluded.diverged,
             tokens = excluded.tokens, seconds = excluded.seconds, facts = excluded.facts, arrays = excluded.arrays""",
-            *(result.job.id, result.job.recipe.title, json.dumps(result.job.to_json()), len(result.losses)),
-            *(time.time(), result.score, result.diverged, result.tokens, result.seconds),
+            *(
+                *_named(result.job),
+                len(result.losses),
+                time.time(),
+                result.score,
+                result.diverged,
+                result.tokens,
+                result.seconds,
+            ),
             *(json.dumps(facts), safetensors.save(arrays)),
         )
         with suppress(OSError):
@@ -164,15 +171,13 @@ class Store:
                 """INSERT INTO runs (id, title, job, host, pid, born, beat) VALUES (?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT (id) DO UPDATE SET host = excluded.host, pid = excluded.pid, born = excluded.born,
                 beat = excluded.beat""",
-                (job.id, job.recipe.title, json.dumps(job.to_json()))
-                + (worker.host, worker.pid, worker.born, time.time()),
+                (*_named(job), worker.host, worker.pid, worker.born, time.time()),
             )
             return True
 
-    def beat(
-        self, job: "Job", worker: Worker, step: int | None = None, loss: float | None = None, speed: float | None = None
-    ) -> bool:
-        """A sign of life, with how far the run is; False when the lease has gone to another worker."""
+    def beat(self, job: "Job", worker: Worker, *at: float) -> bool:
+        """A sign of life, `at` a step, loss and tokens per second; False when the lease has gone to another worker."""
+        step, loss, speed = at or (None, None, None)
         return (
             self._write(
                 """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss), speed = coalesce(?, speed)
@@ -309,7 +314,7 @@ class Store:
         reason = str(getattr(error, "strerror", None) or error)
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL or reason == "No space left on device":
-            return f"the disk of the store {self.folder} is full: free some space or choose another --store, and run it again"
+            return f"the disk of the store {self.folder} is full: free some space, or choose another --store"
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return f"{self.file} is damaged ({reason}): nothing was changed; move it aside or choose another --store"
         if code == sqlite3.SQLITE_READONLY or reason in ("Permission denied", "Read-only file system"):
@@ -347,6 +352,10 @@ class Store:
             finished=datetime.fromtimestamp(row["finished"], UTC) if row["finished"] else None,
             weights_file=weights_file if weights_file.exists() else None,
         )
+
+
+def _named(job: "Job") -> tuple[str, str, str]:
+    return job.id, job.recipe.title, json.dumps(job.to_json())
 
 
 def _connect(uri: str) -> sqlite3.Connection:

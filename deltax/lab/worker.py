@@ -19,6 +19,7 @@ from deltax.train.machine import Machine
 
 TELL_EVERY = 0.5
 BEAT_EVERY = 10.0
+UNDER_WAY = ("started", "step", "restarted")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ Tell = Callable[[Message], None]
 
 
 def work(job: Job, store: Store, worker: Worker, tell: Tell, stop: Callable[[], bool], keep_weights: bool) -> None:
-    """Train a claimed job and put its result into the store; tell how it goes and how it ended. Raises nothing of its own.
+    """Train a claimed job and put its result into the store; tell how it goes and how it ended, errors included.
 
     stop is asked after every step. A checkpoint that cannot be read is set aside, and its run starts anew.
     """
