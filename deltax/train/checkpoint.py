@@ -36,7 +36,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             facts = json.loads((file.metadata() or {})["facts"])
             return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read ({_reason(error)}); delete it to start anew") from None
+        raise UserError(
+            f"{path} is not a checkpoint that can be read ({_reason(error)}); delete it to start anew"
+        ) from None
 
 
 def flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
