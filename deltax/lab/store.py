@@ -178,14 +178,12 @@ class Store:
     def beat(self, job: "Job", worker: Worker, *at: float) -> bool:
         """A sign of life, `at` a step, loss and tokens per second; False when the lease has gone to another worker."""
         step, loss, speed = at or (None, None, None)
-        return (
-            self._write(
-                """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss), speed = coalesce(?, speed)
-            WHERE id = ? AND host = ? AND pid = ? AND born = ?""",
-                *(time.time(), step, loss, speed, job.id, worker.host, worker.pid, worker.born),
-            )
-            == 1
+        changed = self._write(
+            """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss),
+            speed = coalesce(?, speed) WHERE id = ? AND host = ? AND pid = ? AND born = ?""",
+            *(time.time(), step, loss, speed, job.id, worker.host, worker.pid, worker.born),
         )
+        return changed == 1
 
     def release(self, job: "Job", worker: Worker) -> None:
         """Give up the lease of a run, finished or not."""
