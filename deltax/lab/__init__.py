@@ -1,18 +1,11 @@
-"""Measure: train what is missing, compare, verify. Nothing here loads torch before it is used.
-
-`compare` is in `deltax.lab.compare`, and exported by `deltax` itself: here it would hide its own module.
-"""
+"""Measure: train what is missing, compare, verify. Nothing here loads torch before it is used."""
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Lab", "Store", "verify"]
+__all__ = ["Lab", "Store"]
 
-_LATER = {
-    "Lab": "deltax.lab.lab",
-    "Store": "deltax.lab.store",
-    "verify": "deltax.lab.evidence",
-}
+_LATER = {"Lab": "deltax.lab.lab", "Store": "deltax.lab.store"}
 
 
 def __getattr__(name: str) -> Any:
