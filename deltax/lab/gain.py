@@ -30,6 +30,7 @@ class Position(Enum):
     ABOVE = "above"
     BELOW = "below"
     UNRESOLVED = "unresolved"
+    DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Gain:
     high: float
 
     def times(self, ratio: Ratio) -> "Gain":
-        """The gain per another unit (A.2.3): the logs add, and so do the squared distances to each end of the intervals.
+        """The gain per another unit (A.2.3): logs add, and so do the squared distances to each end of the intervals.
 
         That is adding log-variances, kept exact for intervals that are not symmetric (Zou and Donner 2008, Eq. 5).
         """
@@ -136,6 +137,8 @@ class Gain:
                 return f"> {self.high:.3g} (beyond the ladder)"
             case Position.BELOW:
                 return f"< {self.low:.3g} (beyond the ladder)"
+            case Position.DIVERGED:
+                return "diverged"
         return "unresolved (X's slope is within its noise: add ladder seeds)"
 
 
@@ -144,8 +147,9 @@ def gain(differences: ArrayLike, ladder: Ladder, level: float = 0.95, prior: Pri
 
     ln CEG = Δ / b, read off the piecewise-linear ladder. The interval is Fieller's, found as he derived it: it holds
     every ln CEG = θ at which a t test does not tell the mean difference from what X gains from e^θ times the budget.
-    Inside one interval of the ladder that is the quadratic in Δ - θ b. It never leaves the ladder: an end that would
-    is open. Where X's slope is not told from zero (t, m - 1 df) there is no bound at all.
+    Inside one interval of the ladder that is the quadratic in Δ - θ b; across a rung each side has its own slope. It
+    never leaves the ladder: an end that would is open. Where X's slope is not told from zero (t, m - 1 df) there is no
+    bound at all, and none either when a run of a pair diverged.
     """
     d = np.asarray(differences, float).ravel()
     if len(d) < 2 or any(p not in range(len(d)) for p in ladder.pairs):
@@ -153,7 +157,7 @@ def gain(differences: ArrayLike, ladder: Ladder, level: float = 0.95, prior: Pri
     ends = ladder.budgets[0], ladder.budgets[-1]
     unbounded = Interval(0.0, math.inf, level)
     if not np.isfinite(d).all():
-        return Gain(math.nan, unbounded, math.nan, Position.UNRESOLVED, *ends)
+        return Gain(math.nan, unbounded, math.nan, Position.DIVERGED, *ends)
     theta, segment, position = _place(d.mean(), ladder)
     slopes = ladder.slopes(segment)
     slope, error = slopes.mean(), slopes.std(ddof=1) / math.sqrt(ladder.seeds)
@@ -165,12 +169,14 @@ def gain(differences: ArrayLike, ladder: Ladder, level: float = 0.95, prior: Pri
 
 def log_gains(differences: ArrayLike, ladder: Ladder) -> np.ndarray:
     """ln CEG of each pair alone, off the ladder's mean curve, (n,); NaN beyond the ladder. For `interaction`."""
-    return np.array([theta if place is Position.INSIDE else math.nan for theta, _, place in
-                     (_place(d, ladder) for d in np.asarray(differences, float).ravel())])  # fmt: skip
+    places = [_place(d, ladder) for d in np.asarray(differences, float).ravel()]
+    return np.array([theta if position is Position.INSIDE else math.nan for theta, _, position in places])
 
 
 def exactly(value: float) -> Ratio:
     """A ratio known without error, such as one of counted FLOPs."""
+    if not 0 < value < math.inf:
+        raise UserError(f"a ratio of costs is positive and finite, not {value}")
     return Ratio(value, Interval(value, value, 1.0), "exact")
 
 
@@ -182,12 +188,13 @@ def speed_ratio(x_seconds: ArrayLike, y_seconds: ArrayLike, level: float = 0.95)
     """
     x, y = (np.asarray(a, float).ravel() for a in (x_seconds, y_seconds))
     if len(x) != len(y) or len(x) < 2 or not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
-        raise UserError(f"a speed ratio needs at least 2 blocks of each, in positive seconds, not {len(x)} and {len(y)}")
+        raise UserError(f"a speed ratio needs 2 or more blocks of each, in positive seconds, not {len(x)} and {len(y)}")
     ratios, n = np.sort(x / y), len(x)
     median = float(np.median(ratios))
     cut = int(np.sum(2 * special.bdtr(np.arange(n // 2), n, 0.5) <= 1 - level))
     if cut:
-        return Ratio(median, Interval(float(ratios[cut - 1]), float(ratios[n - cut]), level), "median, order statistics")
+        interval = Interval(float(ratios[cut - 1]), float(ratios[n - cut]), level)
+        return Ratio(median, interval, "median, order statistics")
     logs = np.log(ratios)
     half = t_quantile(level, n - 1) * logs.std(ddof=1) / math.sqrt(n)
     interval = Interval(math.exp(logs.mean() - half), math.exp(logs.mean() + half), level)
@@ -220,7 +227,7 @@ def _interval(d: np.ndarray, ladder: Ladder, theta: float, level: float, prior: 
         # Δ and the ladder share X's runs at 1 when they share pairs: the covariance of their means is r s_d s_e / n,
         # with r estimated over those pairs, which keeps the variance of the contrast positive.
         covariance = _correlation(d[shared], e) * math.sqrt(variance) * sd_e / n if shared else 0.0
-        of_ladder = sd_e**2 / m - covariance
+        of_ladder = sd_e**2 / m - 2 * covariance
         # Degrees of freedom go from those of Δ to those of the ladder as its share of the variance grows, as if both
         # variance estimates erred together, which is Satterthwaite's formula at its most cautious.
         parts = of_delta + np.abs(of_ladder)

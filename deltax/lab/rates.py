@@ -30,11 +30,11 @@ class BestRate:
 def best_rate(factors: ArrayLike, losses: ArrayLike) -> BestRate:
     """The optimum by a parabola in log rate through the best point and the neighbours that bracket it.
 
-    A point that diverged (NaN or infinite) is no support for a parabola: beside one, the best point itself is the
-    optimum. So it is on the edge of the strip, which `at_edge` says. Of equal losses the nearest to factor 1 is best.
+    A point that diverged (NaN or infinite) cannot carry a parabola: beside one, the best point itself is the optimum.
+    So it is at the end of the strip, which `at_edge` says. Of equal losses an inner one is best, then the nearest to 1.
     """
     x, y = _strip(factors, losses)
-    best = min(range(len(x)), key=lambda i: (y[i], abs(x[i]), x[i]))
+    best = min(range(len(x)), key=lambda i: (y[i], i in (0, len(x) - 1), abs(x[i]), x[i]))
     factor, loss = float(np.exp(x[best])), float(y[best])
     if not math.isfinite(loss):
         return BestRate(float(np.exp(x[0])), math.inf, Edge.LOW)

@@ -321,7 +321,8 @@ def verdicts(candidates: Sequence[Difference], margins: Sequence[float]) -> list
 def interaction(ln_a: ArrayLike, ln_b: ArrayLike, ln_ab: ArrayLike, level: float = 0.95) -> Difference:
     """ln CEG(A+B) - ln CEG(A) - ln CEG(B), a paired t on the pairs' own contrasts (A.2.7).
 
-    Positive: together they give more than the product. The four arms share X, so per-pair values come from one ladder.
+    Positive: together they give more than the product. The four arms share X, so `gain.log_gains` reads every pair off
+    one ladder, whose slope is taken as known: it scales the contrast and cannot give it a sign.
     """
     a, b, ab = (np.asarray(v, float) for v in (ln_a, ln_b, ln_ab))
     if not a.shape == b.shape == ab.shape:
