@@ -3,14 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Lab", "Store", "compare", "verify"]
+__all__ = ["Lab", "Store"]
 
-_LATER = {
-    "Lab": "deltax.lab.lab",
-    "Store": "deltax.lab.store",
-    "compare": "deltax.lab.compare",
-    "verify": "deltax.lab.verify",
-}
+_LATER = {"Lab": "deltax.lab.lab", "Store": "deltax.lab.store"}
 
 
 def __getattr__(name: str) -> Any:
