@@ -285,6 +285,11 @@ def test_eleven_wins_and_a_divergence_are_not_better():
     assert verdict(d, 0.1).outcome is Outcome.INCONCLUSIVE
 
 
+def test_a_divergence_is_within_no_margin():
+    d = paired(differences([3.0] * 5, [*[2.9] * 4, math.nan]))
+    assert verdict(d, equivalence_margin(d)).outcome is Outcome.INCONCLUSIVE
+
+
 def test_interaction_is_the_contrast():
     a, b, ab = sample(0.1, 0.02, 8, 1), sample(0.2, 0.03, 8, 2), sample(0.35, 0.04, 8, 3)
     d = interaction(a, b, ab)
