@@ -173,11 +173,11 @@ class Store:
         self, job: "Job", worker: Worker, step: int | None = None, loss: float | None = None, speed: float | None = None
     ) -> bool:
         """A sign of life, with how far the run is; False when the lease has gone to another worker."""
-        return 1 == self._write(
+        return self._write(
             """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss), speed = coalesce(?, speed)
             WHERE id = ? AND host = ? AND pid = ? AND born = ?""",
             *(time.time(), step, loss, speed, job.id, worker.host, worker.pid, worker.born),
-        )
+        ) == 1
 
     def release(self, job: "Job", worker: Worker) -> None:
         """Give up the lease of a run, finished or not."""
@@ -254,7 +254,7 @@ class Store:
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {VERSION}")
         except (sqlite3.OperationalError, OSError, StoreError):
-            if not self.file.exists() or os.access(self.file, os.W_OK) and os.access(self.folder, os.W_OK):
+            if not self.file.exists() or (os.access(self.file, os.W_OK) and os.access(self.folder, os.W_OK)):
                 raise
             self._db = _connect(f"{self.file.absolute().as_uri()}?immutable=1")
         if self._version() > VERSION:
