@@ -57,7 +57,7 @@ def compare(
 
     recipes   as written at the shell, or values
     budget    "smoke", "quick", "solid", "claim"; or a run's "60s", "2e12flops", "300k tokens"
-    pairs     runs of each recipe that are scored, 3, 5, 8 or 12 by the budget's name; "until-clear" looks at 4, 8 and 12
+    pairs     scored runs of each recipe: 3, 5, 8 or 12 by the budget's name; "until-clear" looks at 4, 8 and 12
     ladder    "off" leaves out X at half and twice the budget, and with it all compute-equivalent gains
     data      a file, a folder or hf:NAME in place of the recipes' own text
     store     where runs are kept and found; the usual place by default
@@ -106,12 +106,7 @@ def compare(
         rows=tuple(rows),
         ladder=_ladder_json(plan, tuned[0], ladder_found, runs),
         spent=_spent(plan, runs, tuning, scored),
-        environment={
-            **Machine.here().describe(),
-            "deltax": __version__,
-            "workers": workers,
-            "load": plan.calibration.load,
-        },
+        environment=_environment(plan),
         earlier=_earlier(store, plan),
     )
     _remember(store, comparison)
@@ -121,7 +116,7 @@ def compare(
 def _judge(
     plan: Plan, tuned: Sequence[Tuned], scored: Sequence[Sequence[Job]], ladder: Ladder | str, runs: Runs
 ) -> list[Against]:
-    """Each Y against X at the pairs scored so far; `gains` holds the raw one, per unit of the budget, under "budget"."""
+    """Each Y against X at the pairs scored so far; `gains` holds the raw one, under "budget"."""
     x_jobs, level = scored[0], plan.level(len(scored[0]))
     found, gains = [], []
     for jobs in scored[1:]:
@@ -257,6 +252,11 @@ def _spent(plan: Plan, runs: Runs, tuning: set[Job], scored: Sequence[Sequence[J
         entry["flops"] += len(runs[job].losses) * per_step.get(job.recipe.id, per_step[job.recipe.title])
         entry["seconds"] += runs[job].seconds
     return spent
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    load = plan.calibration.load
+    return {**Machine.here().describe(), "deltax": __version__, "workers": plan.workers, "load average": load}
 
 
 def _earlier(store: Store, plan: Plan) -> int:

@@ -118,12 +118,12 @@ class Comparison:
 
     @property
     def no_worse(self) -> ClaimVerdict:
-        """Whether the second recipe is worse than the first by less than the equivalence margin: its interval decides."""
+        """Whether the second recipe is at most the equivalence margin worse than the first: the interval decides."""
         return self._claim(self._within(-math.inf, self._against.verdict.margin))
 
     @property
     def equivalent(self) -> ClaimVerdict:
-        """Whether the difference lies within the equivalence margin: its interval decides."""
+        """Whether the difference lies within the equivalence margin: the interval decides."""
         margin = self._against.verdict.margin
         return self._claim(self._within(-margin, margin))
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -72,7 +73,7 @@ class Ladder:
     def seeds(self) -> int:
         return len(self.losses)
 
-    @property
+    @cached_property
     def rungs(self) -> np.ndarray:
         """ln budget, (k,)."""
         return np.log(self.budgets)
@@ -81,7 +82,7 @@ class Ladder:
     def base(self) -> int:
         return self.budgets.index(1.0)
 
-    @property
+    @cached_property
     def relative(self) -> np.ndarray:
         """Each seed's loss at each rung, less its own loss at 1, (m, k)."""
         losses = np.asarray(self.losses)

@@ -145,8 +145,15 @@ class Store:
             ON CONFLICT (id) DO UPDATE SET host = NULL, pid = NULL, born = NULL, beat = NULL, step = excluded.step,
             finished = excluded.finished, score = excluded.score, diverged = excluded.diverged,
             tokens = excluded.tokens, seconds = excluded.seconds, facts = excluded.facts, arrays = excluded.arrays""",
-            *(result.job.id, result.job.recipe.title, json.dumps(result.job.to_json()), len(result.losses)),
-            *(time.time(), result.score, result.diverged, result.tokens, result.seconds),
+            *(
+                *_named(result.job),
+                len(result.losses),
+                time.time(),
+                result.score,
+                result.diverged,
+                result.tokens,
+                result.seconds,
+            ),
             *(json.dumps(facts), safetensors.save(arrays)),
         )
         with suppress(OSError):
@@ -164,20 +171,19 @@ class Store:
                 """INSERT INTO runs (id, title, job, host, pid, born, beat) VALUES (?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT (id) DO UPDATE SET host = excluded.host, pid = excluded.pid, born = excluded.born,
                 beat = excluded.beat""",
-                (job.id, job.recipe.title, json.dumps(job.to_json()))
-                + (worker.host, worker.pid, worker.born, time.time()),
+                (*_named(job), worker.host, worker.pid, worker.born, time.time()),
             )
             return True
 
-    def beat(
-        self, job: "Job", worker: Worker, step: int | None = None, loss: float | None = None, speed: float | None = None
-    ) -> bool:
-        """A sign of life, with how far the run is; False when the lease has gone to another worker."""
-        return self._write(
-            """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss), speed = coalesce(?, speed)
-            WHERE id = ? AND host = ? AND pid = ? AND born = ?""",
+    def beat(self, job: "Job", worker: Worker, *at: float) -> bool:
+        """A sign of life, `at` a step, loss and tokens per second; False when the lease has gone to another worker."""
+        step, loss, speed = at or (None, None, None)
+        changed = self._write(
+            """UPDATE runs SET beat = ?, step = coalesce(?, step), loss = coalesce(?, loss),
+            speed = coalesce(?, speed) WHERE id = ? AND host = ? AND pid = ? AND born = ?""",
             *(time.time(), step, loss, speed, job.id, worker.host, worker.pid, worker.born),
-        ) == 1
+        )
+        return changed == 1
 
     def release(self, job: "Job", worker: Worker) -> None:
         """Give up the lease of a run, finished or not."""
@@ -188,7 +194,9 @@ class Store:
 
     def progress(self, job: "Job") -> tuple[int, int, float, float] | None:
         """(step, total steps, loss in nats, tokens per second) of an unfinished run; None before its first step."""
-        row = self._one("SELECT step, loss, speed FROM runs WHERE id = ? AND finished IS NULL AND loss NOT NULL", job.id)
+        row = self._one(
+            "SELECT step, loss, speed FROM runs WHERE id = ? AND finished IS NULL AND loss NOT NULL", job.id
+        )
         return (row["step"], job.steps, row["loss"], row["speed"]) if row else None
 
     def checkpoint_of(self, job: "Job") -> Path:
@@ -196,6 +204,10 @@ class Store:
 
     def weights_of(self, job: "Job") -> Path:
         return self.weights / f"{job.id}.safetensors"
+
+    def start_of(self, digest: str) -> Path:
+        """Weights that runs start from, named by their content: `Job.start`."""
+        return self.folder / "starts" / f"{digest}.safetensors"
 
     def runs(self, title: str = "", limit: int | None = None) -> list[Line]:
         """Runs whose title contains `title`, the latest first. Loads no torch."""
@@ -300,7 +312,7 @@ class Store:
         reason = str(getattr(error, "strerror", None) or error)
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL or reason == "No space left on device":
-            return f"the disk of the store {self.folder} is full: free some space or choose another --store, and run it again"
+            return f"the disk of the store {self.folder} is full: free some space, or choose another --store"
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return f"{self.file} is damaged ({reason}): nothing was changed; move it aside or choose another --store"
         if code == sqlite3.SQLITE_READONLY or reason in ("Permission denied", "Read-only file system"):
@@ -338,6 +350,10 @@ class Store:
             finished=datetime.fromtimestamp(row["finished"], UTC) if row["finished"] else None,
             weights_file=weights_file if weights_file.exists() else None,
         )
+
+
+def _named(job: "Job") -> tuple[str, str, str]:
+    return job.id, job.recipe.title, json.dumps(job.to_json())
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -64,9 +64,9 @@ class Strip:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An arm at its best: the rate's factor on the declared one, its strip, and the second knob's where one is declared.
+    """An arm at its best: `rate` is a factor on the declared one, `strip` how it was found.
 
-    `knob` names the argument of the optimizer that `second` is the strip of.
+    `knob` names the optimizer's argument that `second` is the strip of, where one is declared.
     """
 
     arm: Arm

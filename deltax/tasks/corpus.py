@@ -154,7 +154,7 @@ def load(source: str | None = None) -> Corpus:
     root = Path(os.path.abspath(path))
     if root.is_dir():
         closed: list[str] = []
-        files = tuple(map(_stamp, _walk(root, closed=closed)))
+        files = tuple(map(_stamp, _walk(root, closed)))
         if not files:
             reason = f" ({'; '.join(closed)})" if closed else ""
             raise UserError(f"{path} holds no {', '.join(SUFFIXES)} or .gz of these{reason}: give a folder that does")
@@ -171,9 +171,8 @@ def load(source: str | None = None) -> Corpus:
 def _default() -> Corpus:
     """Topics spread evenly among the sources, each in sorted order, up to the first that would pass 10 MB."""
     prose, code = list(_topics()), list(_library())
-    order = heapq.merge(_spread(prose), _spread(code))
     kept, room = [], DEFAULT_BYTES
-    for _, document in order:
+    for _, document in heapq.merge(_spread(prose), _spread(code)):
         room -= len(document[1])
         if room < 0:
             break
@@ -198,7 +197,7 @@ def _topics() -> Iterator[Document]:
 
 def _library() -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
-    for path in _walk(root, _NOT_TEXT):
+    for path in _walk(root, [], _NOT_TEXT):
         if path.suffix != ".py" or path.name.startswith(_OF_ONE_MACHINE) or path.parent.name.startswith("config-"):
             continue
         try:
@@ -241,12 +240,11 @@ def _from_folder(root: Path, files: tuple[Stamp, ...], closed: tuple[str, ...]) 
     return Corpus.of(name, documents, skipped)
 
 
-def _walk(root: Path, skip: Iterable[str] = (), closed: list[str] | None = None) -> Iterator[Path]:
-    """Files of a known kind, sorted. Folders that cannot be listed are told to `closed`."""
+def _walk(root: Path, closed: list[str], skip: Iterable[str] = ()) -> Iterator[Path]:
+    """Files of a known kind, sorted. A folder that cannot be listed adds a sentence to `closed`."""
 
     def tell(error: OSError):
-        if closed is not None:
-            closed.append(f"{os.path.relpath(error.filename, root)} cannot be listed ({error.strerror})")
+        closed.append(f"{os.path.relpath(error.filename, root)} cannot be listed ({error.strerror})")
 
     for folder, inner, files in os.walk(root, onerror=tell):
         inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in skip)

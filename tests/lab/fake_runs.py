@@ -11,6 +11,7 @@ from deltax.train.initialise import stream
 
 SLOPE, SD, CORRELATION = -0.23, 0.0136, 0.47
 SEQUENCES, DOCUMENTS = 40, 10
+STEPS = 40  # of X at the budget 'quick'
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class World:
     """`execute` for recipes by title. A pair's runs share a part of their noise; `sd` is that of their difference."""
 
     truths: dict[str, Truth]
-    steps: int
+    steps: int = STEPS
     sd: float = SD
     salt: int = 0
     bowl: float = 0.05

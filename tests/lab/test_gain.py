@@ -65,8 +65,7 @@ def test_x_against_x_reads_one(n, seeds):
     assert abs(logs.mean()) < 3 * logs.std(ddof=1) / math.sqrt(len(logs))
 
 
-@pytest.mark.parametrize("true", [1.25, 0.8])
-@pytest.mark.parametrize(("n", "seeds"), [(5, 3), (5, 5), (8, 8)])
+@pytest.mark.parametrize(("n", "seeds", "true"), [(5, 3, 1.25), (5, 5, 1.25), (8, 8, 0.8)])
 def test_a_disguised_budget_is_recovered(n, seeds, true):
     trials = 400
     rate, gains = coverage(trials, n, seeds, true)
@@ -142,6 +141,15 @@ def test_inside_one_interval_it_is_fiellers_quadratic(seed):
     assert math.log(g.value) == pytest.approx(d.mean() / b.mean())
 
 
+def test_without_noise_in_the_difference_the_ladders_seeds_set_the_degrees_of_freedom():
+    ladder = Ladder((1, 2), [[3.0, 2.86], [3.0, 2.84], [3.0, 2.87]])
+    b, t = ladder.slopes(0), stats.t.ppf(0.975, 2)
+    error = t * b.std(ddof=1) / math.sqrt(3)
+    g = gain([-0.08] * 12, ladder)
+    ends = [math.log(g.interval.low), math.log(g.interval.high)]
+    assert ends == pytest.approx([-0.08 / (b.mean() - error), -0.08 / (b.mean() + error)])
+
+
 def test_the_delta_method_agrees_where_the_slope_is_sharp():
     rng, n = np.random.default_rng(4), 6
     d = sample(-0.08, 0.01, n)
@@ -202,7 +210,9 @@ def test_units_multiply_and_log_variances_add():
     both = g.times(speed)
     assert both.value == pytest.approx(g.value * speed.value)
     down = math.log(g.value / g.interval.low), math.log(speed.value / speed.interval.low)
+    up = math.log(g.interval.high / g.value), math.log(speed.interval.high / speed.value)
     assert math.log(both.value / both.interval.low) == pytest.approx(math.hypot(*down))
+    assert math.log(both.interval.high / both.value) == pytest.approx(math.hypot(*up))
     token = g.times(exactly(0.8))
     assert [token.value, token.interval.low, token.interval.high] == pytest.approx(
         [0.8 * g.value, 0.8 * g.interval.low, 0.8 * g.interval.high]

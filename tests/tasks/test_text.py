@@ -134,6 +134,20 @@ def test_a_document_that_dwarfs_the_others_is_cut_too():
     assert bytes_of(corpus, "train") > bytes_of(corpus, "validation") > 1000
 
 
+@pytest.mark.parametrize(("share", "cut"), [(0.89, False), (0.91, True)])
+def test_documents_stay_whole_up_to_nine_tenths_of_the_bytes(share, cut):
+    book = "".join(f"{i:09} " for i in range(2000))
+    note = "n" * round(len(book) * (1 - share) / share)
+    corpus = Corpus.of("two", [("book", book.encode()), ("note", note.encode())])
+    assert (len(corpus) > 2) == cut
+
+
+@pytest.mark.parametrize(("size", "spans"), [(8192 + 2047, 2), (8192 + 2049, 3)])
+def test_a_tail_under_half_a_span_joins_the_last(size, spans):
+    text = "".join(f"{i:09} " for i in range(2000))[:size]
+    assert len(Corpus.of("one", [("a", text.encode())])) == spans
+
+
 def test_a_cut_never_falls_inside_a_character():
     corpus = Corpus.of("one", [("é", ("a" + "é€😀" * 5000).encode())])
     assert len(corpus) > 5
