@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +41,7 @@ class Processes:
 
     def __init__(self, store: Store, workers: int, tell: Tell, keep_weights: bool):
         if process.current_process().__dict__.get("_inheriting"):
-            sys.exit(_UNGUARDED)  # this process imports the script that started it, which calls us again
+            os._exit(_UNGUARDED)  # this process imports the script that started it, which calls us again
         if workers < 1:
             raise UserError(f"runs need at least 1 worker, not {workers}: give --workers 1 or more")
         self.store, self.tell, self.keep_weights = store, tell, keep_weights
@@ -164,8 +163,7 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_wei
     signal.signal(signal.SIGTERM, leave)
     if core is not None:
         os.sched_setaffinity(0, {core})
-    parent = os.getppid()  # a server of forks, which ends when the process that hired us does
-    stop = lambda: told.is_set() or os.getppid() != parent
+    stop = lambda: told.is_set() or pipe.poll()  # while we are at work nothing comes but its end
 
     def tell(message: Message | str) -> None:
         with suppress(BrokenPipeError):  # the parent is gone: `stop` will say so
@@ -173,7 +171,7 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_wei
 
     store = Store(folder)
     tell(READY)
-    while not stop():
+    while not told.is_set():
         try:
             job = pipe.recv()
         except (EOFError, ConnectionResetError):

@@ -19,7 +19,7 @@ from deltax.train import checkpoint
 from deltax.train.job import Job
 
 ROOT = Path(__file__).parents[2]
-STEPS = 80  # half a second on an idle core
+STEPS = 200  # a second on an idle core
 PATIENCE = 120
 
 
@@ -87,7 +87,7 @@ def test_ctrl_c_then_kill_9_then_the_same_call_gives_the_same_figures(text, undi
     sent = time.monotonic()
     lines, errors = first.rest()
     assert first.process.returncode == 130 and lines[-1] == "interrupted" and "Traceback" not in errors
-    assert time.monotonic() - sent < 8
+    assert time.monotonic() - sent < 9  # a second where nothing else runs
     saved = interrupted(store)
     assert saved and all(0 < step < STEPS for step in saved)
 
