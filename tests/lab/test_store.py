@@ -116,7 +116,8 @@ def test_runs_are_listed_latest_first_without_torch(tmp_path, job):
     assert (running.state, running.step, running.seed) == ("running", 2, 9)
     assert (finished.state, finished.score, finished.title, finished.steps) == ("finished", 2.5, "gpt", 7)
     assert store.runs(limit=1) == [running] and store.runs("dyt") == [] and len(store.runs("gp")) == 2
-    look = "import sys; from deltax.lab import Store; assert len(Store(sys.argv[1]).runs()) == 2; assert 'torch' not in sys.modules"
+    look = "import sys; from deltax.lab import Store; assert len(Store(sys.argv[1]).runs()) == 2"
+    look += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", look, tmp_path], check=True)
 
 
