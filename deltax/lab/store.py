@@ -268,9 +268,17 @@ class Store:
         except (sqlite3.OperationalError, OSError, StoreError):
             if not self.file.exists() or (os.access(self.file, os.W_OK) and os.access(self.folder, os.W_OK)):
                 raise
-            self._db = _connect(f"{self.file.absolute().as_uri()}?immutable=1")
+            self._read_only()
         if self._version() > VERSION:
             raise StoreError(f"{self.file} was written by a later deltax; upgrade this one, or choose another --store")
+
+    def _read_only(self) -> None:
+        uri = self.file.absolute().as_uri()
+        try:
+            self._db = _connect(f"{uri}?mode=ro")
+            self._version()
+        except sqlite3.OperationalError:  # a database in WAL mode wants to write even to be read, unless told so
+            self._db = _connect(f"{uri}?immutable=1")
 
     def _version(self) -> int:
         return self._db.execute("PRAGMA user_version").fetchone()[0]
