@@ -108,9 +108,7 @@ class Trained:
         finally:
             hook.remove()
         if not given:
-            raise UserError(
-                f"{type(module).__name__} is not used by the trained model on held-out data: watch one that is"
-            )
+            raise UserError(f"the trained model does not use this {type(module).__name__}: watch a part of run.model")
         return torch.cat(given), torch.cat(gave)
 
 
