@@ -1,4 +1,5 @@
-"""FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness. Dao, Fu, Ermon, Rudra, Ré, 2022. arXiv:2205.14135
+"""FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness.
+Dao, Fu, Ermon, Rudra, Ré, 2022. arXiv:2205.14135
 
 An online softmax, but its blocks are tiles of queries and keys that fit in fast memory, and the output rides along.
 
@@ -58,9 +59,7 @@ def finish(tile: Tile) -> Heads:
     return tile.out / total.masked_fill(total == 0, 1.0)
 
 
-def fold(
-    q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping[int, Tile], sizes: tuple[int, int]
-) -> None:
+def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping[int, Tile], sizes: tuple[int, int]) -> None:
     """Merge every tile into `done`, one entry for each tile of queries (Algorithm 1, lines 5 to 15).
 
     `sizes` are those of a tile, in queries and in keys. Keys and values are the outer loop, each loaded once. A tile in
@@ -75,7 +74,10 @@ def fold(
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:
-    """Slices that cut `length` positions into tiles of `size`, the last one shorter. Raises UserError for a size below 1."""
+    """Slices that cut `length` positions into tiles of `size`, the last one shorter.
+
+    Raises UserError for a size below 1.
+    """
     if size < 1:
         raise UserError(f"tile is how many queries or keys are taken together: give at least 1, not {size}")
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
@@ -88,7 +90,7 @@ def tile_scores(q: Queries, k: Keys, rules: Rules, rows: slice, columns: slice) 
 
 
 def flash_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 64) -> Heads:
-    """`attend`, tile by tile: keeps for the backward pass its arguments, its output and one number for each query and head.
+    """`attend`, tile by tile: keeps for the backward pass its arguments, its output and a number for each query and head.
 
     Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K). Gradients reach q, k, v and
     the parameters of a score that is a module; second derivatives are left to `attend`. Raises UserError for a tile
@@ -120,7 +122,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Algorithm 4: with P made again, dV = P' dO and dS = P (dO V' - rowsum(dO O)); autograd takes dS on to q, k and score."""
+        """Algorithm 4: P is made again, dV = P' dO, dS = P (dO V' - rowsum(dO O)); autograd takes dS on to q, k and score."""
         q, k, v, out, total = ctx.saved_tensors
         rules, learned = ctx.rules, _learned(ctx.rules)
         d_q, d_k, d_v = (torch.zeros_like(t, dtype=_wide(t)) for t in (q, k, v))
@@ -175,7 +177,7 @@ def flash(recipe: Part, *, tile: int = 64) -> Part:
 
 @claim
 def it_is_attention():
-    """Whatever the tile, output and gradients are those of attention, causal and not, at lengths that no tile divides (Theorem 1)."""
+    """Whatever the tile, output and gradients are those of attention, causal and not, also where no tile divides the length."""
     for mask in (causal, everywhere):
         for tile, time in ((1, 11), (7, 61), (60, 61), (64, 61)):
             _check(Rules(mask=part(mask)), tile, time, time)
@@ -183,7 +185,7 @@ def it_is_attention():
 
 @claim
 def whatever_the_rules():
-    """Windows, distance penalties, padding, positions, shared key heads and learned scores: each gives what attention gives, gradients too."""
+    """Under windows, distance penalties, padding, given positions, shared key heads and learned scores it is still attention."""
     torch.manual_seed(0)
     padded = (torch.arange(61) >= torch.tensor([[50], [61]])).long()
     shuffled = torch.stack([torch.randperm(61), torch.randperm(61)])
@@ -241,7 +243,7 @@ def what_is_kept_for_the_backward_pass_grows_with_length():
 
 @claim
 def fewer_numbers_move():
-    """With T = 1024, K = 64 and a fast memory of 32,768 numbers, causal tiles move 4 times fewer numbers than attention, and 2.4 times fewer without a mask.
+    """At T = 1024, K = 64 and a fast memory of 32,768, a quarter of attention's numbers move, causal; unmasked, 1 in 2.4.
 
     Attention moves 4 T^2 + 4 T K (Algorithm 0). Of what the tiles move, all but the one pass over keys, values and
     output falls as 1/M (Theorem 2). The row statistics are counted as moved, but not as part of M.
@@ -282,7 +284,7 @@ def it_learns_the_same(lab):
 
 @claim.measured(paper="up to 20 times less memory than exact attention, linear in length (section 4.3, Figure 3)")
 def memory_grows_with_length(lab):
-    """From 512 to 4096 positions, the exponent by which peak memory grows with length is at least 0.5 lower than attention's."""
+    """From 512 to 4096 positions, the exponent by which peak memory grows is at least 0.5 lower than attention's."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -291,7 +293,8 @@ def memory_grows_with_length(lab):
         name: np.array([[lab.peak_bytes(_forward_and_backward, name, time) for time in times] for _ in range(2)])
         for name in ("attend", "flash_attention")
     }
-    exponents = {name: [float(np.polyfit(np.log(times), np.log(run), 1)[0]) for run in runs] for name, runs in peaks.items()}
+    exponent = lambda run: float(np.polyfit(np.log(times), np.log(run), 1)[0])
+    exponents = {name: [exponent(run) for run in runs] for name, runs in peaks.items()}
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, runs in peaks.items():
@@ -299,9 +302,14 @@ def memory_grows_with_length(lab):
     axes.set(xlabel="positions", ylabel="peak memory, MiB", xticks=times, xticklabels=times)
     axes.legend(frameon=False)
     gaps = [a - b for a, b in zip(*exponents.values(), strict=True)]
-    numbers = {"exponents": exponents, "positions": times, "bytes": {name: runs.tolist() for name, runs in peaks.items()}}
+    numbers = {
+        "exponents": exponents,
+        "positions": times,
+        "bytes": {name: runs.tolist() for name, runs in peaks.items()},
+    }
     caption = "Memory of one forward and backward pass (1 example, 2 heads of 64, causal), above the process's own"
-    return lab.at_least(gaps, 0.5, unit="in the exponent", numbers=numbers, figures={caption: lab.figure(figure)})
+    verdict = lab.at_least(gaps, 0.5, unit="in the exponent")
+    return verdict.showing(numbers=numbers, figures={caption: lab.figure(figure)})
 
 
 def _forward_and_backward(kernel: str, time: int) -> None:
@@ -370,12 +378,13 @@ class _Slow:
 
 
 def _moved(time: int, width: int, fast: int, mask: Any) -> int:
-    """The numbers that `fold` and `finish` move with the paper's tile sizes (Algorithm 1, line 1), checked to give attention."""
+    """The numbers that `fold` and `finish` move with the paper's tile sizes (Algorithm 1, line 1) to give attention."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, time, 1, width, dtype=torch.float64)
     columns = -(-fast // (4 * width))
     rows = min(columns, width)
-    assert 2 * columns * width + 2 * rows * width + rows * columns <= fast, "keys, values, queries, output and scores fit"
+    resident = 2 * columns * width + 2 * rows * width + rows * columns  # keys and values, queries and output, scores
+    assert resident <= fast
     memory, rules = _Transfers(), Rules(mask=part(mask))
     fold(memory.slow(q), memory.slow(k), memory.slow(v), rules, memory, (rows, columns))
     out = torch.cat([finish(memory[i]) for i in range(len(memory))], 1)

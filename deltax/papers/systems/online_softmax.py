@@ -65,7 +65,7 @@ def softmax(scores: Tensor, *, block: int = 64) -> Tensor:
 
 
 def top_k(scores: Tensor, k: int, *, block: int = 64) -> tuple[Tensor, Tensor]:
-    """The k largest softmax values and where they stand, in one read (Algorithm 4). (..., S) -> two tensors (..., k)."""
+    """The k largest softmax values and where they stand, in one read (Algorithm 4). (..., S) -> two of (..., k)."""
     seen, start = None, 0
     best = torch.empty_like(scores[..., :0])
     where = torch.empty_like(best, dtype=torch.int64)
@@ -84,7 +84,7 @@ def _or_one(total: Tensor) -> Tensor:
 
 @claim
 def any_order_and_any_grouping_will_do():
-    """Merging is associative and commutative: every tree over every order of the blocks gives the same pair (Theorem 1)."""
+    """Merging is associative and commutative: any tree over any order of the blocks gives the same pair (Theorem 1)."""
     torch.manual_seed(0)
     for scale in (1, 20, 1e4):
         blocks = [look(scale * torch.randn(3, n, dtype=torch.float64)) for n in (1, 7, 64, 2, 5, 1, 30)]
@@ -100,7 +100,7 @@ def any_order_and_any_grouping_will_do():
 
 @claim
 def having_seen_nothing_changes_nothing():
-    """Merging with the identity (-inf, 0) or with a block that is masked throughout leaves a pair as it was, to the bit, and makes no NaN."""
+    """Merging with a block that is masked throughout, (-inf, 0), leaves a pair as it was, to the bit, and makes no NaN."""
     torch.manual_seed(0)
     scores = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     masked = look(torch.full((3, 5), -torch.inf, dtype=torch.float64))
@@ -117,7 +117,7 @@ def having_seen_nothing_changes_nothing():
 
 @claim
 def a_score_is_read_once_less():
-    """Softmax reads each score twice and writes it once; with a pass each for maximum, sum and quotient it is read three times."""
+    """Each score is read twice and written once; with a pass each for maximum, sum and quotient it is read three times."""
     torch.manual_seed(0)
     scores = torch.randn(3, 133, dtype=torch.float64)
     online, safe = _Counted(scores), _Counted(scores)
@@ -142,7 +142,7 @@ def the_best_are_found_in_one_read():
 
 @claim.parity(peer="torch.softmax, torch.logsumexp")
 def equals_torch():
-    """Values and gradients are torch's, for scores of scale 20 and 10,000, in blocks of 1, 7 and 64, to 1e-14 in float64."""
+    """Values and gradients are torch's for scores of scale 20 and 10,000 in blocks of 1, 7 and 64, to 1e-14 in float64."""
     torch.manual_seed(0)
     for dtype, near in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
         for scale in (20, 1e4):
