@@ -90,7 +90,7 @@ def tile_scores(q: Queries, k: Keys, rules: Rules, rows: slice, columns: slice) 
 
 
 def flash_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 64) -> Heads:
-    """`attend`, tile by tile: keeps for the backward pass its arguments, its output and a number for each query and head.
+    """`attend`, tile by tile: keeps for the backward pass its arguments, its output and a number a row of scores.
 
     Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K). Gradients reach q, k, v and
     the parameters of a score that is a module; second derivatives are left to `attend`. Raises UserError for a tile
@@ -122,7 +122,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Algorithm 4: P is made again, dV = P' dO, dS = P (dO V' - rowsum(dO O)); autograd takes dS on to q, k and score."""
+        """Algorithm 4: P is made again, dV = P' dO, dS = P (dO V' - rowsum(dO O)); autograd takes dS on."""
         q, k, v, out, total = ctx.saved_tensors
         rules, learned = ctx.rules, _learned(ctx.rules)
         d_q, d_k, d_v = (torch.zeros_like(t, dtype=_wide(t)) for t in (q, k, v))
@@ -177,7 +177,7 @@ def flash(recipe: Part, *, tile: int = 64) -> Part:
 
 @claim
 def it_is_attention():
-    """Whatever the tile, output and gradients are those of attention, causal and not, also where no tile divides the length."""
+    """Whatever the tile, output and gradients are those of attention, causal and not, at any length (Theorem 1)."""
     for mask in (causal, everywhere):
         for tile, time in ((1, 11), (7, 61), (60, 61), (64, 61)):
             _check(Rules(mask=part(mask)), tile, time, time)
@@ -185,7 +185,7 @@ def it_is_attention():
 
 @claim
 def whatever_the_rules():
-    """Under windows, distance penalties, padding, given positions, shared key heads and learned scores it is still attention."""
+    """Under windows, distance penalties, padding, positions, shared key heads and learned scores it is still attention."""
     torch.manual_seed(0)
     padded = (torch.arange(61) >= torch.tensor([[50], [61]])).long()
     shuffled = torch.stack([torch.randperm(61), torch.randperm(61)])
@@ -243,7 +243,7 @@ def what_is_kept_for_the_backward_pass_grows_with_length():
 
 @claim
 def fewer_numbers_move():
-    """At T = 1024, K = 64 and a fast memory of 32,768, a quarter of attention's numbers move, causal; unmasked, 1 in 2.4.
+    """At T = 1024, K = 64 and a fast memory of 32,768, a quarter of attention's numbers move if causal, else 1 in 2.4.
 
     Attention moves 4 T^2 + 4 T K (Algorithm 0). Of what the tiles move, all but the one pass over keys, values and
     output falls as 1/M (Theorem 2). The row statistics are counted as moved, but not as part of M.

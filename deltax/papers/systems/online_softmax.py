@@ -100,7 +100,7 @@ def any_order_and_any_grouping_will_do():
 
 @claim
 def having_seen_nothing_changes_nothing():
-    """Merging with a block that is masked throughout, (-inf, 0), leaves a pair as it was, to the bit, and makes no NaN."""
+    """Merging with a block that is masked throughout, (-inf, 0), leaves a pair as it was, to the bit, and no NaN."""
     torch.manual_seed(0)
     scores = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     masked = look(torch.full((3, 5), -torch.inf, dtype=torch.float64))
@@ -117,7 +117,7 @@ def having_seen_nothing_changes_nothing():
 
 @claim
 def a_score_is_read_once_less():
-    """Each score is read twice and written once; with a pass each for maximum, sum and quotient it is read three times."""
+    """Each score is read twice and written once; with a pass each for maximum, sum and quotient, read three times."""
     torch.manual_seed(0)
     scores = torch.randn(3, 133, dtype=torch.float64)
     online, safe = _Counted(scores), _Counted(scores)
@@ -142,7 +142,7 @@ def the_best_are_found_in_one_read():
 
 @claim.parity(peer="torch.softmax, torch.logsumexp")
 def equals_torch():
-    """Values and gradients are torch's for scores of scale 20 and 10,000 in blocks of 1, 7 and 64, to 1e-14 in float64."""
+    """Values and gradients are torch's, at scales 20 and 10,000, in blocks of 1, 7 and 64, to 1e-14 in float64."""
     torch.manual_seed(0)
     for dtype, near in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
         for scale in (20, 1e4):
