@@ -15,3 +15,12 @@ _TWINS = {attend: sdpa}
 def fastest(recipe: Part, device: torch.device) -> Part:
     """The recipe with every reference kernel replaced by its fastest twin for the device."""
     return recipe._rewrite(lambda _, old: part(_TWINS[old.make], **dict(old.given)) if old.make in _TWINS else old)
+
+
+def reference(recipe: Part) -> Part:
+    """The recipe with every kernel that names a `reference` replaced by it: what the FLOPs of a model are counted on.
+
+    Such a kernel computes the same function, but may skip, repeat or hide some of its products.
+    """
+    named = lambda old: getattr(old.make, "reference", None)
+    return recipe._rewrite(lambda _, old: part(named(old)) if callable(named(old)) else old)
