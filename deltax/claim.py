@@ -7,7 +7,7 @@ function is handed the lab and returns a `Verdict`.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal[
@@ -45,10 +45,6 @@ class Verdict:
         if self.interval is not None:
             text += f" [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
         return f"{text}, at {self.scale}"
-
-    def showing(self, *, numbers: dict[str, Any] | None = None, figures: dict[str, str] | None = None) -> "Verdict":
-        """The same verdict with more numbers and figures beside it."""
-        return replace(self, numbers={**self.numbers, **(numbers or {})}, figures={**self.figures, **(figures or {})})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

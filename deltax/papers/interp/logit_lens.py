@@ -182,8 +182,8 @@ def guesses_converge_layer_by_layer(lab):
     shown = picture(lens[:, :1, :24], batch.inputs[:1, :24], run.task.decode)
     caption = "What each block would say next, first 24 bytes of held-out text, last seed"
     numbers = {"nats to the last layer, by layer, for each seed": curves}
-    verdict = lab.at_least(falls, 0.0, unit="nats at the least fall")
-    return verdict.showing(numbers=numbers, figures={caption: lab.figure(shown)})
+    drawn = {caption: lab.figure(shown)}
+    return lab.at_least(falls, 0.0, unit="nats at the least fall", numbers=numbers, figures=drawn)
 
 
 def _tiny() -> tuple[LanguageModel, Tensor]:

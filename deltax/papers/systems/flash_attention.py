@@ -309,8 +309,8 @@ def memory_grows_with_length(lab):
         "bytes": {name: runs.tolist() for name, runs in peaks.items()},
     }
     caption = "Memory of one forward and backward pass (1 example, 2 heads of 64, causal), above the process's own"
-    verdict = lab.at_least(gaps, 0.5, unit="in the exponent")
-    return verdict.showing(numbers=numbers, figures={caption: lab.figure(figure)})
+    drawn = {caption: lab.figure(figure)}
+    return lab.at_least(gaps, 0.5, unit="in the exponent", numbers=numbers, figures=drawn)
 
 
 def _forward_and_backward(kernel: str, time: int) -> None:
