@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ def peak_memory(call: Callable[..., Any], *args: Any, warm: Sequence[Any]) -> in
     """Bytes by which call(*args) raises the peak resident memory of a fresh process that has run call(*warm).
 
     `call` is a function of a module; arguments are what JSON holds. `warm` are small ones of the same kind, so that
-    libraries and their buffers are loaded before the measurement. One thread. Unix only.
+    libraries and their buffers are loaded before the measurement. One thread. Linux only.
     """
     job = json.dumps([call.__module__, call.__qualname__, warm, args])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -31,8 +30,9 @@ def _measure(module: str, name: str, warm: list[Any], args: list[Any]) -> int:
 
 
 def _peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """VmHWM; not getrusage's ru_maxrss, which a process inherits from the one that started it."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def picture(lens: Lens, tokens: Tokens, decode: Callable[[Iterable[int]], str]) 
     chance, best = lens[:, 0].exp().max(-1)
     figure = Figure(figsize=(1 + 0.3 * best.shape[1], 1 + 0.3 * best.shape[0]), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(chance.detach().cpu(), origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(chance.tolist(), origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1)
     for layer, row in enumerate(best.tolist()):
         for at, token in enumerate(row):
             color = "white" if chance[layer, at] > 0.6 else "black"

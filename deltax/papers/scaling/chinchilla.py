@@ -199,7 +199,7 @@ def the_fit_recovers_known_coefficients():
 
 @claim
 def profiles_of_equal_compute_find_the_exponent():
-    """Parabolas through runs of a known law find its exponent; 90 to 99 % of noisy repeats have it in their interval."""
+    """Parabolas through runs of a known law find its exponent; 90 to 99 % of noisy repeats have it inside."""
     law = Law(1.8, 400, 400, 0.33, 0.33)
     generator = np.random.default_rng(0)
     budgets = np.repeat([1e19, 1e20, 1e21], 4)

@@ -172,6 +172,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 @paper(on=(softmax, softmax_attention), arxiv="2205.14135", year=2022)
 def flash(recipe: Part, *, tile: int = 64) -> Part:
+    tiles(0, tile)  # refuses a tile below 1 where it is written
     return recipe.fill("kernel", flash_attention, tile=tile)
 
 
