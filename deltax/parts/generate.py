@@ -57,6 +57,6 @@ def _check(model: nn.Module, prompt: Tokens, length: int, temperature: float, to
     needed = prompt.shape[1] + length - 1
     if known is not None and length and needed > known:
         raise UserError(
-            f"the model learned {known} positions, and a prompt of {prompt.shape[1]} with {length} more needs {needed}: "
+            f"the model learned {known} positions; a prompt of {prompt.shape[1]} with {length} more needs {needed}: "
             f"shorten one of them, or train with a larger context or with positions that are not a table, as rope's"
         )

@@ -60,7 +60,7 @@ def test_a_table_of_positions_ends():
     prompt = torch.zeros(1, 10, dtype=torch.int64)
     build = lambda recipe: recipe.put("model.dim", 12)().build({"vocab": 11, "context": 17})
     assert generate(build(gpt), prompt, length=8).shape == (1, 18)
-    with pytest.raises(UserError, match="learned 17 positions.*10 with 9 more needs 18"):
+    with pytest.raises(UserError, match=r"learned 17 positions.*10 with 9 more needs 18"):
         generate(build(gpt), prompt, length=9)
     assert generate(build(gpt), torch.zeros(1, 30, dtype=torch.int64), length=0).shape == (1, 30)
     assert generate(build(gpt + rope), prompt, length=50).shape == (1, 60)
