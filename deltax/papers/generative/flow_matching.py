@@ -222,3 +222,63 @@ def equals_meta():
     loss = lambda x, u: (torch.tanh(weight * x) - u).square().mean()
     ours, theirs = (torch.autograd.grad(loss(*pair), weight)[0] for pair in ((x, velocity), (peer.x_t, peer.dx_t)))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@claim.measured(paper="CIFAR-10: FID 6.35 at 142 evaluations; ImageNet-64: FID 14.45, both below DDPM's (Table 1)")
+def fewer_evaluations_do(lab):
+    """At 4, 8 and 16 evaluations of the same network, trained alike, digits drawn by flow matching (Euler) are nearer to
+    held-out ones than DDPM's (DDIM): their energy distances sum to less by at least a fifth."""
+    held_out, labels = lab.task("flow-matching").all("validation"), lab.task("flow-matching").all("train").labels[:800]
+    noise = torch.randn(800, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    judge = _classifier(lab.task("flow-matching").all("train"))
+    gains, numbers, drawn = [], {"distance of training digits": energy_distance(*_ends(lab))}, {}
+    for seed in lab.seeds(3):
+        models = {name: lab.train(name, seed=seed).model for name in ("flow-matching", "ddpm")}
+        sums = dict.fromkeys(models, 0.0)
+        for name, calls in ((name, calls) for calls in (4, 8, 16, 64) for name in models):
+            images = _drawn(models[name], noise, labels, calls, name)
+            distance = energy_distance(images, held_out.images)
+            right = (judge.predict(images.flatten(1)) == labels.numpy()).mean()
+            numbers.setdefault(f"{name}, {calls} evaluations: distance", []).append(distance)
+            numbers.setdefault(f"{name}, {calls} evaluations: recognised", []).append(float(right))
+            sums[name] += distance if calls <= 16 else 0.0
+            drawn[f"{name} {calls}"] = torch.cat([images[labels == digit][:1] for digit in range(10)])
+        gains.append(1 - sums["flow-matching"] / sums["ddpm"])
+    numbers["held-out digits: recognised"] = judge.score(held_out.images.flatten(1), held_out.labels)
+    figures = {"One digit of each class from the same noise, by evaluations": lab.figure(_mosaic(drawn))}
+    return lab.at_least(gains, 0.2, unit="of DDPM's distance", numbers=numbers, figures=figures)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """2 E|A - B| - E|A - A'| - E|B - B'| of two samples (N, ...) and (M, ...), unbiased: 0 on average where both are of
+    one distribution, so it may fall below (Szekely and Rizzo, 2013)."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    within = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+    return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()
+
+
+@torch.no_grad()
+def _drawn(model: nn.Module, noise: Tensor, labels: Tensor, calls: int, name: str) -> Tensor:
+    network = lambda x, times: model(x, times, labels)
+    return sample(network, noise, steps=calls) if name == "flow-matching" else ddim(network, noise, evaluations=calls)
+
+
+def _classifier(digits: Any) -> Any:
+    from sklearn.svm import SVC
+
+    return SVC(C=10).fit(digits.images.flatten(1), digits.labels)
+
+
+def _ends(lab: Any) -> list[Tensor]:
+    return [lab.task("flow-matching").all(split).images for split in ("train", "validation")]
+
+
+def _mosaic(rows: dict[str, Tensor]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 0.5 * len(rows)))
+    axes = figure.subplots()
+    axes.imshow(torch.cat([torch.cat(list(images[:, 0]), 1) for images in rows.values()]), cmap="gray_r")
+    axes.set_yticks([8 * i + 3.5 for i in range(len(rows))], list(rows))
+    axes.set_xticks([])
+    return figure
