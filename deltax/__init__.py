@@ -19,7 +19,20 @@ from deltax.expression import recipe
 from deltax.paper import Paper, paper
 from deltax.recipe import Part, diff, part
 
-__all__ = ["Claim", "Paper", "Part", "UserError", "Verdict", "claim", "compare", "diff", "paper", "part", "recipe", "verify"]
+__all__ = [
+    "Claim",
+    "Paper",
+    "Part",
+    "UserError",
+    "Verdict",
+    "claim",
+    "compare",
+    "diff",
+    "paper",
+    "part",
+    "recipe",
+    "verify",
+]
 __version__ = "0.1.0"
 
 _LATER = {"compare": "deltax.lab", "verify": "deltax.lab"}

@@ -174,7 +174,7 @@ def _docstring(tree: ast.Module, path: Path) -> tuple[tuple[str, str], str, str]
     found = re.match(r"(?P<title>.+?[.?!]) (?P<authors>.+?,? (?:19|20)\d\d)\.", head)
     if not found or not rest:
         raise UserError(
-            f"{path.name}: its docstring begins 'Title. Authors, year. arXiv:id', then, after an empty line, 'X, but Y.'"
+            f"{path.name}: the docstring begins 'Title. Authors, year. arXiv:id', then, one line below, 'X, but Y.'"
         )
     return (found["title"].rstrip("."), found["authors"]), rest[0], "\n\n".join(rest[1:])
 
@@ -193,8 +193,8 @@ def _imports(tree: ast.Module) -> dict[str, str]:
 
 def _claims(tree: ast.Module) -> list[ClaimRecord]:
     found = []
-    for node in tree.body:
-        for d in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+    for node in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
+        for d in node.decorator_list:
             call = d.func if isinstance(d, ast.Call) else d
             if ast.unparse(call).split(".")[0] != "claim":
                 continue
@@ -211,9 +211,12 @@ def _is_frame(node: ast.stmt) -> bool:
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True
-    names = {ast.unparse(d.func if isinstance(d, ast.Call) else d).split(".")[0] for d in getattr(node, "decorator_list", ())}
+    names = {
+        ast.unparse(d.func if isinstance(d, ast.Call) else d).split(".")[0] for d in getattr(node, "decorator_list", ())
+    }
     return "claim" in names
 
 
 def _first_line(node: ast.stmt) -> int:
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(d.lineno for d in decorators)])

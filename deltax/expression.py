@@ -20,9 +20,10 @@ def recipe(expression: str, settings: tuple[str, ...] | list[str] = ()) -> Part:
     """
     terms = [term.strip() for term in _split(expression)]
     first, *changes = terms
-    root = _term(first)
-    if not isinstance(root, Part):
+    found = _term(first)
+    if not isinstance(found, Part):
         raise UserError(f"{first} is a change to a recipe, not a recipe; start with one, as in 'gpt+{first}'")
+    root: Part = found
     for change in changes:
         root = root + _term(change)
     for setting in settings:
@@ -54,11 +55,12 @@ def _term(text: str) -> Any:
 def _options(text: str, arguments: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"_{arguments}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
-            raise UserError(f"{text}: name every argument, as in 'dyt(alpha=0.8)'")
-        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
     except SyntaxError:
         raise UserError(f"cannot read {text!r} in a recipe; {_EXAMPLE}") from None
+    if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+        raise UserError(f"{text}: name every argument, as in 'dyt(alpha=0.8)'")
+    try:
+        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
     except ValueError:
         raise UserError(f"{text}: arguments are numbers, words in quotes, or lists of these") from None
 

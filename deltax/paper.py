@@ -38,7 +38,7 @@ class Paper:
 
     @property
     def kind(self) -> str:
-        """"delta", "recipe" or "procedure"."""
+        """ "delta", "recipe" or "procedure"."""
         return kind([(p.name, p.default is not p.empty) for p in _parameters(self.function)], self.function)
 
     @property
@@ -47,7 +47,7 @@ class Paper:
         return f"{self.key}({chosen})" if chosen else self.key
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """A delta called with a recipe rewrites it; called with options alone it is the same paper, its mind made up."""
+        """A delta given a recipe rewrites it; given options alone it is the same paper, its mind made up."""
         if self.kind == "procedure":
             return self.function(*args, **options)
         known = [p.name for p in _parameters(self.function) if p.name != "recipe"]

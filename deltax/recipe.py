@@ -130,10 +130,12 @@ class Part:
     def __add__(self, paper: Callable[["Part"], "Part"]) -> "Part":
         """This recipe, but with the paper's Y.
 
-        Raises UserError when the paper changes nothing, or when it erases all that an earlier one wrote.
+        Raises UserError when the paper is there already, changes nothing, or erases all that an earlier one wrote.
         """
         if isinstance(paper, Part) or not callable(paper):
             raise UserError(f"{_titled(paper)} is a recipe, not a change to one; write it first: {_titled(paper)}+...")
+        if any(_key(paper) == _key(chapter.paper) for chapter in self.story):
+            raise UserError(f"{self.title} has {_key(paper)} already; write it once, with all its arguments")
         after = paper(self)
         if after == self:
             raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
@@ -206,9 +208,7 @@ def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
     if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
         ours, theirs = _children(a), _children(b)
         return [
-            line
-            for k in {**ours, **theirs}
-            for line in diff(ours.get(k), theirs.get(k), f"{path}.{k}" if path else k)
+            line for k in {**ours, **theirs} for line in diff(ours.get(k), theirs.get(k), f"{path}.{k}" if path else k)
         ]
     return [(path, _show(a), _show(b))]
 
@@ -229,7 +229,7 @@ def from_json(data: Any) -> Value:
         module, _, name = data["make"].partition(":")
         if not (module == "deltax" or module.startswith(("deltax.", "torch.nn"))):
             raise UserError(f"a stored recipe may name parts of deltax and torch.nn, not {module!r}")
-        make = importlib.import_module(module)
+        make: Any = importlib.import_module(module)
         for step in name.split("."):
             make = getattr(make, step, None)
         if not callable(make):
@@ -295,6 +295,10 @@ def _name(make: Any) -> str:
 
 def _titled(paper: Any) -> str:
     return getattr(paper, "title", None) or _name(paper)
+
+
+def _key(paper: Any) -> str:
+    return getattr(paper, "key", None) or _name(paper)
 
 
 def _show(value: Value) -> str:

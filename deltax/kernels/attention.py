@@ -1,8 +1,7 @@
 """Attention through torch's fused kernels."""
 
-from torch.nn.functional import scaled_dot_product_attention
-
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from deltax.papers.language.softmax_attention import attend
 from deltax.parts.scores import Rules

@@ -54,7 +54,16 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, vocab: int, context: int, *, dim: int, embedding: Part, position: Part, stack: Part, norm: Part, head: Part
+        self,
+        vocab: int,
+        context: int,
+        *,
+        dim: int,
+        embedding: Part,
+        position: Part,
+        stack: Part,
+        norm: Part,
+        head: Part,
     ):
         super().__init__()
         self.embedding = embedding(vocab, dim)

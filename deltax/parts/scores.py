@@ -67,7 +67,7 @@ class Rules:
 
     @property
     def is_plain(self) -> bool:
-        """No score, no segments, and positions that count from zero: fused kernels need be told no more than the mask."""
+        """No score, no segments, positions from zero: fused kernels need be told no more than the mask."""
         counted = self.q_at is None and self.k_at is None
         return counted and _is(self.score, unchanged) and self.q_segments is None
 

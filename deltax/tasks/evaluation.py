@@ -1,4 +1,4 @@
-"""How good a model is on held-out data, example by example, so that two models can be compared on paired differences."""
+"""How good a model is on held-out data, example by example, so that two can be compared on paired differences."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,8 +28,10 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def held_out(task: Any, model: nn.Module, objective: Callable[..., Any], *, size: int = 64, split: str = "validation") -> Evaluation:
-    """The objective on the task's held-out batches, in the task's unit. Draws of the objective are the same each time."""
+def held_out(
+    task: Any, model: nn.Module, objective: Callable[..., Any], *, size: int = 64, split: str = "validation"
+) -> Evaluation:
+    """The objective on the task's held-out batches, in the task's unit; its random draws are the same each time."""
     device = next(model.parameters()).device
     values, weights = [], []
     with torch.random.fork_rng():

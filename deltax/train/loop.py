@@ -64,9 +64,9 @@ def train(
     machine = machine or replace(Machine.here(), precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
-    model = mesh.shard(build(run, task, job.seed).to(machine.device))
+    model = mesh.place(build(run, task, job.seed), machine.device)
     if weights is not None:
-        model.load_state_dict(weights)
+        checkpoint.load_model(model, weights)
     optimizer = run.optimizer(model)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
@@ -86,7 +86,7 @@ def train(
         loss = _accumulate(step_model, run, batch, loop.accumulate, machine)
         norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
         progress.losses.append((progress.step, loss))
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        if not (math.isfinite(loss) and mesh.whole(norm).isfinite()):
             return Outcome(model, progress, None)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,5 @@
-"""Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation. Press, Smith, Lewis, 2021. arXiv:2108.12409
+"""Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation.
+Press, Smith, Lewis, 2021. arXiv:2108.12409
 
 A transformer, but distance is a penalty on the score, not a vector on the input.
 
@@ -58,7 +59,9 @@ def off_it_is_attention():
     """At strength zero, ALiBi is attention without positions, to the bit."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 9, 4, 8)
-    assert torch.equal(attend(q, k, v, Rules(Distance(4, strength=0.0), part(causal))), attend(q, k, v, Rules(mask=part(causal))))
+    assert torch.equal(
+        attend(q, k, v, Rules(Distance(4, strength=0.0), part(causal))), attend(q, k, v, Rules(mask=part(causal)))
+    )
 
 
 @claim

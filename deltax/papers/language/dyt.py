@@ -79,13 +79,13 @@ def linear_near_zero():
     torch.manual_seed(0)
     norm = DyT(8, alpha=0.7).double()
     nn.init.normal_(norm.gain)
-    x = 1e-5 * torch.randn(1, 3, 8, dtype=torch.float64)
-    torch.testing.assert_close(norm(x), norm.gain * 0.7 * x, rtol=1e-8, atol=0)
+    x = 1e-6 * torch.randn(1, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), norm.gain * norm.alpha * x, rtol=1e-8, atol=0)
 
 
 @claim
 def the_stream_starts_at_order_one():
-    """With DyT a fresh gpt's stream enters the first block with variance one; without, it is two thousand times smaller."""
+    """With DyT a fresh gpt's stream starts at variance one; without, a thousand times smaller."""
     torch.manual_seed(0)
     tokens = torch.arange(256)[None]
     build = lambda recipe: recipe().build({"vocab": 256, "context": 256})

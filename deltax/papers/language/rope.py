@@ -1,4 +1,5 @@
-"""RoFormer: Enhanced Transformer with Rotary Position Embedding. Su, Lu, Pan, Murtadha, Wen, Liu, 2021. arXiv:2104.09864
+"""RoFormer: Enhanced Transformer with Rotary Position Embedding.
+Su, Lu, Pan, Murtadha, Wen, Liu, 2021. arXiv:2104.09864
 
 Attention, but queries and keys are turned by their position instead of being given a position vector.
 
@@ -61,7 +62,9 @@ def only_distance_matters():
     """Moving query and key together leaves their product as it was."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-    turn = lambda x, at: rotate(x, torch.tensor([float(at)], dtype=torch.float64)[:, None] * torch.logspace(0, -3, 4, dtype=torch.float64))
+    turn = lambda x, at: rotate(
+        x, torch.tensor([float(at)], dtype=torch.float64)[:, None] * torch.logspace(0, -3, 4, dtype=torch.float64)
+    )
     product = lambda m, n: (turn(q, m) * turn(k, n)).sum()
     torch.testing.assert_close(product(3, 1), product(103, 101))
     assert not torch.isclose(product(3, 1), product(3, 2))
@@ -113,7 +116,9 @@ def equals_transformers():
         torch.testing.assert_close(Rotary(8)(x, positions), peer.transpose(1, 2), rtol=1e-5, atol=1e-5)
 
 
-@claim.measured(paper="compute-equivalent gain over learned positions 1.26 at 3.6M parameters (MIT FutureTech ablation)")
+@claim.measured(
+    paper="compute-equivalent gain over learned positions 1.26 at 3.6M parameters (MIT FutureTech ablation)"
+)
 def saves_compute(lab):
     """Tuned alike, gpt + rope reaches gpt's loss with less compute."""
     return lab.compare("gpt", "gpt+rope").better

@@ -1,4 +1,5 @@
-"""Attention Is All You Need, section 3.2. Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, 2017. arXiv:1706.03762
+"""Attention Is All You Need, section 3.2.
+Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, 2017. arXiv:1706.03762
 
 A weighted mean of values, but the weights are a softmax of what each query says to each key, in several heads at once.
 

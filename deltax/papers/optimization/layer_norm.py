@@ -83,7 +83,7 @@ def equals_torch():
 
 @claim.measured(paper="Figure 2 of arXiv:2503.10622: the outputs of a trained LayerNorm over its inputs draw an S")
 def a_trained_norm_draws_an_s(lab):
-    """In the last block of a trained gpt, what LayerNorm gives follows tanh(a x) of what it is given, with correlation above 0.95."""
+    """In a trained gpt's last block, what LayerNorm gives follows tanh(a x) of what it is given: correlation 0.95."""
     correlations = []
     for seed in lab.seeds(3):
         run = lab.train("gpt", seed=seed)

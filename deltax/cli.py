@@ -1,0 +1,341 @@
+"""`dx`, also installed as `deltax`. Commands on the catalogue load no torch; the others import it when they run."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from deltax import __version__, catalog
+from deltax.errors import UserError
+
+_RECIPE = "a recipe: papers joined by +, the first one a whole recipe, as in 'gpt+rope+dyt(alpha=0.8)'"
+_EXAMPLES = """\
+examples:
+  dx list norm                       papers about norms
+  dx show dyt                        the sentence, the change, the claims and their verdicts
+  dx diff gpt gpt+dyt --source       what exactly changed
+  dx compare gpt gpt+dyt gpt+alibi   a fair experiment
+  dx verify dyt                      does it hold here?
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a claim that failed, 2 for a mistake that can be mended."""
+    try:
+        arguments = parser().parse_args(argv)
+        return arguments.run(arguments) or 0
+    except UserError as error:
+        print(f"dx: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndx: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    dx = argparse.ArgumentParser(
+        prog="dx",
+        description="X, but with Y: papers as rewrites that add up, with their claims as code.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    dx.add_argument("--version", action="version", version=f"deltax {__version__}")
+    commands = dx.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_catalogue(commands)
+    _add_training(commands)
+    _add_lab(commands)
+    return dx
+
+
+def _add_catalogue(commands: Any) -> None:
+    it = _command(commands, "list", _list, "list papers, oldest first")
+    it.add_argument("words", nargs="*", help="show only papers with all of these words in key, title or sentence")
+    it.add_argument("--field", help="only this field, as in 'language' or 'vision'")
+    _json_option(it)
+
+    it = _command(commands, "show", _show, "show a paper, or the tree of a recipe")
+    it.add_argument("what", metavar="KEY", help="a paper's key, or a recipe such as 'gpt+dyt'")
+    it.add_argument("--source", action="store_true", help="print the source of the Y as well")
+    _json_option(it)
+
+    it = _command(commands, "diff", _diff, "compare two recipes line by line")
+    it.add_argument("a", metavar="A", help=_RECIPE)
+    it.add_argument("b", metavar="B")
+    it.add_argument("--source", action="store_true", help="print the code of every Y that B has and A has not")
+    _json_option(it)
+
+
+def _add_training(commands: Any) -> None:
+    it = _command(commands, "train", _train, "train one recipe and keep its weights")
+    it.add_argument("recipe", metavar="RECIPE", help=_RECIPE)
+    it.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's own)")
+    it.add_argument("--seed", type=int, default=0, help="seed of the start and the data order (default 0)")
+    it.add_argument("--rate", type=float, default=1.0, metavar="FACTOR", help="multiple of the recipe's learning rate")
+    it.add_argument("--compile", action="store_true", help="train through torch.compile")
+    it.add_argument("--log", action="append", default=[], metavar="TRACKER", help="tensorboard, wandb, trackio, mlflow")
+    _data_options(it)
+    _store_option(it)
+    _json_option(it)
+
+    it = _command(commands, "sample", _sample, "let a trained language model go on from a prompt")
+    it.add_argument("of", metavar="RUN", help="a run's id as 'dx runs' shows it, or the first letters of it")
+    it.add_argument("prompt", help="the text to go on from")
+    it.add_argument("--length", type=_positive, default=200, help="bytes to write (default 200)")
+    it.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest (default 0.8)")
+    it.add_argument("--seed", type=int, default=0)
+    _store_option(it)
+
+    it = _command(commands, "runs", _runs, "list the runs in the store")
+    it.add_argument("words", nargs="*", help="show only runs whose recipe has all of these words")
+    _store_option(it)
+    _json_option(it)
+
+
+def _add_lab(commands: Any) -> None:
+    it = _command(commands, "compare", _compare, "a fair experiment: every recipe against the first")
+    it.add_argument("recipes", nargs="+", metavar="RECIPE", help=_RECIPE)
+    it.add_argument(
+        "--budget",
+        default="quick",
+        help="smoke, quick (default), solid, claim; or what one run may use: 60s, 2e12flops, 300k tokens",
+    )
+    it.add_argument("--pairs", type=_positive, help="paired runs a recipe (default: the budget's)")
+    it.add_argument(
+        "--until-clear", action="store_true", help="look after 4, 8 and 12 pairs, and stop when it is clear"
+    )
+    it.add_argument(
+        "--ladder", choices=["on", "off"], default="on", help="measure compute-equivalent gain (default on)"
+    )
+    it.add_argument(
+        "--report", metavar="FILE", default="report.html", help="where the report goes (default report.html)"
+    )
+    it.add_argument("--plan", action="store_true", help="print the plan and its duration, and stop")
+    _data_options(it)
+    _engine_options(it)
+
+    it = _command(commands, "interact", _interact, "is A+B more or less than A times B?")
+    it.add_argument("changes", nargs=2, metavar="DELTA", help="two deltas, as in 'dx interact rope swiglu'")
+    it.add_argument("--on", default="gpt", metavar="RECIPE", help="the recipe they are added to (default gpt)")
+    it.add_argument("--budget", default="quick", help="as for compare")
+    it.add_argument("--pairs", type=_positive)
+    _data_options(it)
+    _engine_options(it)
+
+    it = _command(commands, "verify", _verify, "run a paper's claims and store the verdicts under evidence/")
+    it.add_argument("keys", nargs="+", metavar="KEY", help="papers' keys")
+    it.add_argument("--claim", metavar="NAME", help="only this claim")
+    _engine_options(it)
+
+    it = _command(commands, "report", _report, "write a comparison's report again")
+    it.add_argument("which", nargs="?", metavar="ID", help="a comparison's id (default: the newest)")
+    it.add_argument("--to", metavar="FILE", default="report.html", help="an .html or .md file (default report.html)")
+    _store_option(it)
+    _json_option(it)
+
+
+def _command(commands: Any, name: str, run: Any, says: str) -> argparse.ArgumentParser:
+    it: argparse.ArgumentParser = commands.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+    it.set_defaults(run=run)
+    return it
+
+
+def _json_option(it: argparse.ArgumentParser) -> None:
+    it.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _store_option(it: argparse.ArgumentParser) -> None:
+    it.add_argument("--store", metavar="DIR", help="where runs are kept (default $DELTAX_HOME/runs)")
+
+
+def _data_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument("--set", dest="settings", action="append", default=[], metavar="PATH=VALUE", help="set one leaf")
+    it.add_argument(
+        "--data", metavar="SOURCE", help="a file or folder (.txt .md .py .jsonl .parquet .gz), or hf:NAME from the hub"
+    )
+
+
+def _engine_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument("--engine", choices=["local", "ray"], default="local", help="where runs go (default local)")
+    it.add_argument("--workers", type=_positive, help="runs at a time (default: one a core, at most 2)")
+    it.add_argument("--log", action="append", default=[], metavar="TRACKER", help="tensorboard, wandb, trackio, mlflow")
+    _store_option(it)
+    _json_option(it)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    records = list(catalog.papers().values())
+    fields = {r.field for r in records}
+    if arguments.field and arguments.field not in fields:
+        raise UserError(f"there is no field {arguments.field!r}; there are {', '.join(sorted(fields))}")
+    wanted = [word.lower() for word in arguments.words]
+    records = [
+        r
+        for r in records
+        if arguments.field in (None, r.field)
+        and all(word in f"{r.key} {r.title} {r.sentence}".lower() for word in wanted)
+    ]
+    if arguments.json:
+        _print_json([_summary(r) for r in records])
+        return
+    width = max([len(r.key) for r in records], default=0)
+    for r in records:
+        print(f"{r.year}  {r.key:{width}}  {r.field:12}  {r.sentence}")
+    if not records:
+        print("no paper has all of these words; 'dx list' shows all")
+
+
+def _summary(record: catalog.Record) -> dict[str, Any]:
+    return {
+        "key": record.key,
+        "title": record.title,
+        "authors": record.authors,
+        "year": record.year,
+        "field": record.field,
+        "kind": record.kind,
+        "sentence": record.sentence,
+        "link": record.link,
+        "on": list(record.on),
+        "parents": list(record.parents),
+        "evidence": catalog.counts(record),
+    }
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    if any(mark in arguments.what for mark in "+("):
+        _show_recipe(arguments)
+        return
+    record = catalog.find(arguments.what)
+    stored = catalog.evidence(record.key)
+    if arguments.json:
+        claims = [vars(c) for c in record.claims]
+        _print_json({**_summary(record), "prose": record.prose, "claims": claims, "stored": stored})
+        return
+    children = catalog.children(record.key)
+    print(f"{record.title}\n{record.authors}, {record.year}. {record.link}\n\n{record.sentence}\n")
+    if record.prose:
+        print(f"{record.prose}\n")
+    print(f"builds on   {', '.join(record.parents) or '(none here)'}")
+    print(f"built on by {', '.join(children) or '(none here)'}")
+    usage = {"delta": f"dx compare gpt gpt+{record.key}", "recipe": f"dx train {record.key}"}
+    use = usage.get(record.kind, f"from {record.module} import {record.function}")
+    print(f"use         {use}\n\nclaims")
+    for c in record.claims:
+        print(f"  {c.kind:8}  {c.says}")
+        if c.peer:
+            print(f"            against {c.peer}")
+        if c.kind == "measured":
+            found = stored.get("measured", {}).get(c.name)
+            print(
+                f"            paper: {c.paper}\n            here:  {found['summary'] if found else 'not measured yet'}"
+            )
+            print(f"            again: dx verify {record.key} --claim {c.name}")
+    for name, found in stored.get("speed", {}).items():
+        print(f"  speed     {name}: {found['summary']}")
+    if arguments.source:
+        print(f"\n{record.change()}")
+
+
+def _show_recipe(arguments: argparse.Namespace) -> None:
+    from deltax.expression import recipe
+    from deltax.recipe import Part, to_json
+
+    tree = recipe(arguments.what)
+    if arguments.json:
+        _print_json({"id": tree.id, "title": tree.title, "tree": to_json(tree)})
+        return
+    print(f"{tree.title}  ({tree.id})\n")
+    for path, value in tree.walk():
+        shown = value.make.__name__ if isinstance(value, Part) else repr(value)
+        print(f"{'  ' * path.count('.')}{path.rpartition('.')[2]} = {shown}")
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from deltax.expression import recipe
+    from deltax.recipe import diff
+
+    a, b = recipe(arguments.a), recipe(arguments.b)
+    lines = diff(a, b)
+    added = [c.paper.key for c in b.story if c.paper.key not in {c.paper.key for c in a.story}]
+    if arguments.json:
+        changes = [dict(zip(("path", "a", "b"), line)) for line in lines]
+        source = {key: catalog.find(key).change() for key in added} if arguments.source else {}
+        _print_json({"a": a.title, "b": b.title, "diff": changes, "source": source})
+        return
+    width = max([len(path) for path, _, _ in lines], default=0)
+    for path, old, new in lines:
+        print(f"{path:{width}}  {old} -> {new}")
+    if not lines:
+        print(f"{a.title} and {b.title} are the same recipe")
+    for key in added if arguments.source else ():
+        print(f"\n# {key}: {catalog.find(key).sentence}\n{catalog.find(key).change()}")
+
+
+def _recipe(expression: str, arguments: argparse.Namespace) -> Any:
+    from deltax.expression import recipe
+
+    tree = recipe(expression, arguments.settings)
+    return tree.put("task.source", arguments.data) if arguments.data else tree
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from deltax.lab import shell
+
+    shell.train(_recipe(arguments.recipe, arguments), arguments)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from deltax.lab import shell
+
+    shell.sample(arguments)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from deltax.lab import shell
+
+    shell.runs(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from deltax.lab import shell
+
+    shell.compare([_recipe(r, arguments) for r in arguments.recipes], arguments)
+
+
+def _interact(arguments: argparse.Namespace) -> None:
+    from deltax.lab import shell
+
+    x = _recipe(arguments.on, arguments)
+    shell.interact(x, *(_recipe(f"{arguments.on}+{c}", arguments) for c in arguments.changes), arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from deltax.lab import shell
+
+    return shell.verify([catalog.find(key) for key in arguments.keys], arguments)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from deltax.lab import shell
+
+    shell.report(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The glossary of slots: each role a part can have, who calls it, and with what. Papers are written to this API.
+
+A slot is an argument that holds a part. `recipe.fill("norm", DyT)` fills every slot of that name, wherever it is.
+Shapes are those of `deltax.shapes`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """`made` is how the owner makes the part, `called` how it then calls it; plain functions are only called."""
+
+    owner: str
+    called: str
+    meaning: str
+    made: str = ""
+
+
+SLOTS: dict[str, Slot] = {
+    # The run
+    "model": Slot("Run", "model(inputs...)", "the network", made="model(**facts of the task that it names)"),
+    "task": Slot(
+        "Run", "task.batch, task.evaluate, ...", "data, split and score; see deltax.tasks.text", made="task()"
+    ),
+    "objective": Slot("training loop", "objective(model, batch) -> (B,)", "one loss for each example"),
+    "batches": Slot(
+        "training loop",
+        "batches(model, task, step, size=, seed=) -> batch",
+        "what a step learns from; rollouts go here",
+    ),
+    "optimizer": Slot("training loop", "optimizer(model) -> torch Optimizer", "groups carry their own rate"),
+    "schedule": Slot("training loop", "schedule(progress) -> factor", "the rate over the run, progress in [0, 1)"),
+    "loop": Slot("training loop", "loop() -> Loop", "batch size, default length, clipping, accumulation"),
+    # The language model
+    "embedding": Slot(
+        "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"
+    ),
+    "position": Slot(
+        "LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "positions on the stream", made="position(dim, context)"
+    ),
+    "stack": Slot("LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "depth", made="stack(dim)"),
+    "norm": Slot("LanguageModel, residuals", "x (..., D) -> (..., D)", "normalisation", made="norm(dim)"),
+    "head": Slot("LanguageModel", "x (B, T, D), embedding -> (B, T, V)", "stream to logits", made="head(dim, vocab)"),
+    "inner": Slot("wrapping parts", "as the slot that was wrapped", "what a part was wrapped around", made="as it was"),
+    # Depth
+    "block": Slot("Stack", "x (B, T, D), ctx -> (B, T, D)", "one layer", made="block(dim)"),
+    "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
+    "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
+    "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),
+    "up": Slot("MLP", "(..., D) -> (..., F)", "into the hidden width", made="up(dim, hidden)"),
+    "activation": Slot("MLP", "(..., F) -> (..., F)", "elementwise"),
+    "down": Slot("MLP", "(..., F) -> (..., D)", "back to the stream", made="down(hidden, dim)"),
+    # Attention
+    "project": Slot(
+        "Attention", ".split(x) -> q, k, v; .join(heads) -> x", "stream to heads and back", made="project(dim, heads)"
+    ),
+    "query": Slot("Projections", "(..., D) -> (..., D)", "", made="query(dim, dim)"),
+    "key": Slot("Projections", "(..., D) -> (..., D)", "", made="key(dim, dim)"),
+    "value": Slot("Projections", "(..., D) -> (..., D)", "", made="value(dim, dim)"),
+    "out": Slot("Projections", "(..., D) -> (..., D)", "writes to the stream", made="out(dim, dim)"),
+    "qk_norm": Slot(
+        "Attention", "(B, T, H, K) -> (B, T, H, K)", "normalises queries and keys", made="qk_norm(K), twice"
+    ),
+    "qk_position": Slot(
+        "Attention", "(B, T, H, K), positions -> (B, T, H, K)", "positions on queries and keys", made="qk_position(K)"
+    ),
+    "score": Slot(
+        "Rules",
+        "scores, b, h, q, k -> scores",
+        "changes scores, as FlexAttention's score_mod",
+        made="score(heads) if a class",
+    ),
+    "mask": Slot("Rules", "b, h, q, k -> bool", "who may look, as FlexAttention's mask_mod"),
+    "kernel": Slot("Attention", "q, k, v, rules -> (B, T, H, K)", "computes attention; `attend` is the reference"),
+}

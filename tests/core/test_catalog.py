@@ -1,0 +1,111 @@
+"""What the catalogue reads off the papers without running them, and the rules every paper keeps."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from deltax import UserError, catalog
+from deltax.catalog import PAPERS
+from deltax.expression import load
+from deltax.paper import paper_of
+
+RECORDS = catalog.papers()
+
+
+def test_the_catalogue_loads_no_torch():
+    code = "import sys; from deltax import catalog; catalog.papers()"
+    code += "; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+def test_records_are_read_off_the_file():
+    dyt = catalog.find("dyt")
+    assert dyt.title == "Transformers without Normalization"
+    assert dyt.authors == "Zhu, Chen, He, LeCun, Liu"
+    assert dyt.sentence == "A transformer, but every norm is an elementwise tanh."
+    assert (dyt.year, dyt.arxiv, dyt.kind, dyt.field) == (2025, "2503.10622", "delta", "language")
+    assert dyt.on == ("gpt",) and dyt.parents == ("gpt", "layer-norm")
+    assert "dyt" in catalog.children("gpt")
+    assert dyt.change().startswith("class DyT") and "@claim" not in dyt.change()
+
+
+def test_unknown_papers_name_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'dyt'"):
+        catalog.find("dty")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1\n", "declares no paper"),
+        ("def f(:\n", "not a Python file"),
+        (
+            '"""No date."""\n' * 1 + "from deltax import paper\n@paper(year=2020)\ndef f(recipe):\n    return recipe\n",
+            "docstring begins",
+        ),
+    ],
+)
+def test_a_broken_paper_is_named(tmp_path, text, says):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        catalog.read(path)
+    assert "broken.py" in str(error.value)
+
+
+@pytest.mark.parametrize("key", RECORDS)
+class TestEveryPaper:
+    def test_says_x_but_y(self, key):
+        record = RECORDS[key]
+        assert "but" in record.sentence.replace(",", " ").split(), record.sentence
+        assert record.link, "a paper has an arXiv id or a url"
+        assert record.authors
+
+    def test_has_claims(self, key):
+        assert RECORDS[key].claims
+
+    def test_is_no_older_than_its_parents(self, key):
+        record = RECORDS[key]
+        for parent in record.parents:
+            assert catalog.find(parent).year <= record.year, f"{key} ({record.year}) builds on {parent}"
+
+    def test_says_of_itself_what_the_catalogue_reads(self, key):
+        record = RECORDS[key]
+        declared = paper_of(load(key))
+        assert (declared.key, declared.year, declared.kind, declared.arxiv) == (
+            record.key,
+            record.year,
+            record.kind,
+            record.arxiv,
+        )
+
+    def test_claims_are_sentences(self, key):
+        for claim in RECORDS[key].claims:
+            assert claim.says[0].isupper() and claim.says.endswith((".", "?")), claim.says
+            assert claim.kind in ("exact", "parity", "measured")
+            assert claim.kind != "parity" or claim.peer
+            assert claim.kind != "measured" or claim.paper
+
+
+def test_a_claim_without_a_sentence_is_refused():
+    from deltax import claim
+
+    with pytest.raises(TypeError, match="write it as the docstring"):
+
+        @claim
+        def nothing_said():
+            pass
+
+
+@pytest.mark.parametrize("path", sorted(PAPERS.parent.glob("p*/**/*.py")), ids=lambda p: p.stem)
+def test_constructors_stay_small_and_take_no_flags(path):
+    for cls in [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)]:
+        for init in [n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]:
+            words = init.args.args[1:] + init.args.kwonlyargs
+            assert len(words) <= 8, f"{cls.name} takes {len(words)} arguments"
+            defaults = [*init.args.defaults, *init.args.kw_defaults]
+            flags = [d for d in defaults if isinstance(d, ast.Constant) and isinstance(d.value, bool)]
+            typed = [w.arg for w in words if w.annotation and ast.unparse(w.annotation) == "bool"]
+            assert not flags and not typed, f"{cls.name}: an idea is a part, not a flag"
