@@ -99,8 +99,9 @@ class Pixels(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """body(image, conditioned on time + label). Images (B, C, Y, X), times (B,) in [0, 1], labels (B,) or None -> images.
+    """body(image, conditioned on time + label).
 
+    Images (B, C, Y, X), times (B,) in [0, 1], labels (B,) or None -> images.
     channels, size and classes come from the task.
     """
 

@@ -11,8 +11,8 @@ from deltax.shapes import Logits, Tokens
 class Referenced(nn.Module):
     """The inner model, and as `reference` the same model as it was when the run began, which never learns.
 
-    Tokens (B, T) -> logits (B, T, V), the inner model's. Both are in the state, so a resumed run has the same reference;
-    the state of a plain model, loaded to start from, becomes both.
+    Tokens (B, T) -> logits (B, T, V), the inner model's. Both are in the state, so a resumed run has the same
+    reference; the state of a plain model, loaded to start from, becomes both.
     """
 
     def __init__(self, vocab: int, context: int, *, inner: Part):

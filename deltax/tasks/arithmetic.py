@@ -1,4 +1,4 @@
-"""Sums that a machine can check: "07+45=" is to be answered "52" and an end. Learnt from answers, or from reward alone."""
+"""Sums that a machine can check: "07+45=" is to be answered "52" and an end. Learnt from answers, or from reward."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +21,16 @@ PLUS, EQUALS, END = 10, 11, 12
 
 
 class Arithmetic:
-    """Sums of two numbers of `digits` digits. The interface is that of `deltax.tasks.text.Text`, and, for a learner that
-    is told no more than whether it was right:
+    """Sums of two numbers of `digits` digits. The interface is that of `deltax.tasks.text.Text`, and, for a learner
+    that is told no more than whether it was right:
 
     prompts(step, size=, seed=)  (size, P) questions to train on, a pure function of its arguments
     reward(tokens)               (B,) 1 where a question is followed by its answer and an end, else 0
     answer                       the most tokens an answer takes, its end included
     end                          the token that ends an answer; what comes after it does not count
 
-    A fixed draw puts each problem in train (80 %), validation (10 %) or sealed (10 %); no held-out problem is ever asked in
-    training. held_out is how many to evaluate on, or all of a split where it has fewer.
+    A fixed draw puts each problem in train (80 %), validation (10 %) or sealed (10 %); no held-out problem is ever
+    asked in training. held_out is how many to evaluate on, or all of a split where it has fewer.
     """
 
     unit = "chance of a wrong answer"
@@ -53,7 +53,7 @@ class Arithmetic:
         return {"vocab": len(WORDS), "context": self.question + self.answer}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:
-        """Training problems with their answers, each problem equally likely; only the answer and its end are targets."""
+        """Training problems with their answers, each equally likely; only an answer and its end are targets."""
         return self._with_answers(self._draw(step, size, seed))
 
     def prompts(self, step: int, *, size: int, seed: int) -> Tokens:
@@ -103,7 +103,9 @@ class Arithmetic:
             greedy.append(((logits.argmax(-1) == targets) | ~counted).all(1))
         right = torch.cat(chance).double().numpy()
         metrics = {"sampled accuracy": float(right.mean()), "accuracy": torch.cat(greedy).double().mean().item()}
-        return Evaluation(1 - metrics["sampled accuracy"], 1 - right, np.ones(len(right)), np.arange(len(right)), metrics)
+        return Evaluation(
+            1 - metrics["sampled accuracy"], 1 - right, np.ones(len(right)), np.arange(len(right)), metrics
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -76,7 +76,7 @@ def test_reward_is_for_exactly_the_answer_and_an_end(text, reward):
 
 def test_the_answers_of_a_batch_are_rewarded():
     task = Arithmetic()
-    inputs, targets = task.batch(0, size=50, seed=0)
+    inputs, _ = task.batch(0, size=50, seed=0)
     tokens = torch.cat([inputs, torch.full((50, 1), END)], 1)
     assert task.reward(tokens).all()
     tokens[:, task.question] = (tokens[:, task.question] + 1) % 10

@@ -7,6 +7,7 @@ any lower level and that is a step. eta says how much of the noise is drawn anew
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,13 +18,13 @@ from deltax.papers.generative.ddpm import STEPS, ddpm, posterior, signal
 
 @paper(on=ddpm, year=2020, arxiv="2010.02502")
 def ddim(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations: int = 50, eta: float = 0.0) -> Tensor:
-    """Images from noise x (B, ...) by so many calls of noise_of(x, times), times (B,) in [0, 1] as DDPM's network has them.
+    """Images from noise x (B, ...) by so many calls of noise_of(x, times).
 
-    The steps are spaced evenly from 1000, where all is noise, to 0 (Eq. 12).
+    Times are (B,) in [0, 1], as DDPM's network has them. The steps are spaced evenly from 1000, all noise, to 0 (Eq. 12).
     """
     steps = torch.linspace(STEPS, 0, evaluations + 1, dtype=torch.float64).round().long()
     abar = signal().to(x)
-    for now, then in zip(steps, steps[1:]):
+    for now, then in pairwise(steps):
         noise = noise_of(x, (now / STEPS).to(x).expand(len(x)))
         x = step(x, noise, abar[now], abar[then], eta=eta)
     return x
@@ -85,13 +86,8 @@ def equals_diffusers():
     from diffusers import DDIMScheduler
 
     torch.manual_seed(0)
-    peer = DDIMScheduler(
-        num_train_timesteps=STEPS,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
+    settings = {"beta_schedule": "linear", "clip_sample": False, "timestep_spacing": "trailing"}
+    peer = DDIMScheduler(num_train_timesteps=STEPS, set_alpha_to_one=True, **settings)
     peer.set_timesteps(8)
     weight = torch.randn(5, 5) / 3
     network = lambda x, times: torch.tanh(x @ weight + times[:, None])
@@ -101,6 +97,5 @@ def equals_diffusers():
     for t in peer.timesteps:
         b = peer.step(network(b, ((t + 1) / STEPS).expand(3)), t, b, eta=0.0).prev_sample
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(
-        *(torch.autograd.grad(y.square().sum(), z)[0] for y, z in ((a, ours), (b, theirs))), rtol=1e-3, atol=1e-3
-    )
+    gradients = (torch.autograd.grad(y.square().sum(), z)[0] for y, z in ((a, ours), (b, theirs)))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)

@@ -1,9 +1,9 @@
 """Denoising Diffusion Probabilistic Models. Ho, Jain, Abbeel, 2020. arXiv:2006.11239
 
-A latent-variable model, but its encoder is fixed, a chain of a thousand small noisings, and all that is learned is the noise.
+A latent-variable model, but its encoder is fixed, a thousand small noisings, and only the noise is learned.
 
-The bound on the likelihood is a sum of squared errors with a weight for each step. Ho et al. drop the weights and ask the
-network for the noise itself (Eq. 14); whatever the network is, one example and one step at a time train it.
+The bound on the likelihood is a sum of squared errors with a weight for each step. Ho et al. drop the weights and ask
+the network for the noise itself (Eq. 14); whatever the network is, one example at one step of the chain trains it.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def noised(data: Tensor, noise: Tensor, abar: PerExample) -> Tensor:
 
 
 def posterior(data: Tensor, x: Tensor, before: PerExample, now: PerExample) -> tuple[Tensor, PerExample]:
-    """Mean and variance of x_{t-1} given x_t and the data (Eqs. 6 and 7), where abar is `before` at t - 1 and `now` at t."""
+    """Mean and variance of x_{t-1} given x_t and the data (Eqs. 6, 7); abar is `before` at t - 1 and `now` at t."""
     alpha = now / before
     each = lambda v: v.view(-1, *[1] * (x.ndim - 1))
     mean = each(before.sqrt() * (1 - alpha) / (1 - now)) * data + each(alpha.sqrt() * (1 - before) / (1 - now)) * x
@@ -72,7 +72,7 @@ def ddpm(*, dim: int = 192, depth: int = 3) -> Part:
 
 @claim
 def the_posterior_is_a_product_of_gaussians():
-    """At every step, q(x_{t-1} | x_t, x_0) by its closed form is the product of the chain's step and the noised data."""
+    """At every step the closed form of q(x_{t-1} | x_t, x_0) is the product of the chain's step and the noised data."""
     torch.manual_seed(0)
     abar = signal()[1:]
     before, now = abar[:-1], abar[1:]
@@ -98,13 +98,12 @@ def a_thousand_steps_are_one():
 
 @claim.parity(peer="diffusers DDPMScheduler")
 def equals_diffusers():
-    """Noised images, their gradients, and the mean and variance of a step back equal diffusers' at every tested step."""
+    """Noised images, their gradients, and mean and variance of steps back equal diffusers' all along the chain."""
     from diffusers import DDPMScheduler
 
     torch.manual_seed(0)
-    peer = DDPMScheduler(
-        num_train_timesteps=STEPS, beta_schedule="linear", clip_sample=False, variance_type="fixed_small"
-    )
+    settings = {"beta_schedule": "linear", "clip_sample": False, "variance_type": "fixed_small"}
+    peer = DDPMScheduler(num_train_timesteps=STEPS, **settings)
     abar = signal().float()
     for t in (1, 2, 77, 500, 999, 1000):
         data, noise, weight = torch.randn(3, 2, 1, 5, 3)
@@ -112,9 +111,8 @@ def equals_diffusers():
         a = noised(ours, noise, abar[[t, t]])
         b = peer.add_noise(theirs, noise, torch.tensor([t - 1, t - 1]))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            *(torch.autograd.grad((x * weight).sum(), y)[0] for x, y in ((a, ours), (b, theirs)))
-        )
+        gradients = (torch.autograd.grad((x * weight).sum(), y)[0] for x, y in ((a, ours), (b, theirs)))
+        torch.testing.assert_close(*gradients)
         x = b.detach()
         guess = (x - (1 - abar[t]).sqrt() * weight) / abar[t].sqrt()
         mean, variance = posterior(guess, x, abar[[t - 1] * 2], abar[[t] * 2])

@@ -1,15 +1,16 @@
 """Flow Matching for Generative Modeling. Lipman, Chen, Ben-Hamu, Nickel, Le, 2022. arXiv:2210.02747
 
-A continuous normalizing flow, but trained without simulating it: the network regresses the velocity of a path fixed beforehand.
+A continuous normalizing flow, but never simulated in training: the network regresses the velocity of a given path.
 
-The velocity that carries all noise to all data cannot be computed, but the one that carries noise to a single image can,
-and the regressions on either have the same gradient (Theorem 2). On the straight path of section 4.1 it is a constant.
-That single images are reached in straight lines does not make the flow straight: paths that would cross bend instead.
+The velocity that carries all noise to all data cannot be computed, but the one that carries noise to a single image
+can, and the regressions on either have the same gradient (Theorem 2). On the straight path of section 4.1 it is a
+constant. Straight ways to single images do not make the flow straight: paths that would cross bend instead.
 
 Time here is the paper's: 0 is noise, 1 is data. Diffusion's is t' = 1 - t, with velocity -v; `diffusers` uses that one.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def sample(velocity: Velocity, noise: Tensor, *, steps: int = 16, solver: Callab
     A model is a velocity; to draw a given class, sample `lambda x, t: model(x, t, labels)`.
     """
     times = torch.linspace(0, 1, steps + 1, dtype=noise.dtype, device=noise.device)
-    for now, then in zip(times, times[1:]):
+    for now, then in pairwise(times):
         noise = solver(velocity, noise, now, then)
     return noise
 
@@ -80,9 +81,9 @@ def data_of(velocity: Tensor, x: Tensor, times: PerExample, *, smallest: float =
 
 
 def marginal(data: Tensor, *, smallest: float = 0.0) -> Velocity:
-    """The exact velocity for a finite data set (N, D), each point equally likely (Eq. 8): x (B, D), times (B,) -> (B, D).
+    """The exact velocity for a finite data set (N, D), each point equally likely (Eq. 8).
 
-    With `smallest` 0 it has no value at t = 1.
+    x (B, D), times (B,) -> (B, D). With `smallest` 0 it has no value at t = 1.
     """
 
     def velocity(x: Tensor, times: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def flow_matching(*, dim: int = 192, depth: int = 3, smallest: float = 0.0) -> P
 
 @claim
 def one_image_teaches_as_all_do():
-    """The losses on conditional and on marginal velocity differ, by a constant: their gradients are equal (Theorem 2)."""
+    """The losses on conditional and marginal velocity differ, by a constant: their gradients are equal (Theorem 2)."""
     torch.manual_seed(0)
     data = torch.randn(3, 2, dtype=torch.float64)
     grid = torch.linspace(-8, 8, 81, dtype=torch.float64)
@@ -149,7 +150,7 @@ def euler_is_ddim():
 
 @claim
 def a_velocity_is_a_denoiser_and_a_score():
-    """The denoiser read off the exact velocity is the one that Tweedie's formula reads off the gradient of the log density."""
+    """The denoiser read off the exact velocity is the one that Tweedie's formula reads off the score of the density."""
     torch.manual_seed(0)
     data, x = torch.randn(4, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     for t, smallest in ((0.2, 0.0), (0.9, 0.0), (0.5, 0.2), (1.0, 0.3)):
@@ -163,8 +164,8 @@ def a_velocity_is_a_denoiser_and_a_score():
 
 @claim
 def straight_paths_make_a_bent_flow():
-    """One step of Euler from any noise ends on the mean of the data: exact for a single image, and for two it is neither,
-    while many steps end on one of them."""
+    """One step of Euler from any noise ends on the mean of the data: right for a single image, neither of two; many
+    steps end on one of them."""
     torch.manual_seed(0)
     noise = torch.randn(7, 3, dtype=torch.float64)
     for count in (1, 2):
@@ -178,7 +179,7 @@ def straight_paths_make_a_bent_flow():
 
 @claim
 def two_evaluations_buy_an_order():
-    """On an exact velocity Euler's error falls with the first power of the step, Heun's and the midpoint's with the second."""
+    """On an exact velocity Euler's error falls with the step, Heun's and the midpoint's with its square."""
     torch.manual_seed(0)
     data, noise = torch.randn(3, 2, dtype=torch.float64), torch.randn(9, 2, dtype=torch.float64)
     velocity = marginal(data, smallest=0.6)
@@ -190,7 +191,7 @@ def two_evaluations_buy_an_order():
 
 @claim.parity(peer="diffusers FlowMatchEulerDiscreteScheduler")
 def equals_diffusers():
-    """With time and velocity turned round, the same network gives diffusers' samples, and the gradients of its weights."""
+    """With time and velocity turned round, the same network gives diffusers' samples, and its weights' gradients."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     torch.manual_seed(0)
@@ -226,12 +227,19 @@ def equals_meta():
 
 @claim.measured(paper="CIFAR-10: FID 6.35 at 142 evaluations; ImageNet-64: FID 14.45, both below DDPM's (Table 1)")
 def fewer_evaluations_do(lab):
-    """At 4, 8 and 16 evaluations of the same network, trained alike, digits drawn by flow matching (Euler) are nearer to
-    held-out ones than DDPM's (DDIM): their energy distances sum to less by at least a fifth."""
-    held_out, labels = lab.task("flow-matching").all("validation"), lab.task("flow-matching").all("train").labels[:800]
+    """At 4, 8 and 16 evaluations of the same network, trained alike, flow matching (Euler) draws digits nearer to
+    held-out ones than DDPM (DDIM) does: their energy distances sum to less by at least a fifth."""
+    from sklearn.svm import SVC
+
+    training, held_out = (lab.task("flow-matching").all(split) for split in ("train", "validation"))
+    labels = training.labels[:800]
     noise = torch.randn(800, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    judge = _classifier(lab.task("flow-matching").all("train"))
-    gains, numbers, drawn = [], {"distance of training digits": energy_distance(*_ends(lab))}, {}
+    judge = SVC(C=10).fit(training.images.flatten(1), training.labels)
+    numbers = {
+        "training digits: distance": energy_distance(training.images, held_out.images),
+        "held-out digits: recognised": judge.score(held_out.images.flatten(1), held_out.labels),
+    }
+    gains, drawn = [], {}
     for seed in lab.seeds(3):
         models = {name: lab.train(name, seed=seed).model for name in ("flow-matching", "ddpm")}
         sums = dict.fromkeys(models, 0.0)
@@ -244,14 +252,13 @@ def fewer_evaluations_do(lab):
             sums[name] += distance if calls <= 16 else 0.0
             drawn[f"{name} {calls}"] = torch.cat([images[labels == digit][:1] for digit in range(10)])
         gains.append(1 - sums["flow-matching"] / sums["ddpm"])
-    numbers["held-out digits: recognised"] = judge.score(held_out.images.flatten(1), held_out.labels)
     figures = {"One digit of each class from the same noise, by evaluations": lab.figure(_mosaic(drawn))}
     return lab.at_least(gains, 0.2, unit="of DDPM's distance", numbers=numbers, figures=figures)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|A - B| - E|A - A'| - E|B - B'| of two samples (N, ...) and (M, ...), unbiased: 0 on average where both are of
-    one distribution, so it may fall below (Szekely and Rizzo, 2013)."""
+    """2 E|A - B| - E|A - A'| - E|B - B'| of samples (N, ...) and (M, ...), unbiased: 0 on average where both are of
+    one distribution, and so at times below (Szekely and Rizzo, 2013)."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
     within = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
     return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()
@@ -261,16 +268,6 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 def _drawn(model: nn.Module, noise: Tensor, labels: Tensor, calls: int, name: str) -> Tensor:
     network = lambda x, times: model(x, times, labels)
     return sample(network, noise, steps=calls) if name == "flow-matching" else ddim(network, noise, evaluations=calls)
-
-
-def _classifier(digits: Any) -> Any:
-    from sklearn.svm import SVC
-
-    return SVC(C=10).fit(digits.images.flatten(1), digits.labels)
-
-
-def _ends(lab: Any) -> list[Tensor]:
-    return [lab.task("flow-matching").all(split).images for split in ("train", "validation")]
 
 
 def _mosaic(rows: dict[str, Tensor]) -> Any:

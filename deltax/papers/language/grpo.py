@@ -1,4 +1,5 @@
-"""DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models. Shao, Wang, Zhu et al., 2024. arXiv:2402.03300
+"""DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
+Shao, Wang, Zhu, Xu, Song, Bi, Zhang, Zhang, Li, Wu, Guo, 2024. arXiv:2402.03300
 
 PPO, but the critic is the group: several answers to one question are judged by their own mean and deviation.
 
@@ -80,9 +81,13 @@ def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, g
     Raises UserError where `size` is no multiple of `group`, or the task cannot tell right from wrong.
     """
     if group < 2 or size % group:
-        raise UserError(f"a batch of {size} answers does not come in groups of {group}: set loop.batch to a multiple of it")
+        raise UserError(
+            f"a batch of {size} answers does not come in groups of {group}: set loop.batch to a multiple of it"
+        )
     if not hasattr(task, "reward"):
-        raise UserError(f"{type(task).__name__} cannot tell a right answer from a wrong one; choose a task with a reward")
+        raise UserError(
+            f"{type(task).__name__} cannot tell a right answer from a wrong one; choose a task with a reward"
+        )
     device = next(model.parameters()).device
     questions = task.prompts(step, size=size // group, seed=seed).to(device).repeat_interleave(group, 0)
     tokens = generate(model, questions, length=task.answer)
@@ -214,7 +219,9 @@ def equals_trl():
     assert 0 < trainer._metrics["train"]["clip_ratio/region_mean"][0] < 1
     rewards = torch.rand(5, 7, dtype=torch.float64)
     centred = rewards - rewards.mean(1, keepdim=True)
-    torch.testing.assert_close(advantages_of(rewards), centred / (nanstd(rewards, dim=1)[:, None] + 1e-4), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        advantages_of(rewards), centred / (nanstd(rewards, dim=1)[:, None] + 1e-4), rtol=1e-3, atol=0
+    )
 
 
 def _tiny() -> tuple[Referenced, Rollouts]:
