@@ -10,14 +10,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deltax.errors import UserError
+from deltax.errors import StoreError, UserError
 from deltax.train import mesh
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON facts at once: the file is whole or not there, whenever the process dies.
 
-    Raises UserError when the disk is full or the folder cannot be written.
+    Raises StoreError when the disk is full or the folder cannot be written.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {k: mesh.whole(v.detach()).contiguous().cpu().clone() for k, v in tensors.items()}
@@ -29,7 +29,7 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
         scratch.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {_reason(error)}; free some space or choose another --store") from None
+        raise StoreError(f"cannot write {path}: {_reason(error)}; free some space or choose another --store") from None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

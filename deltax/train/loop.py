@@ -43,6 +43,10 @@ class Outcome:
         return self.evaluation is None
 
 
+class Stop(Exception):
+    """Raised by `on_step`: the run is saved and left, to go on from there another time."""
+
+
 def train(
     job: Job,
     machine: Machine | None = None,
@@ -57,7 +61,7 @@ def train(
     weights     a state to start from instead of a fresh one
     save_to     a checkpoint file; where it exists the run goes on from it, and ends as if never interrupted
     save_every  seconds between checkpoints
-    on_step     told after every step
+    on_step     told after every step; may raise Stop
 
     A loss or gradient that is not finite ends the run as diverged. Raises UserError for a recipe that cannot be built.
     """
@@ -93,7 +97,12 @@ def train(
         progress.step += 1
         progress.tokens += task.tokens(loop.batch)
         progress.seconds = time.monotonic() - started
-        on_step(progress)
+        try:
+            on_step(progress)
+        except Stop:
+            if save_to:
+                checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
+            raise
         if save_to and time.monotonic() - saved > save_every:
             checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             saved = time.monotonic()
