@@ -20,7 +20,7 @@ from deltax.papers.generative.ddpm import STEPS, ddpm, posterior, signal
 def ddim(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations: int = 50, eta: float = 0.0) -> Tensor:
     """Images from noise x (B, ...) by so many calls of noise_of(x, times).
 
-    Times are (B,) in [0, 1], as DDPM's network has them. The steps are spaced evenly from 1000, all noise, to 0 (Eq. 12).
+    Times are (B,) in [0, 1], as DDPM's network has them. Steps are spaced evenly from 1000, all noise, to 0 (Eq. 12).
     """
     steps = torch.linspace(STEPS, 0, evaluations + 1, dtype=torch.float64).round().long()
     abar = signal().to(x)
