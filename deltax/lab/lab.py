@@ -189,6 +189,12 @@ class Lab:
         found = speed_ratio(seconds[slow], seconds[fast])
         return Ratio(found.interval.low, found.interval.high, found.interval.level, found.value)
 
+    def peak_memory(self, call: Callable[..., Any], *args: Any, warm: Sequence[Any]) -> int:
+        """Bytes that call(*args) adds to the peak memory of a fresh process: see `deltax.lab.memory.peak_memory`."""
+        from deltax.lab.memory import peak_memory
+
+        return peak_memory(call, *args, warm=warm)
+
     def at_least(self, values: Sequence[float], threshold: float, unit: str = "", **shown: Any) -> Verdict:
         """Whether the mean of `values`, one a seed, is at least `threshold`, by its t interval.
 

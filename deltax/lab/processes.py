@@ -74,7 +74,7 @@ class Processes:
     def start(self, worker: Worker, job: Job) -> None:
         hand = next(hand for hand in self.hands if hand.worker == worker)
         hand.job = job
-        with suppress(BrokenPipeError):  # it died, as the next poll will find
+        with suppress(OSError):  # it died, as the next poll will find
             hand.pipe.send(job)
 
     def poll(self, seconds: float) -> None:
@@ -166,7 +166,7 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_wei
     stop = lambda: told.is_set() or pipe.poll()  # while we are at work nothing comes but its end
 
     def tell(message: Message | str) -> None:
-        with suppress(BrokenPipeError):  # the parent is gone: `stop` will say so
+        with suppress(OSError):  # the parent is gone: `stop` will say so
             pipe.send(message)
 
     store = Store(folder)

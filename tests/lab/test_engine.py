@@ -284,6 +284,7 @@ def tracked(text, tmp_path):
         [job] = jobs(text, 1, 5)
         for _ in range(2):
             log = tracker(name, tmp_path / "log")
+            log("what a comparison plans, which is no event of a run")
             result = execute([job], store=Store(tmp_path / "runs"), engine="inline", on_event=log)[job.id]
             log.close()
         return job, result

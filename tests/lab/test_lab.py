@@ -173,6 +173,10 @@ def test_a_ratio_of_times_has_an_interval(lab):
     assert lab.verdict("inconclusive", interval=ratio).interval == (ratio.low, ratio.high)
 
 
+def test_peak_memory_is_that_of_a_process_of_its_own(lab):
+    assert 30e6 < lab.peak_memory(bytearray, 40_000_000, warm=[10]) < 60e6
+
+
 def test_a_figure_is_the_same_svg_each_time(lab):
     from matplotlib.figure import Figure
 
