@@ -181,9 +181,9 @@ def _inherit(made: nn.Module, old: nn.Module) -> None:
 class _Function(nn.Module):
     """An activation as a module."""
 
-    def __init__(self, function: Part):
+    def __init__(self, activation: Part):
         super().__init__()
-        self.function = function() if isinstance(function.make, type) else function
+        self.function = activation() if isinstance(activation.make, type) else activation
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -195,7 +195,7 @@ def _wraps(new: Part) -> bool:
 
 def _around(new: Part, old: Any) -> Part:
     """The part, with the living one where the probe's stood."""
-    return new._rewrite(lambda _, p: Part(lambda *_: old) if p.make is _as_it_is else p)
+    return new.rewrite(lambda _, p: Part(lambda *_: old) if p.make is _as_it_is else p)
 
 
 def _forget(fused: Fused | FusedWeight, kind: type[nn.Module]) -> bool:
