@@ -107,4 +107,13 @@ SLOTS: dict[str, Slot] = {
     ),
     "mask": Slot("Rules", "b, h, q, k -> bool", "who may look, as FlexAttention's mask_mod"),
     "kernel": Slot("Attention", "q, k, v, rules -> (B, T, H, K)", "computes attention; `attend` is the reference"),
+    # The denoiser
+    "body": Slot(
+        "Denoiser",
+        "x (B, C, Y, X), ctx -> (B, C, Y, X)",
+        "the network, told of time and label by ctx.condition",
+        made="body(channels, size, dim)",
+    ),
+    "time": Slot("Denoiser", "times (B,) in [0, 1] -> (B, D)", "how noised the image is", made="time(dim)"),
+    "label": Slot("Denoiser", "labels (B,) or None -> (B, D)", "what it should show", made="label(classes, dim)"),
 }

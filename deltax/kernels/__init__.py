@@ -19,3 +19,12 @@ def fastest(recipe: Part, device: torch.device) -> Part:
     """The recipe with every reference kernel replaced by its fastest twin for the device."""
     twins = {**_TWINS, **_CPU_TWINS} if device.type == "cpu" else _TWINS
     return recipe.rewrite(lambda _, old: part(twins[old.make], **dict(old.given)) if old.make in twins else old)
+
+
+def reference(recipe: Part) -> Part:
+    """The recipe with every kernel that names a `reference` replaced by it: what the FLOPs of a model are counted on.
+
+    Such a kernel computes the same function, but may skip, repeat or hide some of its products.
+    """
+    named = lambda old: getattr(old.make, "reference", None)
+    return recipe.rewrite(lambda _, old: part(named(old)) if callable(named(old)) else old)

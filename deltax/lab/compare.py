@@ -262,16 +262,16 @@ def _environment(plan: Plan) -> dict[str, Any]:
 def _earlier(store: Store, plan: Plan) -> int:
     """Other comparisons that were scored on this evaluation data."""
     data = fingerprint(plan.x.recipe)
-    return len({e["of"] for e in store.records("noise").values() if e["data"] == data and e["of"] != plan.key})
+    return len({e["of"] for e in store.records("noise").values() if e["data"] == data and e["of"] != plan.id})
 
 
 def _remember(store: Store, comparison: Comparison) -> None:
     """The comparison, and what each Y adds to the ledger of noise."""
     plan = comparison.plan
-    store.remember("comparison", plan.key, comparison.to_json())
+    store.remember("comparison", plan.id, comparison.to_json())
     for row in comparison.rows[1:]:
         d = row.against.difference
         slope = row.against.gains["token"].slope if "token" in row.against.gains else math.nan
-        entry = {"of": plan.key, "data": fingerprint(plan.x.recipe), "flops": plan.x.flops, "df": d.n - 1}
+        entry = {"of": plan.id, "data": fingerprint(plan.x.recipe), "flops": plan.x.flops, "df": d.n - 1}
         entry["sd"] = d.sd / -slope if slope < 0 and not d.diverged else 0.0
-        store.remember("noise", f"{plan.key} / {row.name}", entry)
+        store.remember("noise", f"{plan.id} / {row.name}", entry)

@@ -173,6 +173,7 @@ class Comparison:
         plan, x = self.plan, self.rows[0].tuned.arm.recipe
         return plain(
             {
+                "id": plan.id,
                 "command": command(plan),
                 "scale": self.scale,
                 "unit": plan.unit,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from deltax.errors import UserError
@@ -62,17 +63,29 @@ class Interaction:
 def interact(x: str | Part, a: Any, b: Any, **settings: Any) -> Interaction:
     """X, X+A, X+B and X+A+B on the same pairs, each tuned alike; settings are those of `compare`.
 
-    x is a recipe; a and b are papers, or their keys. The contrast needs about twice the pairs of a main effect. Raises
-    UserError where a run diverged, or a gain lies beyond X's ladder: there is then no number to contrast.
+    x is a recipe; a and b are papers, their keys, or recipes that add papers to x. The contrast needs about twice the
+    pairs of a main effect. Raises UserError where a run diverged, or a gain lies beyond X's ladder: there is then no
+    number to contrast.
     """
     if settings.get("ladder", "on") != "on":
         raise UserError("an interaction is one of gains, and they need X's ladder: leave it on")
     x = read(x) if isinstance(x, str) else x
-    a, b = (load(paper) if isinstance(paper, str) else paper for paper in (a, b))
-    comparison = compare(x, x + a, x + b, x + a + b, **settings)
+    alone, other = _papers(x, a), _papers(x, b)
+    add = lambda papers: reduce(Part.__add__, papers, x)
+    comparison = compare(x, add(alone), add(other), add(alone + other), **settings)
     if "budgets" not in comparison.ladder:
         raise UserError(f"there are no gains to contrast, for want of X's ladder: {comparison.ladder['missing']}")
     pairs = tuple(range(len(comparison.ladder["losses"])))
     ladder = Ladder(comparison.ladder["budgets"], comparison.ladder["losses"], pairs)
     gains = [log_gains(row.against.difference.values, ladder) for row in comparison.rows if row.against]
     return Interaction(comparison, interaction(*gains))
+
+
+def _papers(x: Part, change: Any) -> list[Any]:
+    if isinstance(change, str):
+        return [load(change)]
+    if not isinstance(change, Part):
+        return [change]
+    if change.story[: len(x.story)] != x.story or len(change.story) == len(x.story):
+        raise UserError(f"{change.title} adds nothing to {x.title}: write it as in '{x.title}+rope'")
+    return [chapter.paper for chapter in change.story[len(x.story) :]]

@@ -1,5 +1,6 @@
 """What a comparison will do, what it could see and how long it will take: settled before any compute is spent."""
 
+import hashlib
 import math
 import os
 import re
@@ -24,6 +25,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 CHECKS = (0.5, 1.0, 2.0)  # of X's best rate, at each rung of the ladder
 RUNGS = (0.5, 2.0)
 LADDER_SEEDS = 3
+STARTING = 5.0  # seconds until workers train
 PILOT = 0.06  # sd of ln CEG from pair to pair in a pilot of 67 runs: 0.0136 nats over 0.23 nats per e-fold
 
 Switch = Literal["on", "off"]
@@ -141,10 +143,11 @@ class Plan:
         return tuple(max(1, round(self.x.steps * rung)) for rung in RUNGS)
 
     @property
-    def key(self) -> str:
-        """Equal for comparisons that must come out the same."""
+    def id(self) -> str:
+        """Equal for comparisons that must come out the same; what `dx report` calls them by."""
         arms = [f"{a.name} {a.recipe.id} {code_version(a.recipe)} {a.steps}" for a in self.arms]
-        return " | ".join([*arms, fingerprint(self.x.recipe), str(self.looks), self.ladder, precision()])
+        content = " | ".join([*arms, fingerprint(self.x.recipe), str(self.looks), self.ladder, precision()])
+        return hashlib.sha256(content.encode()).hexdigest()[:10]
 
     @cached_property
     def scale(self) -> str:
@@ -158,12 +161,16 @@ class Plan:
         return counted
 
     @property
-    def seconds(self) -> float:
-        """X's time for every step, an evaluation for every run; workers go side by side."""
+    def steps(self) -> int:
+        """Optimizer steps of all runs."""
         each = len(CHECKS) + min(LADDER_SEEDS, self.looks[0])
-        steps = (len(FACTORS) + self.pairs) * sum(a.steps for a in self.arms) + each * sum(self.rungs)
-        work = steps * self.calibration.step + sum(self.runs().values()) * self.calibration.evaluation
-        return work / self.workers + 10
+        return (len(FACTORS) + self.pairs) * sum(a.steps for a in self.arms) + each * sum(self.rungs)
+
+    @property
+    def seconds(self) -> float:
+        """X's time for every step, an evaluation for every run; workers go side by side, and start four times."""
+        work = self.steps * self.calibration.step + sum(self.runs().values()) * self.calibration.evaluation
+        return work / self.workers + 4 * STARTING
 
     def resolution(self, pairs: int) -> float:
         """The smallest gain, as a ratio, that so many pairs would find with 80 % power against Holm's hardest level."""

@@ -51,7 +51,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     elif result.diverged:
         print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --rate")
     else:
-        print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {result.tokens:,} tokens in {result.seconds:.0f} s")
+        spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
+        print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
         print(f"run {job.id}; go on with: dx sample {job.id[:8]} 'Once'")
 
 
@@ -150,7 +151,9 @@ def verify(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> 
 
     store, failed, found = Store(arguments.store), False, {}
     with _trackers(arguments.log, store) as log, terminal.Live() as live:
-        lab = Lab(store, engine=arguments.engine, workers=arguments.workers or _cores(), on_event=_each(live.hear, *log))
+        lab = Lab(
+            store, engine=arguments.engine, workers=arguments.workers or _cores(), on_event=_each(live.hear, *log)
+        )
         for record in records:
             for claim in record.claims:
                 if arguments.claim in (None, claim.name, claim.name.replace("_", "-")):

@@ -203,7 +203,7 @@ def test_a_second_knob_costs_every_arm_the_same(tiny, store, world, monkeypatch)
 
 def test_again_it_trains_nothing(tiny, store):
     events = []
-    words = dict(store=store, budget="1k tokens", pairs=2, engine="local", workers=1)
+    words = dict(store=store, budget="1k tokens", pairs=2, engine="inline")
     first = compare(tiny(), tiny("gpt+alibi"), **words)
     again = compare(tiny(), tiny("gpt+alibi"), **words, on_event=events.append)
     kinds = {event.kind for event in events[1:]}

@@ -20,7 +20,7 @@ def truths(together: float) -> dict[str, Truth]:
 )
 def test_the_contrast_is_recovered(tiny, store, world, together, says):
     world(truths(together), sd=0.0005)
-    found = interact(tiny(), dyt, "alibi", store=store, budget="claim")
+    found = interact(tiny(), dyt, tiny("gpt+alibi"), store=store, budget="claim")
     assert found.outcome.startswith(says) and str(found).startswith("gpt+dyt+alibi against gpt+dyt times gpt+alibi")
     low, high = found.interval
     # The three gains share X's best rate, and each arm's own is found only to the noise of one seed.
@@ -29,11 +29,13 @@ def test_the_contrast_is_recovered(tiny, store, world, together, says):
 
 
 def test_a_noisy_contrast_is_inconclusive(tiny, store, world):
-    world(truths(1.2 * 1.15 * 1.02), sd=0.02)
+    world(truths(1.2 * 1.15 * 1.02), sd=0.02, salt=1)
     assert interact(tiny(), dyt, alibi, store=store).outcome.startswith("inconclusive (could have seen a factor of")
 
 
 def test_what_cannot_be_contrasted(tiny, store, world):
+    with pytest.raises(UserError, match="adds nothing"):
+        interact(tiny(), tiny(), "alibi", store=store)
     with pytest.raises(UserError, match="leave it on"):
         interact(tiny(), dyt, alibi, store=store, ladder="off")
     world(truths(9.0), sd=0.001)
