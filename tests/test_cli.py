@@ -20,7 +20,8 @@ def numbers(tmp_path):
     return path
 
 
-TINY = ["--set", "model.dim=12", "--set", "model.stack.depth=1", "--set", "task.context=16", "--set", "task.held_out=512"]
+SIZES = ["model.dim=12", "model.stack.depth=1", "task.context=16", "task.held_out=512"]
+TINY = [word for size in SIZES for word in ("--set", size)]
 
 
 @pytest.mark.parametrize(
