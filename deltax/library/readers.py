@@ -8,10 +8,10 @@ described by its front matter or holding one paper's link. What fits none is kep
 import re
 from dataclasses import replace
 
-from deltax.library import days, frontmatter, pages, tables, tasks
+from deltax.library import carrier, days, frontmatter, pages, tables, tasks
 from deltax.library.identifiers import from_text, from_url, unique
 from deltax.library.markdown import LONG, Block, Inline, blocks, dedent, inline, mentions
-from deltax.library.model import Dates, Entry, Link, Origin, Reading, Reference, Remark, Task
+from deltax.library.model import Dates, Entry, Link, Origin, Reading, Reference, Remark, Task, flat, unflat
 from deltax.library.tags import slug
 
 _BOLD = re.compile(r"(?:\*\*|__)(?:(?P<year>(?:19|20)\d{2})[ :,.-]+)?(?P<title>.+?)(?:\*\*|__)(?P<after>.*)", re.S)
@@ -43,8 +43,10 @@ def read(path: str, lines: list[str]) -> Reading:
             described = pages.single_paper(path, lines, front, tree)
     entries, remarks = page.entries, page.remarks
     if described is not None:
+        page.carried = {}
         entries = [replace(described, task=replace(described.task, dates=Dates(noted=page.day or "")))]
         remarks = [r for r in remarks if r.reason != KEPT]
+    entries = page.whole(entries)
     return Reading(
         path,
         tuple(sorted(entries, key=lambda e: e.origin.line)),
@@ -59,6 +61,7 @@ class _Page:
         self.tags = frontmatter.tags(front.values)
         self.entries: list[Entry] = []
         self.remarks: list[Remark] = []
+        self.carried: dict[int, str] = {}
         self.sections: list[tuple[int, str]] = []
         self.day: str | None = days.file_day(path) or None
 
@@ -186,7 +189,11 @@ class _Page:
             self.remark(block.start, block.end, "a table without a title column: kept")
             return
         for row in rows[1:]:
-            made = tables.entry(columns, [cell.content for cell in row.children])
+            taken = [carrier.take(cell.content) for cell in row.children]
+            rode = next((packed for _, packed in taken if packed is not None), None)
+            if rode is not None:
+                self.carried[row.start + 1] = rode
+            made = tables.entry(columns, [cell for cell, _ in taken])
             if made is None:
                 self.remark(row.start, row.end, "a row without a title: kept")
                 continue
@@ -201,6 +208,7 @@ class _Page:
     def items(self, block: Block, section: tuple[str, ...]) -> None:
         boxes = any(tasks.checkbox(_content(item)) for item in block.children)
         for item in block.children:
+            boxes = boxes or self._marked(item)
             if not self.item(item, section, boxes):
                 self.plain_item(item, section)
 
@@ -288,7 +296,10 @@ class _Page:
         title, rest = line.text if shown.text == line.text else shown.text, [*text]
         if shown.lead and shape != "heading" and (match := _SEPARATOR.match(shown.after)):
             title, rest = shown.lead, [*rest, shown.after[match.end() :]]
-        nested = self.lines[body:end]
+        nested = [line for line in self.lines[body:end] if carrier.MARK not in line]
+        if len(nested) < end - body and not within:
+            rode = next(line for line in self.lines[body:end] if carrier.MARK in line)
+            self.carried[start + 1] = carrier.take(rode)[1] or ""
         links = tuple(link for link in shown.links if link.url)
         if not any(link.role == "own" for link in links):
             first_item = next((n for n in range(body, end) if _LIST_MARK.match(self.lines[n])), end)
@@ -307,6 +318,19 @@ class _Page:
             self.remark(start, start + 1, problem)
         self.entries.append(entry)
         return entry
+
+    def _marked(self, item: Block) -> bool:
+        return any(carrier.MARK in line for line in self.lines[item.start : item.end])
+
+    def whole(self, entries: list[Entry]) -> list[Entry]:
+        """Entries of an exported file with what rode along; their text is theirs alone, and holds no entries."""
+        if not self.carried:
+            return entries
+        entries = [e for e in entries if e.origin.within not in self.carried]
+        return [
+            unflat(carrier.unpack(packed, flat(e)), e.origin) if (packed := self.carried.get(e.origin.line)) else e
+            for e in entries
+        ]
 
     def _own(self, start: int, end: int) -> tuple[Link, ...]:
         """Links that stand alone on their lines, below a title that has none."""
