@@ -247,23 +247,23 @@ def export(library: Library, args: argparse.Namespace) -> Result:
     form = args.format
     if form is None:
         by_suffix = {".bib": "bibtex", ".json": "csl", ".ris": "ris", ".md": "obsidian"}
-        form = by_suffix.get(Path(args.file or "").suffix.lower())
+        form = by_suffix.get(Path(args.target or "").suffix.lower())
         if form is None:
             raise UserError(f"which format? --format {' or '.join(formats.NATIVE)}")
     text = formats.write([item.entry for item in _chosen(library, args)], form)
-    if args.file is None:
+    if args.target is None:
         return Result(text.rstrip("\n"))
-    target = Path(args.file)
-    if str(target.resolve()) in library.sources():
-        raise UserError(f"{args.file} is one of your note files: export to another file")
+    path = Path(args.target)
+    if str(path.resolve()) in library.sources():
+        raise UserError(f"{args.target} is one of your note files: export to another file")
     try:
-        with target.open("w" if args.overwrite else "x", encoding="utf-8") as file:
+        with path.open("w" if args.overwrite else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{args.file} exists: add --overwrite, or choose another name") from None
+        raise UserError(f"{args.target} exists: add --overwrite, or choose another name") from None
     except OSError as error:
-        raise UserError(f"{args.file} cannot be written ({error.strerror}): choose another place") from None
-    return Result(f"wrote {args.file}")
+        raise UserError(f"{args.target} cannot be written ({error.strerror}): choose another place") from None
+    return Result(f"wrote {args.target}")
 
 
 def find(library: Library, words: list[str]) -> Item:
@@ -295,9 +295,9 @@ def _edit(library: Library, item: Item, edits: dict[str, Any], write_back: bool)
     after = library.edit(item.id, edits)
     if not write_back:
         return after
-    writeback.write(library.in_file(item.id), after)
+    written = writeback.write(library.in_file(item.id), after)
     import_paths(library, [item.entry.origin.path])
-    library.settle(item.id)
+    library.settle(item.id, written)
     return library.item(item.id)
 
 

@@ -257,11 +257,11 @@ class Library:
                 self.regroup()
         return self.item(number)
 
-    def settle(self, number: int) -> None:
-        """Drop the edits that were written back: the entry's file says them now."""
+    def settle(self, number: int, written: Iterable[str]) -> None:
+        """Drop these kinds of edits (edits.FIELDS): the entry's file says them now."""
         with self.writing():
             row = self.db.execute("SELECT data, edits, origin, position FROM entries WHERE id=?", (number,)).fetchone()
-            kept = {key: value for key, value in json.loads(row[1]).items() if key not in edits_.WRITTEN}
+            kept = {key: value for key, value in json.loads(row[1]).items() if key not in set(written)}
             self._write(number, json.loads(row[0]), kept, row[2], row[3])
 
     def in_file(self, number: int) -> Entry:
