@@ -47,14 +47,13 @@ class Catalogue:
             self.by_title.setdefault(normal_title(record.key), record.key)
         self.titles = {record.key: _words(record.title) for record in self.records.values()}
 
-    def certain(self, entry: Entry) -> tuple[str, str] | None:
-        """(key, how) by identifier, else by the whole title, the name, the linked words or the title's head. An entry
-        with an arXiv id that the catalogue gives another paper is not joined by title."""
+    def certain(self, entry: Entry, own: set[str]) -> tuple[str, str] | None:
+        """(key, how) by identifier, else by the whole title, the name, the linked words or the title's head. `own`: the
+        arXiv ids of the entry's work; where the catalogue's paper has another one, titles do not join them."""
         for identifier in entry.reference.identity:
             scheme, _, value = identifier.partition(":")
             if scheme == "arxiv" and value in self.by_arxiv:
                 return self.by_arxiv[value], "id"
-        own = {i.value for i in entry.reference.ids if i.scheme == "arxiv"}
         for title in _titles(entry):
             key = self.by_title.get(normal_title(title))
             if key is not None:
@@ -62,12 +61,11 @@ class Catalogue:
                 return None if own and theirs and _bare(theirs) not in own else (key, "title")
         return None
 
-    def likely(self, entry: Entry) -> tuple[str, float] | None:
+    def likely(self, entry: Entry, own: set[str]) -> tuple[str, float] | None:
         """The paper whose title is most like the entry's, from LIKELY upwards. Short titles are left alone."""
         words = _words(entry.title)
         if len(words) < 12 or entry.title.startswith("http"):
             return None
-        own = {i.value for i in entry.reference.ids if i.scheme == "arxiv"}
         best = process.extractOne(words, self.titles, scorer=fuzz.token_sort_ratio, score_cutoff=LIKELY)
         if best is None:
             return None
@@ -84,13 +82,17 @@ def join(library: Library, catalogue: Catalogue, items: Iterable[Item] | None = 
         verdicts[work] = (paper, verdict)
     found: dict[int, Joined] = {}
     open_: dict[int, list[Entry]] = {}
-    for item in library.items() if items is None else items:
+    items = library.items() if items is None else list(items)
+    own: dict[int, set[str]] = {}
+    for item in items:
+        own.setdefault(item.work, set()).update(i.value for i in item.entry.reference.ids if i.scheme == "arxiv")
+    for item in items:
         entry, work = item.entry, item.work
         paper, verdict = next((verdicts[name] for name in names(entry) if name in verdicts), ("", ""))
         if verdict == "yes" and paper in catalogue.records:
             found[work] = Joined(work, paper, "confirmed")
             continue
-        certain = catalogue.certain(entry)
+        certain = catalogue.certain(entry, own[work])
         if certain and (verdict, paper) != ("no", certain[0]):
             before = found.get(work)
             if before is None or (before.how == "title" and certain[1] == "id"):
@@ -98,7 +100,7 @@ def join(library: Library, catalogue: Catalogue, items: Iterable[Item] | None = 
         elif verdict != "no":
             open_.setdefault(work, []).append(entry)
     for work, entries in open_.items():
-        scored = [] if work in found else [hit for hit in map(catalogue.likely, entries) if hit]
+        scored = [] if work in found else [hit for e in entries if (hit := catalogue.likely(e, own[work]))]
         if scored:
             key, score = max(scored, key=lambda hit: hit[1])
             found[work] = Joined(work, key, "likely", round(score, 1))

@@ -293,12 +293,12 @@ class _Page:
         section: tuple[str, ...] | None = None, within: Entry | None = None, text: tuple[str, ...] = (),
     ) -> Entry:  # fmt: skip
         start, end, body = place
-        while end > start + 1 and not self.lines[end - 1].strip():
+        while end > start + 1 and (len(self.lines[end - 1]) > LONG or not self.lines[end - 1].strip()):
             end -= 1
         title, rest = line.text if shown.text == line.text else shown.text, [*text]
         if shown.lead and shape != "heading" and (match := _SEPARATOR.match(shown.after)):
             title, rest = shown.lead, [*rest, shown.after[match.end() :]]
-        nested = self.lines[body:end]
+        nested = [line for line in self.lines[body:end] if len(line) <= LONG]
         rode = carrier.take(nested[-1])[1] if nested else None
         if rode is not None and within is None:
             self.carried[start + 1] = rode

@@ -23,6 +23,7 @@ def _import(tmp_path, data: bytes):
     with Library() as library:
         report = import_paths(library, [tmp_path / "n"])
         titles = [item.entry.title for item in library.items()]
+        assert all(len(item.entry.text) < 1000 for item in library.items())
     assert "DyT" in titles
     return report, titles, time.process_time() - start
 

@@ -51,7 +51,6 @@ def test_by_id_then_title_then_likeness_that_the_reader_confirms(tmp_path):
     how = {title: (found[i.work].key, found[i.work].how) for title, i in by.items() if i.work in found}
     assert how == {
         "tanh thing": ("dyt", "id"),
-        "layer normalization": ("layer-norm", "title"),
         "flash attention": ("flash-attention", "title"),
         "muon": ("muon", "title"),
         "Online normaliser calculations for softmax": ("online-softmax", "likely"),
