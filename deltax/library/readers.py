@@ -266,6 +266,8 @@ class _Page:
         return entry
 
     def linked_item(self, item: Block, first: str, section: tuple[str, ...], within: Entry | None) -> Entry | None:
+        if "://" not in first:
+            return None
         shown = inline(tasks.peel(first).text)
         paper = any(from_url(link.url) for link in shown.links)
         if within is None:
