@@ -52,7 +52,8 @@ def test_a_gpt_with_it_is_gpt_and_decodes_step_by_step():
 def test_flops_are_counted_on_the_reference():
     assert kernels.reference(gpt + flash(tile=16)) == gpt
     assert kernels.reference(gpt) == gpt
-    assert flops_per_step(gpt + flash(tile=16)) == flops_per_step(gpt)
+    small = gpt.put("loop.batch", 1)
+    assert flops_per_step(small + flash(tile=16)) == flops_per_step(small)
 
 
 def test_memory_beyond_the_tiles_is_never_read():
