@@ -10,6 +10,9 @@ FIELDS = ("title", "name", "authors", "year", "venue", "state", "priority", "dat
 """`dates` overrides date by date; `tags+` and `tags-` are added to and taken from the file's tags; `notes` are lines
 that the reader adds below the file's text."""
 
+WRITTEN = ("state", "priority", "dates", "text", "tags+", "tags-", "notes")
+"""Those that can be written back into a file."""
+
 
 def check(edits: dict[str, Any]) -> dict[str, Any]:
     """The edits, or a UserError that names the nearest field or value."""

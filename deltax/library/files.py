@@ -134,7 +134,7 @@ def cycles(embedded: dict[str, list[tuple[int, str]]]) -> list[Remark]:
             if state.get(target) == 1:
                 names = [Path(p).stem for p, _ in trail]
                 circle = [*names[[p for p, _ in trail].index(target) :], Path(target).stem]
-                remarks.append(Remark(path, line, line, f"embeds itself: {' > '.join(circle)}; shown as a link"))
+                remarks.append(Remark(path, line, line, f"embeds itself: {' > '.join(circle)}"))
                 continue
             state[target] = 1
             trail.append((target, iter(embedded[target])))

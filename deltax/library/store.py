@@ -258,10 +258,16 @@ class Library:
         return self.item(number)
 
     def settle(self, number: int) -> None:
-        """Drop an entry's edits: its file says the same now."""
+        """Drop the edits that were written back: the entry's file says them now."""
         with self.writing():
-            row = self.db.execute("SELECT data, origin, position FROM entries WHERE id=?", (number,)).fetchone()
-            self._write(number, json.loads(row[0]), {}, row[1], row[2])
+            row = self.db.execute("SELECT data, edits, origin, position FROM entries WHERE id=?", (number,)).fetchone()
+            kept = {key: value for key, value in json.loads(row[1]).items() if key not in edits_.WRITTEN}
+            self._write(number, json.loads(row[0]), kept, row[2], row[3])
+
+    def in_file(self, number: int) -> Entry:
+        """The entry as its file has it, without the edits made here."""
+        row = self.db.execute("SELECT data FROM entries WHERE id=?", (number,)).fetchone()
+        return unflat(json.loads(row[0]), self.item(number).entry.origin)
 
     # What is there.
 
