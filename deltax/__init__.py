@@ -35,7 +35,8 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_LATER = {"compare": "deltax.lab", "verify": "deltax.lab"}
+# By module: `deltax.lab.compare` is a file of that package, so its name there cannot stand for the function.
+_LATER = {"compare": "deltax.lab.compare", "verify": "deltax.lab.verify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """One sentence that names the fix. The shell prints it and exits with code 2."""
 
 
+class StoreError(UserError):
+    """The disk is at fault, not what was to be written there: nothing else can be stored either."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` when something known is close to `word`, else nothing."""
     close = difflib.get_close_matches(word, list(known), 1)

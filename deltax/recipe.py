@@ -44,6 +44,10 @@ class Part:
     def __repr__(self) -> str:
         return f"{_name(self.make)}({', '.join(f'{k}={_show(v)}' for k, v in self.given)})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as in JSON, without its story: a paper's name may stand for the recipe that its function made."""
+        return Part, (self.make, self.given)
+
     def __getitem__(self, path: str) -> Value:
         """What lies at a dotted path, defaults included: `gpt["model.block.mixer.heads"]`."""
         here: Value = self

@@ -10,23 +10,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deltax.errors import UserError
+from deltax.errors import StoreError, UserError
+from deltax.train import mesh
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON facts at once: the file is whole or not there, whenever the process dies.
 
-    Raises UserError when the disk is full or the folder cannot be written.
+    Raises StoreError when the disk is full or the folder cannot be written.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    plain = {k: mesh.whole(v.detach()).contiguous().cpu().clone() for k, v in tensors.items()}
+    if mesh.rank() > 0:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
         save_file(plain, scratch, {"facts": json.dumps(facts)})
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
         scratch.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {_reason(error)}; free some space or choose another --store") from None
+        raise StoreError(f"cannot write {path}: {_reason(error)}; free some space or choose another --store") from None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -53,13 +56,22 @@ def flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `flatten` took."""
-    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    load_model(model, {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, index, word = key.split("/")
-            state.setdefault(int(index), {})[word] = value
+            parameter = parameters[int(index)]
+            shaped = value.shape == parameter.shape
+            state.setdefault(int(index), {})[word] = mesh.like(value, parameter) if shaped else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def load_model(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load whole weights into a model, sharded or not."""
+    ours = model.state_dict()
+    model.load_state_dict({k: mesh.like(v, ours[k]) if k in ours else v for k, v in weights.items()})
 
 
 def _reason(error: Exception) -> str:

@@ -18,13 +18,17 @@ from deltax.recipe import Part, from_json, to_json
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, on which seed, for how many optimizer steps, at which multiple of the recipe's learning rate."""
+    """What to train, on which seed, for how many optimizer steps, at which multiple of the recipe's learning rate.
+
+    `start` is the digest of the weights it goes on from; a fresh model without.
+    """
 
     recipe: Part
     seed: int = 0
     steps: int = 400
     rate: float = 1.0
     precision: str = "float32"
+    start: str | None = None
 
     @property
     def id(self) -> str:
@@ -39,6 +43,7 @@ class Job:
             "steps": self.steps,
             "rate": self.rate,
             "precision": self.precision,
+            **({"start": self.start} if self.start else {}),
         }
 
     @classmethod

@@ -43,6 +43,10 @@ class Outcome:
         return self.evaluation is None
 
 
+class Stop(Exception):
+    """Raised by `on_step`: the run is saved and left, to go on from there another time."""
+
+
 def train(
     job: Job,
     machine: Machine | None = None,
@@ -57,16 +61,16 @@ def train(
     weights     a state to start from instead of a fresh one
     save_to     a checkpoint file; where it exists the run goes on from it, and ends as if never interrupted
     save_every  seconds between checkpoints
-    on_step     told after every step
+    on_step     told after every step; may raise Stop
 
     A loss or gradient that is not finite ends the run as diverged. Raises UserError for a recipe that cannot be built.
     """
     machine = machine or replace(Machine.here(), precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
-    model = mesh.shard(build(run, task, job.seed).to(machine.device))
+    model = mesh.place(build(run, task, job.seed), machine.device)
     if weights is not None:
-        model.load_state_dict(weights)
+        checkpoint.load_model(model, weights)
     optimizer = run.optimizer(model)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
@@ -86,14 +90,19 @@ def train(
         loss = _accumulate(step_model, run, batch, loop.accumulate, machine)
         norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
         progress.losses.append((progress.step, loss))
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        if not (math.isfinite(loss) and mesh.whole(norm).isfinite()):
             return Outcome(model, progress, None)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.tokens += task.tokens(loop.batch)
         progress.seconds = time.monotonic() - started
-        on_step(progress)
+        try:
+            on_step(progress)
+        except Stop:
+            if save_to:
+                checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
+            raise
         if save_to and time.monotonic() - saved > save_every:
             checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             saved = time.monotonic()

@@ -1,0 +1,205 @@
+"""The engines of one machine: worker processes with a thread each, or no other process at all."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection, process, resource_tracker
+from pathlib import Path
+from typing import Any
+
+from deltax.errors import UserError
+from deltax.lab.store import Store, Worker
+from deltax.lab.worker import UNDER_WAY, Message, Tell, work
+from deltax.train.job import Job
+
+GRACE = 3.0  # seconds a worker gets to save its run
+_UNGUARDED = 71
+
+
+@dataclass
+class _Hand:
+    """A worker process: our end of its pipe, and what it is at."""
+
+    process: Any
+    pipe: connection.Connection
+    worker: Worker
+    core: int | None
+    job: Job | None = None
+
+
+class Processes:
+    """Worker processes of this machine, each at one run, each with one thread. A `Crew`.
+
+    They save their runs and end when they are told to (SIGTERM), and when the process that started them is gone.
+    """
+
+    def __init__(self, store: Store, workers: int, tell: Tell, keep_weights: bool):
+        if process.current_process().__dict__.get("_inheriting"):
+            sys.exit(_UNGUARDED)  # this process imports the script that started it, which calls us again
+        if workers < 1:
+            raise UserError(f"runs need at least 1 worker, not {workers}: give --workers 1 or more")
+        self.store, self.tell, self.keep_weights = store, tell, keep_weights
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        # A core each only where they fill the machine: else two commands would share a core and leave another idle.
+        self.cores = cores if len(cores) == workers else [None] * workers
+        self.hands: list[_Hand] = []
+
+    def __enter__(self) -> "Processes":
+        self.hands = [self._hire(core) for core in self.cores]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for hand in self.hands:
+            hand.pipe.close()
+            if hand.job:
+                hand.process.terminate()
+        try:
+            for hand in self.hands:
+                hand.process.join(GRACE)
+        finally:
+            for hand in self.hands:
+                if hand.process.is_alive():
+                    hand.process.kill()
+                hand.process.join()
+
+    def idle(self) -> Worker | None:
+        return next((hand.worker for hand in self.hands if not hand.job), None)
+
+    def start(self, worker: Worker, job: Job) -> None:
+        hand = next(hand for hand in self.hands if hand.worker == worker)
+        hand.job = job
+        with suppress(BrokenPipeError):  # it died, as the next poll will find
+            hand.pipe.send(job)
+
+    def poll(self, seconds: float) -> None:
+        for ready in connection.wait([hand.pipe for hand in self.hands], seconds):
+            hand = next(hand for hand in self.hands if hand.pipe is ready)
+            message = None
+            with suppress(EOFError, ConnectionResetError):
+                message = hand.pipe.recv()
+            if message is None:
+                self._bury(hand)
+                continue
+            if message.kind not in UNDER_WAY:
+                hand.job = None
+            self.tell(message)
+
+    def _hire(self, core: int | None) -> _Hand:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        args = (theirs, self.store.folder, core, os.getpid(), self.keep_weights)
+        hired = context.Process(target=_serve, args=args, name="deltax worker", daemon=True)
+        with _deaf():
+            hired.start()
+        theirs.close()
+        return _Hand(hired, ours, Worker.here(hired.pid), core)
+
+    def _bury(self, hand: _Hand) -> None:
+        hand.process.join(GRACE)
+        code = hand.process.exitcode or 0
+        if code == _UNGUARDED:
+            raise UserError(
+                "this script starts itself again in every worker: put its calls under if __name__ == '__main__':"
+            )
+        hand.pipe.close()
+        self.hands[self.hands.index(hand)] = self._hire(hand.core)
+        if hand.job:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone with exit code {code}"
+            hint = ", often for want of memory: try fewer --workers" if code == -signal.SIGKILL else ""
+            self.tell(Message("died", hand.job.id, text=f"its worker was {how}{hint}"))
+        elif code >= 0:
+            raise UserError(
+                f"a worker cannot start here (exit code {code}): see its own words above, or use --engine inline"
+            )
+
+
+class Inline:
+    """This process, one run after the other. A `Crew`."""
+
+    def __init__(self, store: Store, tell: Tell, keep_weights: bool):
+        self.store, self.tell, self.keep_weights = store, tell, keep_weights
+        self.worker = Worker.here()
+        self.job: Job | None = None
+
+    def __enter__(self) -> "Inline":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def idle(self) -> Worker | None:
+        return None if self.job else self.worker
+
+    def start(self, worker: Worker, job: Job) -> None:
+        self.job = job
+
+    def poll(self, seconds: float) -> None:
+        if not self.job:
+            threading.Event().wait(seconds)
+            return
+        job, self.job = self.job, None
+        with _interrupts() as interrupted:
+            work(job, self.store, self.worker, self.tell, interrupted.is_set, self.keep_weights)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+
+def _serve(pipe: connection.Connection, folder: Path, core: int | None, parent: int, keep_weights: bool) -> None:
+    """What a worker process does: the runs it is handed, until its parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    told, busy = threading.Event(), threading.Event()
+
+    def leave(*_: Any) -> None:
+        told.set()
+        if not busy.is_set():
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    stop = lambda: told.is_set() or os.getppid() != parent
+
+    def tell(message: Message) -> None:
+        with suppress(BrokenPipeError):  # the parent is gone: `stop` will say so
+            pipe.send(message)
+
+    store = Store(folder)
+    while not stop():
+        try:
+            job = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            break
+        busy.set()
+        work(job, store, Worker.here(), tell, stop, keep_weights)
+        busy.clear()
+    os._exit(0)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, not even while they start."""
+    resource_tracker.ensure_running()  # it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, which does nothing else meanwhile; outside the main thread never."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
