@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,14 @@ class Trees:
 
     def cached(self, key: str) -> dict[str, Any] | None:
         """A paper's diff if it is known: {"a", "b", "diff": [{"path", "a", "b"}], "command"} or {"missing": why}."""
-        if recipes(key, self.papers) is None:
+        if chain(key, self.papers) is None:
             return {"missing": "it is no change to a recipe"}
         return _load(self._file(key))
 
     def diffs(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Every key's diff. Takes some seconds when one is not cached."""
         found = {key: self.cached(key) for key in keys}
-        wanted = {key: recipes(key, self.papers) for key, diff in found.items() if diff is None}
+        wanted = {key: chain(key, self.papers) for key, diff in found.items() if diff is None}
         if wanted:
             for key, diff in _ask({"diffs": wanted}).items():
                 found[key] = diff
@@ -54,8 +55,8 @@ class Trees:
     def compositions(self) -> dict[str, Any]:
         """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "reasons": {"a b": sentence}}.
 
-        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "after" (only a, then
-        b), "before" (only b, then a), "conflict" (neither).
+        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a, then
+        b), "backward" (only b, then a), "conflict" (neither).
         """
         found = self.cached_compositions()
         if found is None:
@@ -68,24 +69,22 @@ class Trees:
         return self.folder / f"diff-{key}-{_state()}.json"
 
 
-def recipes(key: str, papers: Mapping[str, Record]) -> tuple[str, str] | None:
-    """(X, Y) as written at the shell: the paper's X without and with it. None where the paper is no change."""
-    record = papers[key]
-    if record.kind == "recipe":
-        before = next((p for p in record.on if p in papers and papers[p].kind == "recipe"), None)
-        return (before, key) if before else None
-    if record.kind != "delta":
-        return None
-    chain: list[str] = []
+def chain(key: str, papers: Mapping[str, Record]) -> list[str] | None:
+    """From a whole recipe to this paper, by the X of each: ["gpt", "rope", "yarn"]. None where it changes no recipe."""
+    found: list[str] = []
     here: str | None = key
-    while here and papers[here].kind == "delta" and here not in chain:
-        chain.append(here)
+    while here in papers and here not in found:
+        if papers[here].kind == "procedure":
+            break
+        found.append(here)
+        if papers[here].kind == "recipe" and here != key:
+            break
         here = next((p for p in papers[here].on if p in papers), None)
-    root = here if here and papers[here].kind == "recipe" else BASE
-    if root not in papers:
+    if not found or papers[key].kind == "recipe" and (len(found) == 1 or papers[found[-1]].kind == "delta"):
         return None
-    before = "+".join([root, *reversed(chain[1:])])
-    return before, f"{before}+{key}"
+    if papers[found[-1]].kind == "delta":
+        found.append(BASE)
+    return [*reversed(found)] if found[-1] in papers else None
 
 
 def _ask(request: Any) -> Any:
@@ -128,24 +127,30 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 def _save(path: Path, value: Any) -> None:
     """Best effort: a cache that cannot be written costs time only."""
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_suffix(f".{os.getpid()}")
         written.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
         written.replace(path)
-    except OSError:
-        pass
 
 
-def _diff(a: str, b: str) -> dict[str, Any]:
-    from deltax.expression import recipe
+def _diff(steps: list[str]) -> dict[str, Any]:
+    """X with and without the last step. A step on the way that X has already, or cannot take, is left out."""
+    from deltax.expression import load, recipe
+    from deltax.paper import Paper
     from deltax.recipe import diff
 
+    root, *between, last = steps
+    before, y = recipe(root), load(last)
+    for key in between:
+        with suppress(UserError):
+            before = before + load(key)
     try:
-        lines = diff(recipe(a), recipe(b))
+        after = before + y if isinstance(y, Paper) else y
     except UserError as error:
         return {"missing": str(error)}
-    return {"a": a, "b": b, "command": f"dx diff {a} {b}", "diff": [dict(zip(("path", "a", "b"), s)) for s in lines]}
+    lines = [dict(zip(("path", "a", "b"), line)) for line in diff(before, after)]
+    return {"a": before.title, "b": after.title, "command": f"dx diff {before.title} {after.title}", "diff": lines}
 
 
 def _compose(keys: list[str]) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def _compose(keys: list[str]) -> dict[str, Any]:
             outcome = (
                 ("commute" if there == back else "ordered")
                 if there and back
-                else "after" if there else "before" if back else "conflict"
+                else "forward" if there else "backward" if back else "conflict"
             )  # fmt: skip
             pairs[f"{a} {b}"] = outcome
             if why or why_back:
@@ -187,7 +192,7 @@ def main() -> None:
     if "compose" in request:
         answer: Any = _compose(request["compose"])
     else:
-        answer = {key: _diff(*pair) for key, pair in request["diffs"].items()}
+        answer = {key: _diff(steps) for key, steps in request["diffs"].items()}
     json.dump(answer, sys.stdout)
 
 
