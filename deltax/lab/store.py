@@ -362,6 +362,8 @@ class Store:
             seconds=row["seconds"],
             finished=datetime.fromtimestamp(row["finished"], UTC) if row["finished"] else None,
             weights_file=weights_file if weights_file.exists() else None,
+            loss=None if row["finished"] else row["loss"],
+            speed=None if row["finished"] else row["speed"],
         )
 
 

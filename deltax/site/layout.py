@@ -9,7 +9,8 @@ from typing import Protocol
 COLUMNS = 4
 """Papers of one year that a lane puts side by side before it opens another row."""
 
-_EMPTY = 0.4
+_EMPTY, _GAP, _SPARSE = 0.15, 0.6, 0.6
+"""Widths: of a year without papers, at most of a run of such years, and of a year of one or two."""
 
 
 class Node(Protocol):
@@ -56,13 +57,7 @@ def place(papers: Mapping[str, Node]) -> Layout:
     for (field, year), members in cells.items():
         members.sort(key=lambda p: (depths[p.key], p.key))
         columns[field, year] = [members[i : i + rows[field]] for i in range(0, len(members), rows[field])]
-    widths = {year: 0 for _, year in cells}
-    for (_, year), found in columns.items():
-        widths[year] = max(widths[year], len(found))
-    years, x = [], 0.0
-    for year in range(min(widths), max(widths) + 1):
-        years.append((year, x, float(widths.get(year, _EMPTY))))
-        x += years[-1][2]
+    years = _widths(columns)
     at: dict[str, tuple[float, float]] = {}
     for year, start, width in years:
         for field, lane_top, height in lanes:
@@ -89,6 +84,24 @@ def _rows(
         lowest = taken[-1] + 1 if taken else 0
         taken.append(min(max(round(wish(paper)), lowest), height - 1 - left))
     return ordered, taken
+
+
+def _widths(columns: Mapping[tuple[str, int], list[list[Node]]]) -> list[tuple[int, float, float]]:
+    most: dict[int, float] = defaultdict(float)
+    papers: dict[int, int] = defaultdict(int)
+    for (_, year), found in columns.items():
+        most[year] = max(most[year], len(found))
+        papers[year] += sum(map(len, found))
+    years, x, before = [], 0.0, min(most)
+    for year in sorted(most):
+        gap = year - before - 1
+        each = min(_EMPTY, _GAP / gap) if gap > 0 else 0.0
+        for empty in range(before + 1, year):
+            years.append((empty, x, each))
+            x += each
+        years.append((year, x, _SPARSE if papers[year] <= 2 and len(most) > 8 else most[year]))
+        x, before = x + years[-1][2], year
+    return years
 
 
 def _depths(papers: Mapping[str, Node]) -> dict[str, int]:

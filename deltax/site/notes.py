@@ -126,7 +126,7 @@ def row(item: Item, paper: str) -> dict[str, Any]:
         "priority": entry.task.priority,
         "tags": list(entry.tags),
         "paper": paper,
-        "written": len(entry.text) > 0,
+        "opening": _opening(entry.text),
     }
 
 
@@ -154,6 +154,12 @@ def day(entry: Entry) -> str:
     """The day that places a note in time: when it was read, noted or begun."""
     dates = entry.task.dates
     return dates.done or dates.noted or dates.start or dates.created or ""
+
+
+def _opening(text: str, longest: int = 110) -> str:
+    """The first words of a note, without the marks of lists."""
+    line = next((found for raw in text.splitlines()[:20] if (found := raw.strip(" \t-*>#"))), "")
+    return line if len(line) <= longest else line[:longest].rsplit(" ", 1)[0] + " …"
 
 
 def _edits(item: Item, wanted: dict[str, Any]) -> dict[str, Any]:

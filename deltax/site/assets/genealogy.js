@@ -13,7 +13,7 @@
     width: Math.max(1, ...years.map(([, x, w]) => x + w)),
     height: Math.max(1, ...lanes.map(([, y, rows]) => y + rows + 1)),
   };
-  const GUTTER = 104, TOP = 8, BOTTOM = 30;
+  const GUTTER = 104, TOP = 34, BOTTOM = 6;
   const svg = d3.select("#graph");
   const node = svg.node();
   let width = 0, height = 0, transform = d3.zoomIdentity, narrow = false;
@@ -26,7 +26,7 @@
   const axis = svg.append("g").attr("class", "axis").attr("aria-hidden", "true");
 
   const band = bands.selectAll("rect").data(lanes).join("rect").attr("class", (_, i) => (i % 2 ? "odd" : "even"));
-  const tick = grid.selectAll("line").data(years.filter(([, , w]) => w >= 1)).join("line");
+  const tick = grid.selectAll("line").data(years.filter(([, , w]) => w > 0.5)).join("line");
   const links = papers.flatMap((p) => p.parents.map((parent) => ({ from: byKey.get(parent), to: p })));
   const edge = edges.selectAll("path").data(links).join("path");
   const dot = dots.selectAll("a").data(papers).join((enter) => {
@@ -44,7 +44,7 @@
   });
   const laneName = names.selectAll("text").data(lanes).join("text").text(([field]) => field);
   axis.append("rect").attr("class", "ground");
-  const yearName = axis.selectAll("text").data(years.filter(([, , w]) => w >= 1)).join("text").text(([year]) => year);
+  const yearName = axis.selectAll("text").data(years.filter(([, , w]) => w > 0.5)).join("text").text(([year]) => year);
   dot.select("text").each(function (p) { p.length = p.key.length * 6.3 + 6; });
 
   const zoom = d3.zoom().scaleExtent([1, 14])
@@ -64,29 +64,28 @@
     narrow = box.width < 640;
     width = Math.max(box.width, 320);
     const wanted = world.height * (narrow ? 13 : 15) + TOP + BOTTOM;
-    height = Math.max(360, Math.min(wanted, innerHeight * 0.82));
+    height = Math.max(380, Math.min(wanted, innerHeight - (narrow ? 120 : 236)));
     svg.attr("viewBox", `0 0 ${width} ${height}`).attr("height", height);
     zoom.extent([[0, 0], [width, height]]).translateExtent([[0, 0], [width, height]]);
     draw();
   }
 
   function draw() {
-    const bottom = height - BOTTOM + 8;
     band.attr("x", 0).attr("width", width).attr("y", ([, y]) => Y(y - 0.5)).attr("height", ([, y, rows]) => Y(y + rows + 0.5) - Y(y - 0.5));
-    tick.attr("x1", ([, x]) => X(x)).attr("x2", ([, x]) => X(x)).attr("y1", 0).attr("y2", bottom);
+    tick.attr("x1", ([, x]) => X(x)).attr("x2", ([, x]) => X(x)).attr("y1", TOP - 6).attr("y2", height);
     for (const p of papers) { p.px = X(p.x); p.py = Y(p.y); }
     edge.attr("d", ({ from, to }) => {
       const bend = Math.max(16, Math.abs(to.px - from.px) * 0.45);
       return `M${from.px},${from.py}C${from.px + bend},${from.py} ${to.px - bend},${to.py} ${to.px},${to.py}`;
     });
     dot.attr("transform", (p) => `translate(${p.px},${p.py})`);
-    laneName.attr("x", 12).attr("y", ([, y, rows]) => Math.max(16, (Y(y - 0.5) + Y(y + rows + 0.5)) / 2))
-      .attr("dy", "0.34em").attr("hidden", narrow ? "" : null);
-    axis.select("rect").attr("x", 0).attr("width", width).attr("y", bottom).attr("height", height - bottom);
+    laneName.attr("x", narrow ? 5 : 12).attr("y", ([, y, rows]) => (narrow ? Y(y - 0.5) + 9 : (Y(y - 0.5) + Y(y + rows + 0.5)) / 2))
+      .attr("dy", narrow ? 0 : "0.34em");
+    axis.select("rect").attr("x", 0).attr("width", width).attr("y", 0).attr("height", TOP - 6);
     let last = -99;
-    yearName.attr("x", ([, x, w]) => (X(x) + X(x + w)) / 2).attr("y", height - 7).attr("hidden", function ([, x, w]) {
+    yearName.attr("x", ([, x, w]) => (X(x) + X(x + w)) / 2).attr("y", 18).attr("hidden", function ([, x, w]) {
       const middle = (X(x) + X(x + w)) / 2;
-      if (middle < left() - 10 || middle - last < 38) return "";
+      if (middle < left() - 10 || middle - last < 36) return "";
       last = middle;
       return null;
     });
@@ -154,7 +153,6 @@
     const within = (set, key) => key === paper.key || set.has(key);
     edge.classed("up", (l) => within(up, l.from.key) && within(up, l.to.key))
       .classed("down", (l) => within(down, l.from.key) && within(down, l.to.key));
-    dot.filter((p) => p.near > 0).raise();
     card.hidden = false;
     card.replaceChildren(
       dx.make("p", { class: "where" }, `${paper.field} · ${paper.year} · `, dx.make("code", {}, paper.key)),

@@ -34,9 +34,9 @@
       dx.make("div", { class: "what" },
         dx.make("a", { href: `${dx.root}note/${r.id}.html` }, r.title),
         dx.make("p", { class: "muted" }, about.join(" · "),
+          r.opening ? dx.make("span", { class: "opening" }, (about.length ? " · " : "") + r.opening) : null,
           ...r.tags.slice(0, 6).map((t) => dx.make("span", { class: "tag" }, `#${t}`)))),
       r.paper ? dx.make("a", { class: "badge paperlink", href: `${dx.root}paper/${r.paper}.html` }, r.paper) : null,
-      r.written ? dx.make("span", { class: "pen", title: "with notes" }, "✎") : null,
       dx.make("span", { class: "statewords muted" }, states[r.state]));
     made.style.top = `${i * height}px`;
     return made;
