@@ -34,8 +34,9 @@ def build(folder: Path | str, site: Site | None = None) -> dict[str, int]:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         written.add(name)
-        kind = name.partition("/")[0] if "/" in name else "pages"
-        counts[kind] = counts.get(kind, 0) + 1
+        if name.endswith(".html"):
+            kind = f"{name.partition('/')[0]}s" if "/" in name else "overviews"
+            counts[kind] = counts.get(kind, 0) + 1
     for name, source in copies(public):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
     began = time.perf_counter()
     counts = build(arguments.folder, _site(arguments))
-    said = ", ".join(f"{n} {kind if n != 1 else kind.rstrip('s')}" for kind, n in counts.items())
+    said = ", ".join(f"{n} {kind if n != 1 else kind.removesuffix('s')}" for kind, n in counts.items())
     print(f"{arguments.folder}: {said} in {time.perf_counter() - began:.1f} s. Open {arguments.folder / 'index.html'}")
 
 

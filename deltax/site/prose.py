@@ -15,7 +15,7 @@ from markdown_it.rules_inline import StateInline
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.tasklists import tasklists_plugin
 
-LONGEST, LONGEST_WORD = 20_000, 2_000
+LONGEST, LONGEST_WORD = 20_000, 1_000
 """Characters beyond which a text is shown as it is: rendering takes time that grows faster than the text."""
 
 _WIKI = re.compile(r"!?\[\[([^\[\]\n|]{1,200})(?:\|([^\[\]\n]{1,200}))?\]\]")

@@ -260,13 +260,14 @@ def _change(site: Site, number: int, wanted: dict[str, Any]) -> Response:
 
 
 async def _events(site: Site, request: Request) -> AsyncIterator[str]:
-    """What trains now, each time that it changed."""
+    """What trains now, each time that it changed. Ends quietly when the page or the server goes."""
     told, silent = "", 0
-    while not await request.is_disconnected():
-        now = json.dumps(await run_in_threadpool(site.runs.live))
-        if now != told:
-            told, silent = now, 0
-            yield f"data: {now}\n\n"
-        elif (silent := silent + 1) % 15 == 0:
-            yield ": still here\n\n"
-        await asyncio.sleep(BEAT)
+    with suppress(asyncio.CancelledError):
+        while not await request.is_disconnected():
+            now = json.dumps(await run_in_threadpool(site.runs.live))
+            if now != told:
+                told, silent = now, 0
+                yield f"data: {now}\n\n"
+            elif (silent := silent + 1) % 15 == 0:
+                yield ": still here\n\n"
+            await asyncio.sleep(BEAT)
