@@ -319,10 +319,10 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _interact(arguments: argparse.Namespace) -> None:
+    from deltax.expression import delta
     from deltax.lab import shell
 
-    x = _recipe(arguments.on, arguments)
-    shell.interact(x, *(_recipe(f"{arguments.on}+{c}", arguments) for c in arguments.changes), arguments)
+    shell.interact(_recipe(arguments.on, arguments), *map(delta, arguments.changes), arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -41,6 +41,15 @@ def load(key: str) -> Any:
     return getattr(module, record.function)
 
 
+def delta(text: str) -> Paper:
+    """A change as it is written in a recipe, `dyt(alpha=0.8)`. Raises UserError for a recipe or a procedure."""
+    found = _term(text.strip())
+    if isinstance(found, Part):
+        raise UserError(f"{text} is a recipe, not a change to one")
+    change: Paper = found
+    return change
+
+
 def _term(text: str) -> Any:
     matched = re.fullmatch(r"([\w-]+)\s*(\(.*\))?", text, re.DOTALL)
     if not matched:

@@ -111,7 +111,7 @@ class Part:
             found.append(old)
             return part(make, **{**dict(old.given), **given})
 
-        new = self._rewrite(decide)
+        new = self.rewrite(decide)
         if not found:
             raise UserError(f"there is no {_name(make)} in {self.title} to set {', '.join(given)} on")
         return new
@@ -129,7 +129,7 @@ class Part:
         def decide(here: str, old: Part) -> Part:
             return part(old.make, **{**dict(old.given), steps[-1]: value}) if here == ".".join(steps[:-1]) else old
 
-        return self._rewrite(decide)
+        return self.rewrite(decide)
 
     def __add__(self, paper: Callable[["Part"], "Part"]) -> "Part":
         """This recipe, but with the paper's Y.
@@ -163,14 +163,14 @@ class Part:
     def _at_slots(self, slot: str, edit: Callable[["Part"], "Part"]) -> "Part":
         if slot not in self.slots():
             raise UserError(f"{self.title} has no slot {slot!r}{nearest(slot, self.slots())}")
-        return self._rewrite(lambda path, old: edit(old) if path.rpartition(".")[2] == slot else old)
+        return self.rewrite(lambda path, old: edit(old) if path.rpartition(".")[2] == slot else old)
 
-    def _rewrite(self, edit: Callable[[str, "Part"], "Part"], path: str = "") -> "Part":
-        """Apply edit(path, part) to every part, leaves first. The story stays with the root."""
+    def rewrite(self, edit: Callable[[str, "Part"], "Part"], path: str = "") -> "Part":
+        """Apply edit(path, part) to every part, leaves first; every verb is made of this. The root keeps the story."""
 
         def inner(value: Value, here: str) -> Value:
             if isinstance(value, Part):
-                return value._rewrite(edit, here)
+                return value.rewrite(edit, here)
             if isinstance(value, tuple):
                 return tuple(inner(item, f"{here}.{i}") for i, item in enumerate(value))
             return value

@@ -51,9 +51,43 @@ SLOTS: dict[str, Slot] = {
     "up": Slot("MLP", "(..., D) -> (..., F)", "into the hidden width", made="up(dim, hidden)"),
     "activation": Slot("MLP", "(..., F) -> (..., F)", "elementwise"),
     "down": Slot("MLP", "(..., F) -> (..., D)", "back to the stream", made="down(hidden, dim)"),
+    "gate": Slot("SwiGLU", "(..., D) -> (..., F)", "into the gate of the hidden width", made="gate(dim, hidden)"),
+    # Encoder and decoder
+    "encoder": Slot("EncoderDecoder, DETR", "x (B, S, D), ctx -> (B, S, D)", "what reads", made="encoder(dim)"),
+    "decoder": Slot(
+        "EncoderDecoder, DETR", "x (B, T, D), ctx with a memory -> (B, T, D)", "what answers", made="decoder(dim)"
+    ),
+    "cross": Slot(
+        "DecoderBlock",
+        "x (B, T, D), ctx with a memory -> (B, T, D)",
+        "the branch that asks the memory",
+        made="cross(dim)",
+    ),
+    # Images
+    "backbone": Slot(
+        "ResNet, DETR", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
+    ),
+    "stem": Slot(
+        "Backbone", "(B, C, Y, X) -> (B, D, Y', X')", "what comes before the units", made="stem(channels, width)"
+    ),
+    "unit": Slot(
+        "Backbone", "(B, C, Y, X) -> (B, D, Y/stride, X/stride)", "one residual unit", made="unit(C, D, stride)"
+    ),
+    "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
+    "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
+    "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
+    "detection_head": Slot(
+        "DETR",
+        "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",
+        "objects of a stream",
+        made="detection_head(dim, classes)",
+    ),
     # Attention
     "project": Slot(
-        "Attention", ".split(x) -> q, k, v; .join(heads) -> x", "stream to heads and back", made="project(dim, heads)"
+        "Attention",
+        ".split(x, memory, values) -> q, k, v; .join(heads) -> x",
+        "stream to heads and back",
+        made="project(dim, heads)",
     ),
     "query": Slot("Projections", "(..., D) -> (..., D)", "", made="query(dim, dim)"),
     "key": Slot("Projections", "(..., D) -> (..., D)", "", made="key(dim, dim)"),
@@ -73,4 +107,13 @@ SLOTS: dict[str, Slot] = {
     ),
     "mask": Slot("Rules", "b, h, q, k -> bool", "who may look, as FlexAttention's mask_mod"),
     "kernel": Slot("Attention", "q, k, v, rules -> (B, T, H, K)", "computes attention; `attend` is the reference"),
+    # The denoiser
+    "body": Slot(
+        "Denoiser",
+        "x (B, C, Y, X), ctx -> (B, C, Y, X)",
+        "the network, told of time and label by ctx.condition",
+        made="body(channels, size, dim)",
+    ),
+    "time": Slot("Denoiser", "times (B,) in [0, 1] -> (B, D)", "how noised the image is", made="time(dim)"),
+    "label": Slot("Denoiser", "labels (B,) or None -> (B, D)", "what it should show", made="label(classes, dim)"),
 }

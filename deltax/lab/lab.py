@@ -108,9 +108,7 @@ class Trained:
         finally:
             hook.remove()
         if not given:
-            raise UserError(
-                f"{type(module).__name__} is not used by the trained model on held-out data: watch one that is"
-            )
+            raise UserError(f"the trained model does not use this {type(module).__name__}: watch a part of run.model")
         return torch.cat(given), torch.cat(gave)
 
 
@@ -190,6 +188,12 @@ class Lab:
                 seconds[call].append(time.perf_counter() - started)
         found = speed_ratio(seconds[slow], seconds[fast])
         return Ratio(found.interval.low, found.interval.high, found.interval.level, found.value)
+
+    def peak_memory(self, call: Callable[..., Any], *args: Any, warm: Sequence[Any]) -> int:
+        """Bytes that call(*args) adds to the peak memory of a fresh process: see `deltax.lab.memory.peak_memory`."""
+        from deltax.lab.memory import peak_memory
+
+        return peak_memory(call, *args, warm=warm)
 
     def at_least(self, values: Sequence[float], threshold: float, unit: str = "", **shown: Any) -> Verdict:
         """Whether the mean of `values`, one a seed, is at least `threshold`, by its t interval.

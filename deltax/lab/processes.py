@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,8 @@ from deltax.lab.store import Store, Worker
 from deltax.lab.worker import UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
 
-GRACE = 3.0  # seconds a worker gets to save its run
+GRACE = 10.0  # seconds a worker gets at most to finish its step and save its run
+READY = "ready"
 _UNGUARDED = 71
 
 
@@ -29,6 +29,7 @@ class _Hand:
     pipe: connection.Connection
     worker: Worker
     core: int | None
+    ready: bool = False
     job: Job | None = None
 
 
@@ -40,7 +41,7 @@ class Processes:
 
     def __init__(self, store: Store, workers: int, tell: Tell, keep_weights: bool):
         if process.current_process().__dict__.get("_inheriting"):
-            sys.exit(_UNGUARDED)  # this process imports the script that started it, which calls us again
+            os._exit(_UNGUARDED)  # this process imports the script that started it, which calls us again
         if workers < 1:
             raise UserError(f"runs need at least 1 worker, not {workers}: give --workers 1 or more")
         self.store, self.tell, self.keep_weights = store, tell, keep_weights
@@ -73,7 +74,7 @@ class Processes:
     def start(self, worker: Worker, job: Job) -> None:
         hand = next(hand for hand in self.hands if hand.worker == worker)
         hand.job = job
-        with suppress(BrokenPipeError):  # it died, as the next poll will find
+        with suppress(OSError):  # it died, as the next poll will find
             hand.pipe.send(job)
 
     def poll(self, seconds: float) -> None:
@@ -85,14 +86,18 @@ class Processes:
             if message is None:
                 self._bury(hand)
                 continue
+            if message == READY:
+                hand.ready = True
+                continue
             if message.kind not in UNDER_WAY:
                 hand.job = None
             self.tell(message)
 
     def _hire(self, core: int | None) -> _Hand:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # torch is loaded once, not by each of them
         ours, theirs = context.Pipe()
-        args = (theirs, self.store.folder, core, os.getpid(), self.keep_weights)
+        args = (theirs, self.store.folder, core, self.keep_weights)
         hired = context.Process(target=_serve, args=args, name="deltax worker", daemon=True)
         with _deaf():
             hired.start()
@@ -102,20 +107,16 @@ class Processes:
     def _bury(self, hand: _Hand) -> None:
         hand.process.join(GRACE)
         code = hand.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone with exit code {code}"
         if code == _UNGUARDED:
-            raise UserError(
-                "this script starts itself again in every worker: put its calls under if __name__ == '__main__':"
-            )
+            raise UserError("this script runs itself again in every worker: call it under if __name__ == '__main__':")
+        if not hand.ready:
+            raise UserError(f"a worker was {how} before it began: see its own words above, or use --engine inline")
         hand.pipe.close()
         self.hands[self.hands.index(hand)] = self._hire(hand.core)
         if hand.job:
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone with exit code {code}"
             hint = ", often for want of memory: try fewer --workers" if code == -signal.SIGKILL else ""
             self.tell(Message("died", hand.job.id, text=f"its worker was {how}{hint}"))
-        elif code >= 0:
-            raise UserError(
-                f"a worker cannot start here (exit code {code}): see its own words above, or use --engine inline"
-            )
 
 
 class Inline:
@@ -149,7 +150,7 @@ class Inline:
             raise KeyboardInterrupt
 
 
-def _serve(pipe: connection.Connection, folder: Path, core: int | None, parent: int, keep_weights: bool) -> None:
+def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_weights: bool) -> None:
     """What a worker process does: the runs it is handed, until its parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     told, busy = threading.Event(), threading.Event()
@@ -162,14 +163,15 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, parent: 
     signal.signal(signal.SIGTERM, leave)
     if core is not None:
         os.sched_setaffinity(0, {core})
-    stop = lambda: told.is_set() or os.getppid() != parent
+    stop = lambda: told.is_set() or pipe.poll()  # while we are at work nothing comes but its end
 
-    def tell(message: Message) -> None:
-        with suppress(BrokenPipeError):  # the parent is gone: `stop` will say so
+    def tell(message: Message | str) -> None:
+        with suppress(OSError):  # the parent is gone: `stop` will say so
             pipe.send(message)
 
     store = Store(folder)
-    while not stop():
+    tell(READY)
+    while not told.is_set():
         try:
             job = pipe.recv()
         except (EOFError, ConnectionResetError):

@@ -353,7 +353,7 @@ def _outcome(d: Difference, margin: float, p: float) -> Outcome:
             clean_loss = d.losses > d.wins and d.mean == -d.better * math.inf
             return Outcome.BETTER if clean_win else Outcome.WORSE if clean_loss else Outcome.INCONCLUSIVE
         return Outcome.BETTER if d.mean * d.better > 0 else Outcome.WORSE
-    inside = -margin <= d.interval.low and d.interval.high <= margin
+    inside = not d.diverged and -margin <= d.interval.low and d.interval.high <= margin
     return Outcome.EQUIVALENT if inside else Outcome.INCONCLUSIVE
 
 

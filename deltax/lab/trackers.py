@@ -28,7 +28,9 @@ class Tracker:
             raise UserError(f"{self.extra} is not installed: pip install 'deltax-ml[{self.extra}]'") from None
         self.runs: dict[str, Any] = {}
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Any) -> None:
+        if not isinstance(event, Event):  # a comparison's plan
+            return
         run_id = event.job.id
         if run_id not in self.runs:
             facts = {"recipe": event.job.recipe.title, "seed": event.job.seed, "rate": event.job.rate}

@@ -32,22 +32,21 @@ def verify(key: str, *, lab: Lab | None = None, only: str | None = None) -> dict
     """
     record = catalog.find(key)
     module = importlib.import_module(record.module)
-    claims = [getattr(module, c.name) for c in record.claims]
-    if only is not None:
-        claims = [c for c in claims if c.name == only.replace("-", "_")]
-        if not claims:
-            known = [c.name for c in record.claims]
-            raise UserError(f"{record.key} has no claim {only!r}{nearest(only, known) or ': ' + ', '.join(known)}")
+    known = [c.name for c in record.claims]
+    if only is not None and only.replace("-", "_") not in known:
+        raise UserError(f"{record.key} has no claim {only!r}{nearest(only, known) or ': ' + ', '.join(known)}")
     lab = lab or Lab()
     folder = catalog.evidence_folder()
-    for claim in claims:
+    stored = _read(folder, record.key)
+    for name in known if only is None else [only.replace("-", "_")]:
+        claim = getattr(module, name)
         if claim.kind == "measured":
             with exclusive(lab.store):
                 entry, figures = _measured(claim, record.key, lab.anew())
         else:
             entry, figures = _checked(claim), {}
-        stored = _keep(folder, record.key, claim, entry, figures, {c.name for c in record.claims})
-    return stored if claims else _read(folder, record.key)
+        stored = _keep(folder, record.key, (claim.kind, name), entry, figures, known)
+    return stored
 
 
 @contextmanager
@@ -103,23 +102,28 @@ def _when(started: float) -> dict[str, Any]:
 
 
 def _keep(
-    folder: Path, key: str, claim: Claim, entry: dict[str, Any], figures: dict[str, str], known: set[str]
+    folder: Path, key: str, claim: tuple[str, str], entry: dict[str, Any], figures: dict[str, str], known: list[str]
 ) -> dict[str, Any]:
-    """The paper's evidence with one entry changed and those of claims that are no more left out, on disk at once."""
+    """The paper's evidence, on disk at once, with the entry of one claim, a kind and a name, changed.
+
+    Entries of claims that are no longer `known` are left out.
+    """
+    kind, name = claim
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f".{key}.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if claim.kind == "measured":
+            if kind == "measured":
                 entry["figures"] = {}
                 for n, (caption, svg) in enumerate(figures.items(), 1):
-                    name = f"figures/{key}-{claim.name.replace('_', '-')}-{n}.svg"
-                    _write(folder / name, svg)
-                    entry["figures"][caption] = name
+                    file = f"figures/{key}-{name.replace('_', '-')}-{n}.svg"
+                    (folder / "figures").mkdir(exist_ok=True)
+                    _write(folder / file, svg)
+                    entry["figures"][caption] = file
             stored = _read(folder, key)
-            for kind in ("exact", "parity", "measured"):
-                stored[kind] = {name: e for name, e in stored[kind].items() if name in known and name != claim.name}
-            stored[claim.kind][claim.name] = _plain(entry)
+            for each in ("exact", "parity", "measured"):
+                stored[each] = {word: e for word, e in stored[each].items() if word in known and word != name}
+            stored[kind][name] = _plain(entry)
             _write(folder / f"{key}.json", json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
             return stored
     except OSError as error:

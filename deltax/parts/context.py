@@ -42,6 +42,8 @@ class Context:
     condition  (B, D), what the whole stream is conditioned on, a noise level or a class
     memory     (B, S, D), what cross-attention reads
     memory_segments  (B, S), the memory's segments, compared with `segments`
+    place      (B, T, D), where each element stands as a vector: added for queries and keys, not for values
+    memory_place  (B, S, D), the same of the memory
     state      the decoding state, or None outside generation
     """
 
@@ -50,6 +52,8 @@ class Context:
     condition: Tensor | None = None
     memory: Tensor | None = None
     memory_segments: Tensor | None = None
+    place: Tensor | None = None
+    memory_place: Tensor | None = None
     state: DecodingState | None = None
 
     def where(self, x: Tensor) -> Tensor:
@@ -58,6 +62,11 @@ class Context:
             return self.positions
         start = self.state.seen if self.state else 0
         return torch.arange(start, start + x.shape[1], device=x.device)
+
+
+def placed(x: Tensor, place: Tensor | None) -> Tensor:
+    """x with the vectors of its places added, where it has any."""
+    return x if place is None else x + place
 
 
 def takes_context(module: nn.Module) -> bool:

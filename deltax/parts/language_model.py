@@ -76,9 +76,13 @@ class LanguageModel(nn.Module):
         """What the blocks leave, before the last norm."""
         return self.stack(self.position(self.embedding(tokens), ctx), ctx)
 
+    def read(self, x: Stream) -> Logits:
+        """What the stream says, by the last norm and the head; it can be asked of the stream at any depth."""
+        return self.head(self.norm(x), self.embedding)
+
     def forward(self, tokens: Tokens, ctx: Context | None = None) -> Logits:
         ctx = ctx or Context()
-        logits = self.head(self.norm(self.stream(tokens, ctx)), self.embedding)
+        logits = self.read(self.stream(tokens, ctx))
         if ctx.state is not None:
             ctx.state.seen += tokens.shape[1]
         return logits

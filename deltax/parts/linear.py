@@ -20,6 +20,14 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+class Glorot(Linear):
+    """A `Linear` with W uniform of variance 2 / (D + F) (Glorot & Bengio, 2010, Eq. 16)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Out(Linear):
     """A `Linear` that writes to the residual stream; a `Stack` makes its start smaller by sqrt(2 depth)."""
 

@@ -4,12 +4,25 @@ from typing import Any
 
 from torch import nn
 
-from deltax.shapes import PerExample
+from deltax.shapes import Logits, PerExample, Tokens
 
 
 def next_token(model: nn.Module, batch: Any) -> PerExample:
     """Mean cross-entropy of each sequence, in nats a token. Targets of -100 do not count."""
-    logits = model(batch.inputs)
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-    counted = (batch.targets >= 0).sum(1).clamp(min=1)
-    return losses.view_as(batch.targets).sum(1) / counted
+    return _per_sequence(model(batch.inputs), batch.targets)
+
+
+def next_token_given_source(model: nn.Module, batch: Any) -> PerExample:
+    """`next_token` of a model that has read the source: each true token is shown once it was to be predicted."""
+    return _per_sequence(model(batch.source, batch.inputs), batch.targets)
+
+
+def classify(model: nn.Module, batch: Any) -> PerExample:
+    """Cross-entropy of each example's label in nats, of a model that gives images (B, C, Y, X) logits (B, V)."""
+    return nn.functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
+
+
+def _per_sequence(logits: Logits, targets: Tokens) -> PerExample:
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    counted = (targets >= 0).sum(1).clamp(min=1)
+    return losses.view_as(targets).sum(1) / counted

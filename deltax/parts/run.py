@@ -38,8 +38,14 @@ class Run:
 
     def build(self, facts: dict[str, Any]) -> nn.Module:
         """A new model, handed those facts of the task that its constructor names."""
-        named = takes(self.model.make)
-        return self.model(**{k: v for k, v in facts.items() if k in named})
+        return told(self.model, facts)
+
+
+def told(model: Part, facts: dict[str, Any]) -> nn.Module:
+    """A new model, handed those facts that its constructor names, or all where it takes any (`**facts`)."""
+    named = takes(model.make)
+    any_fact = any(p.kind is p.VAR_KEYWORD for p in named.values())
+    return model(**{k: v for k, v in facts.items() if any_fact or k in named})
 
 
 def from_task(model: nn.Module, task: Any, step: int, *, size: int, seed: int) -> Any:

@@ -5,6 +5,7 @@ integer tensors that broadcast to (B, H, T, S): example, head, and the positions
 written serves the reference, the tiles of a kernel and FlexAttention alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltax.recipe import Part, part
-from deltax.shapes import Scores
+from deltax.shapes import Keys, Queries, Scores
 
 
 def unchanged(scores: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -57,13 +58,17 @@ class Rules:
 
         The slices are into all rows, columns and heads; `scores` holds that tile alone.
         """
-        where = self._where(scores, rows, columns, heads)
+        where = self._where(scores.shape, scores.device, rows, columns, heads)
         return self.score(scores, *where).masked_fill(~self._seen(where, rows, columns), -torch.inf)
 
-    def allowed(self, scores: Scores) -> Tensor:
-        """Boolean, broadcastable to (B, H, T, S): where a query may look."""
-        every = slice(None)
-        return self._seen(self._where(scores, every, every, every), every, every)
+    def allowed(self, q: Queries, k: Keys, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """Boolean, broadcastable to (B, H, T, S) or to the tile of these rows and columns: where a query may look.
+
+        Only the shapes of all queries and keys are read, so a kernel can ask before it loads a tile.
+        """
+        t, s = len(range(*rows.indices(q.shape[1]))), len(range(*columns.indices(k.shape[1])))
+        where = self._where((q.shape[0], q.shape[2], t, s), q.device, rows, columns, slice(None))
+        return self._seen(where, rows, columns)
 
     @property
     def is_plain(self) -> bool:
@@ -90,9 +95,10 @@ class Rules:
         """The score adds what does not depend on the score: it can be handed over as a bias."""
         return getattr(self.score, "additive", False) or _is(self.score, unchanged)
 
-    def _where(self, scores: Scores, rows: slice, columns: slice, heads: slice) -> tuple[Tensor, ...]:
-        batch, count, t, s = scores.shape
-        device = scores.device
+    def _where(
+        self, shape: Sequence[int], device: torch.device, rows: slice, columns: slice, heads: slice
+    ) -> tuple[Tensor, ...]:
+        batch, count, t, s = shape
         h = torch.arange((heads.start or 0), (heads.start or 0) + count, device=device)[:, None, None]
         return (
             torch.arange(batch, device=device)[:, None, None, None],

@@ -1,6 +1,6 @@
 """Depth: residual branches, blocks of two branches, stacks of blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -19,6 +19,17 @@ class PreNorm(nn.Module):
 
     def forward(self, x: Stream, branch: Callable[[Stream], Stream]) -> Stream:
         return x + branch(self.norm(x))
+
+
+class PostNorm(nn.Module):
+    """norm(x + branch(x)). Stream (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim: int, *, norm: Part):
+        super().__init__()
+        self.norm = norm(dim)
+
+    def forward(self, x: Stream, branch: Callable[[Stream], Stream]) -> Stream:
+        return self.norm(x + branch(x))
 
 
 class Block(nn.Module):
@@ -48,7 +59,13 @@ class Stack(nn.Module):
     def reset_parameters(self) -> None:
         soften(self, len(self.blocks))
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
+    def each(self, x: Stream, ctx: Context) -> Iterator[Stream]:
+        """The stream after every block."""
         for block in self.blocks:
             x = block(x, ctx)
+            yield x
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        for after in self.each(x, ctx):
+            x = after
         return x

@@ -134,6 +134,7 @@ def load(source: str | None = None) -> Corpus:
     """The documents of a source, read once in a process as long as its files stay the same. All are held in memory.
 
     None or "default"   what every Python carries: the topics of its manual and the sources of its standard library
+    "prose", "code"     one half of that: the topics alone, the sources alone (write ./prose for a file of that name)
     a file              .txt, .md, .py or any other UTF-8 text: one document; .jsonl, .parquet: one for each row, its
                         field `text` or its only string field; .gz of these
     a folder            all such files in it, sorted; hidden ones are passed over; those that cannot be read are
@@ -142,8 +143,8 @@ def load(source: str | None = None) -> Corpus:
 
     Raises UserError, one sentence with the fix, when the source is missing, empty, not text, or cannot be read.
     """
-    if source is None or source == "default":
-        return _default()
+    if source is None or source in _KINDS:
+        return _default() if source in (None, "default") else _default(source)
     if source.startswith("hf:"):
         return _hub(source)
     if not source.strip():
@@ -167,19 +168,21 @@ def load(source: str | None = None) -> Corpus:
     return corpus
 
 
-@lru_cache(maxsize=1)
-def _default() -> Corpus:
+@lru_cache(maxsize=3)
+def _default(name: str = "default") -> Corpus:
     """Topics spread evenly among the sources, each in sorted order, up to the first that would pass 10 MB."""
-    prose, code = list(_topics()), list(_library())
+    order = heapq.merge(*(_spread(list(documents())) for documents in _KINDS[name]))
     kept, room = [], DEFAULT_BYTES
-    for _, document in heapq.merge(_spread(prose), _spread(code)):
+    for _, document in order:
         room -= len(document[1])
         if room < 0:
             break
         kept.append(document)
     if not kept:
-        raise UserError("this Python was installed without its sources: give a file or folder of text instead")
-    return Corpus.of(f"library of Python {sys.version_info.major}.{sys.version_info.minor}", kept)
+        missing = "its manual" if name == "prose" else "its sources"
+        raise UserError(f"this Python was installed without {missing}: give a file or folder of text instead")
+    half = "" if name == "default" else f", {name}"
+    return Corpus.of(f"library of Python {sys.version_info.major}.{sys.version_info.minor}{half}", kept)
 
 
 def _spread(documents: list[Document]) -> list[tuple[float, Document]]:
@@ -205,6 +208,8 @@ def _library() -> Iterator[Document]:
         except (OSError, UserError):
             continue
 
+
+_KINDS = {"default": (_topics, _library), "prose": (_topics,), "code": (_library,)}
 
 Stamp = tuple[Path, int, int]
 

@@ -15,11 +15,13 @@ def stream(*words: object) -> int:
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw every module's start anew from a stream of its own, keyed by its name and its parameters' names and shapes.
 
-    Children come before parents, so that a parent may adjust what its children drew.
+    Children come before parents, so that a parent may adjust what its children drew. What a wrap holds as its `inner`
+    has the name of the wrap, so that it starts as it would without.
     """
     with torch.random.fork_rng():
         for name, module in reversed(list(model.named_modules())):
             if hasattr(module, "reset_parameters"):
                 shapes = [(n, tuple(p.shape)) for n, p in module.named_parameters(recurse=False)]
-                torch.manual_seed(stream("start", seed, name, shapes))
+                bare = ".".join(step for step in name.split(".") if step != "inner")
+                torch.manual_seed(stream("start", seed, bare, shapes))
                 module.reset_parameters()

@@ -23,6 +23,7 @@ FLOORS = {
     "library": 1,
     "site": 6,
     "cli": 7,
+    "__main__": 8,
 }
 # The only steps up: what a name promises and a later floor keeps, imported when it is called.
 LATE = {("paper", "parts")}

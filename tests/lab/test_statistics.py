@@ -335,3 +335,8 @@ def test_bad_input_is_one_sentence(call):
     with pytest.raises(UserError) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_divergence_is_within_no_margin():
+    d = paired(differences([3.0] * 5, [*[2.9] * 4, math.nan]))
+    assert verdict(d, equivalence_margin(d)).outcome is Outcome.INCONCLUSIVE

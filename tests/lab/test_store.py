@@ -116,8 +116,9 @@ def test_runs_are_listed_latest_first_without_torch(tmp_path, job):
     assert (running.state, running.step, running.seed) == ("running", 2, 9)
     assert (finished.state, finished.score, finished.title, finished.steps) == ("finished", 2.5, "gpt", 7)
     assert store.runs(limit=1) == [running] and store.runs("dyt") == [] and len(store.runs("gp")) == 2
-    look = "import sys; from deltax.lab import Store; assert len(Store(sys.argv[1]).runs()) == 2; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", look, tmp_path], check=True)
+    look = "import sys; from deltax.lab import Store; print(len(Store(sys.argv[1]).runs()), 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", look, tmp_path], check=True, capture_output=True, text=True)
+    assert said.stdout.split() == ["2", "False"]
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path, job):

@@ -64,6 +64,15 @@ def test_default_text_is_the_same_in_another_process_and_loads_no_torch():
     assert out.split() == [load().fingerprint, "False"]
 
 
+def test_prose_and_code_are_the_two_halves_of_the_default_text():
+    prose, code = load("prose"), load("code")
+    assert prose is load("prose") and prose.fingerprint != code.fingerprint
+    assert all(name.startswith("topics/") for name in prose.names)
+    assert all(name.endswith(".py") and not name.startswith("topics/") for name in code.names)
+    assert set(load().names) <= set(prose.names) | set(code.names)
+    assert Text(source="prose").facts == Text(source="code").facts
+
+
 def test_default_text_stops_at_its_cap_and_stays_mixed(monkeypatch):
     monkeypatch.setattr(corpora, "DEFAULT_BYTES", 1_500_000)
     corpus = corpora._default.__wrapped__()

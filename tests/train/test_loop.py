@@ -105,8 +105,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
 def test_jobs_are_named_by_their_content(tiny):
     job = tiny()
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
-    ids = {job.id, tiny(seed=1).id, tiny(steps=13).id, tiny(rate=2.0).id, tiny("gpt+dyt").id, tiny("gpt", "loop.batch=8").id}
-    assert len(ids) == 6
+    others = [tiny(seed=1), tiny(steps=13), tiny(rate=2.0), tiny("gpt+dyt"), tiny("gpt", "loop.batch=8")]
+    assert len({job.id, *(other.id for other in others)}) == 6
 
 
 _SHARDED = """
@@ -120,7 +120,8 @@ job = Job.from_json(json.loads(Path(sys.argv[1]).read_text()))
 with mesh.joined() as speaks:
     outcome = train(job, save_to=Path(sys.argv[2]), save_every=0.0)
     if speaks:
-        print(json.dumps({"losses": outcome.progress.losses, "score": outcome.evaluation.score, "processes": mesh.size()}))
+        found = {"losses": outcome.progress.losses, "score": outcome.evaluation.score, "processes": mesh.size()}
+        print(json.dumps(found))
 """
 
 

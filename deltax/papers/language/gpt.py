@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from deltax import Part, claim, paper, part
-from deltax.papers.language.softmax_attention import Attention, softmax_attention
+from deltax.papers.language.softmax_attention import Attention
+from deltax.papers.language.transformer import transformer
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.context import Context, DecodingState
 from deltax.parts.language_model import Embedding, LanguageModel, Learned, Tied
@@ -25,7 +26,7 @@ from deltax.parts.stack import Block, PreNorm, Stack
 from deltax.tasks.text import Text
 
 
-@paper(on=softmax_attention, year=2018, url="https://openai.com/index/language-unsupervised/")
+@paper(on=transformer, year=2018, url="https://openai.com/index/language-unsupervised/")
 def gpt(*, dim: int = 96, depth: int = 3, heads: int = 3) -> Part:
     block = part(
         Block,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
-from deltax.parts.context import Context
+from deltax.parts.context import Context, placed
 from deltax.parts.linear import Linear, Out
 from deltax.parts.nothing import Nothing
 from deltax.parts.scores import Rules, causal, everywhere, unchanged
@@ -54,11 +54,14 @@ class Projections(nn.Module):
         self.query, self.key, self.value = query(dim, dim), key(dim, dim), value(dim, dim)
         self.out = out(dim, dim)
 
-    def split(self, x: Stream, memory: Stream | None = None) -> tuple[Queries, Keys, Values]:
-        """Queries of x, keys and values of the memory, or of x itself."""
+    def split(
+        self, x: Stream, memory: Stream | None = None, values: Stream | None = None
+    ) -> tuple[Queries, Keys, Values]:
+        """Queries of x, keys of the memory, which is x by default, and values of `values`, the memory by default."""
         memory = x if memory is None else memory
+        values = memory if values is None else values
         heads = lambda y: y.unflatten(-1, (self.heads, -1))
-        return heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory))
+        return heads(self.query(x)), heads(self.key(memory)), heads(self.value(values))
 
     def join(self, heads: Heads) -> Stream:
         return self.out(heads.flatten(-2))
@@ -91,7 +94,8 @@ class Attention(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
-        q, k, v = self.project.split(x)
+        standing = placed(x, ctx.place)
+        q, k, v = self.project.split(standing, standing, x)
         here = ctx.where(x)
         q = self.position(self.query_norm(q), here)
         k = self.position(self.key_norm(k), here)
@@ -112,7 +116,8 @@ class CrossAttention(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
-        q, k, v = self.project.split(x, ctx.memory)
+        keys = placed(ctx.memory, ctx.memory_place)
+        q, k, v = self.project.split(placed(x, ctx.place), keys, ctx.memory)
         rules = Rules(q_segments=ctx.segments, k_segments=ctx.memory_segments)
         return self.project.join(self.kernel(q, k, v, rules))
 

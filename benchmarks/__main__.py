@@ -1,0 +1,13 @@
+"""`python -m benchmarks [NAME ...]`: every benchmark, or those named; results go to `evidence/benchmarks/`."""
+
+import importlib
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NAMES = sorted(p.stem for p in HERE.glob("*.py") if "def main" in p.read_text() and p.stem != "__main__")
+
+for name in sys.argv[1:] or NAMES:
+    if name not in NAMES:
+        sys.exit(f"there is no benchmark {name!r}; there are {', '.join(NAMES)}")
+    importlib.import_module(f"benchmarks.{name}").main()

@@ -1,0 +1,277 @@
+"""What a comparison found: rows, verdicts as claims take them, and all of it as JSON for reports and the store."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from deltax.claim import Outcome as ClaimOutcome
+from deltax.claim import Verdict as ClaimVerdict
+from deltax.lab.gain import Gain, Position
+from deltax.lab.measure import Cost
+from deltax.lab.plan import FACTORS, TUNING_SEED, Plan, command, pair_seeds
+from deltax.lab.rates import Edge
+from deltax.lab.statistics import Difference, Outcome, Verdict
+from deltax.lab.tuning import Strip, Tuned
+from deltax.recipe import diff, to_json
+
+POINTS = 60
+
+
+@dataclass(frozen=True)
+class Against:
+    """What one Y came to against X. Differences are Y - X in the task's unit, lower is better.
+
+    adjusted_p  Holm's over all Y
+    detectable  the smallest true difference that would have been found with 80 % power at Holm's strictest level
+    gains       compute-equivalent gain per "token", "flop" and "second"; empty without a ladder
+    shared      (factor of the declared rate, difference there) on the tuning seed: one seed, no interval
+    flips       whether the sign of that difference depends on the factor
+    """
+
+    difference: Difference
+    adjusted_p: float
+    verdict: Verdict
+    detectable: float
+    gains: dict[str, Gain]
+    shared: tuple[float, float]
+    flips: bool
+
+    def sentence(self, unit: str) -> str:
+        """The verdict in words, without its scale."""
+        match self.verdict.outcome:
+            case Outcome.BETTER | Outcome.WORSE as outcome:
+                return outcome.value
+            case Outcome.EQUIVALENT:
+                return f"equivalent (within ±{self.verdict.margin:.2g} {unit}{self._as_gain(self.verdict.margin)})"
+            case Outcome.NO_VERDICT:
+                return f"no verdict (a smoke test of {self.difference.n} pairs)"
+        if self.difference.diverged:
+            return f"inconclusive ({self.difference.diverged} of {self.difference.n} pairs diverged)"
+        return f"inconclusive (could have seen ≥ {self.detectable:.2g} {unit}{self._as_gain(self.detectable)})"
+
+    def _as_gain(self, difference: float) -> str:
+        slope = next((abs(g.slope) for g in self.gains.values() if g.slope < 0), 0)
+        return f", {100 * math.expm1(difference / slope):.2g} % of compute" if slope else ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe of a comparison. `scores` has NaN where a run diverged; `against` is None for X.
+
+    curve  (tokens, mean, lowest, highest) of the training loss over the pairs, nats
+    """
+
+    tuned: Tuned
+    scores: tuple[float, ...]
+    curve: tuple[tuple[float, float, float, float], ...]
+    cost: Cost
+    tokens_per_second: float
+    against: Against | None = None
+
+    @property
+    def name(self) -> str:
+        return self.tuned.arm.name
+
+    @property
+    def diverged(self) -> int:
+        return sum(not math.isfinite(score) for score in self.scores)
+
+    @property
+    def score(self) -> float:
+        """The mean over the pairs; NaN when a run diverged."""
+        return float(np.mean(self.scores))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison. The first row is X.
+
+    ladder     X's own strips and losses at other budgets, or the sentence that says why there are none
+    spent      training FLOPs and runs of each phase
+    earlier    comparisons on this evaluation data before this one
+    """
+
+    plan: Plan
+    rows: tuple[Row, ...]
+    ladder: dict[str, Any]
+    spent: dict[str, dict[str, float]]
+    environment: dict[str, Any]
+    earlier: int
+
+    @property
+    def scale(self) -> str:
+        return self.plan.scale
+
+    @property
+    def better(self) -> ClaimVerdict:
+        """Whether the second recipe is better than the first."""
+        return self._claim(
+            {Outcome.BETTER: "supported at this scale", Outcome.WORSE: "opposite at this scale"}.get(
+                self._against.verdict.outcome,
+                "not seen at this scale" if self._against.verdict.outcome is Outcome.EQUIVALENT else "inconclusive",
+            )
+        )
+
+    @property
+    def no_worse(self) -> ClaimVerdict:
+        """Whether the second recipe is at most the equivalence margin worse than the first: the interval decides."""
+        return self._claim(self._within(-math.inf, self._against.verdict.margin))
+
+    @property
+    def equivalent(self) -> ClaimVerdict:
+        """Whether the difference lies within the equivalence margin: the interval decides."""
+        margin = self._against.verdict.margin
+        return self._claim(self._within(-margin, margin))
+
+    @property
+    def _against(self) -> Against:
+        assert self.rows[1].against
+        return self.rows[1].against
+
+    def _within(self, low: float, high: float) -> ClaimOutcome:
+        found = self._against
+        if found.verdict.outcome is Outcome.NO_VERDICT:
+            return "inconclusive"
+        interval = found.difference.interval
+        if found.difference.diverged:
+            return "opposite at this scale" if found.verdict.outcome is Outcome.WORSE else "inconclusive"
+        if low <= interval.low and interval.high <= high:
+            return "supported at this scale"
+        return "opposite at this scale" if interval.low > high or interval.high < low else "inconclusive"
+
+    def _claim(self, outcome: ClaimOutcome) -> ClaimVerdict:
+        found = self._against
+        d = found.difference
+        numbers = {
+            "against": self.rows[0].name,
+            "recipe": self.rows[1].name,
+            "pairs": d.n,
+            "diverged": d.diverged,
+            "p_win": d.p_win,
+            "margin": found.verdict.margin,
+            "rates": [row.tuned.rate for row in self.rows[:2]],
+            "depends_on_the_rate": found.flips,
+            **{f"gain_per_{unit}": plain(gain) for unit, gain in found.gains.items()},
+        }
+        finite = not d.diverged
+        return ClaimVerdict(
+            outcome,
+            self.scale,
+            estimate=d.mean if finite else None,
+            interval=(d.interval.low, d.interval.high) if finite else None,
+            unit=self.plan.unit,
+            could_have_seen=found.detectable if finite else None,
+            numbers=plain(numbers),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Strict JSON: what is not finite is null. All that reports and tables need is in it."""
+        plan, x = self.plan, self.rows[0].tuned.arm.recipe
+        return plain(
+            {
+                "id": plan.id,
+                "command": command(plan),
+                "scale": self.scale,
+                "unit": plan.unit,
+                "plan": plan.sentences(),
+                "budget": {**asdict(plan.budget), "shown": str(plan.budget)},
+                "pairs": len(self.rows[0].scores),
+                "level": plan.level(len(self.rows[0].scores)),
+                "seeds": {"tuning": TUNING_SEED, "pairs": list(pair_seeds(len(self.rows[0].scores)))},
+                "factors": FACTORS,
+                "rows": [_row(row, x, plan.unit) for row in self.rows],
+                "ladder": self.ladder,
+                "spent": self.spent,
+                "environment": self.environment,
+                "earlier": self.earlier,
+            }
+        )
+
+
+def plain(value: Any) -> Any:
+    """Data that strict JSON can hold."""
+    if isinstance(value, Gain):
+        inside = value.position is Position.INSIDE
+        found = {"value": value.value if inside else None, "low": value.interval.low, "high": value.interval.high}
+        return plain({**found, "position": value.position, "shown": str(value), "slope": value.slope})
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def curve(losses: Sequence[Sequence[tuple[int, float]]], tokens_per_step: int) -> tuple[tuple[float, ...], ...]:
+    """(tokens, mean, lowest, highest) of several runs' training losses, in at most 60 bins of steps."""
+    finite = [[(step, loss) for step, loss in run if math.isfinite(loss)] for run in losses]
+    last = max((step for run in finite for step, _ in run), default=0) + 1
+    width = max(1, -(-last // POINTS))
+    points = []
+    for start in range(0, last, width):
+        means = [np.mean(inside) for run in finite if (inside := [v for s, v in run if start <= s < start + width])]
+        if means:
+            middle = (start + min(start + width, last)) / 2 * tokens_per_step
+            points.append((middle, float(np.mean(means)), float(min(means)), float(max(means))))
+    return tuple(points)
+
+
+def strip_json(strip: Strip) -> dict[str, Any]:
+    edge = strip.best.at_edge
+    return {"factors": strip.factors, "losses": strip.losses, "best": strip.factor, "at_edge": edge is not Edge.NONE}
+
+
+def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
+    recipe = row.tuned.arm.recipe
+    found = {
+        "name": row.name,
+        "id": recipe.id,
+        "recipe": to_json(recipe),
+        "steps": row.tuned.arm.steps,
+        "tokens": row.tuned.arm.tokens,
+        "flops": row.tuned.arm.flops,
+        "rate": row.tuned.rate,
+        "strip": strip_json(row.tuned.strip),
+        "knob": row.tuned.knob,
+        "second": strip_json(row.tuned.second) if row.tuned.second else None,
+        "scores": row.scores,
+        "score": row.score,
+        "diverged": row.diverged,
+        "curve": row.curve,
+        "cost": row.cost.to_json(),
+        "tokens_per_second": row.tokens_per_second,
+        "changes": diff(x, recipe),
+        "against": None,
+    }
+    if row.against:
+        d = row.against.difference
+        found["against"] = {
+            "differences": d.values,
+            "mean": d.mean,
+            "low": d.interval.low,
+            "high": d.interval.high,
+            "level": d.interval.level,
+            "method": d.method,
+            "sd": d.sd,
+            "evaluation_se": d.evaluation_se,
+            "p": d.p,
+            "adjusted_p": row.against.adjusted_p,
+            "p_win": d.p_win,
+            "sign_flip_p": d.sign_flip_p,
+            "sign_flip_floor": d.sign_flip_floor,
+            "detectable": row.against.detectable,
+            "margin": row.against.verdict.margin,
+            "outcome": row.against.verdict.outcome,
+            "sentence": row.against.sentence(unit),
+            "gains": row.against.gains,
+            "shared": {"factor": row.against.shared[0], "difference": row.against.shared[1]},
+            "flips": row.against.flips,
+        }
+    return found

@@ -1,0 +1,228 @@
+"""The shell's commands that train, compare, verify or read the store: what `deltax.cli` calls once torch may load."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from deltax import catalog
+from deltax.errors import UserError
+from deltax.lab.store import Store
+from deltax.recipe import Part
+
+
+def train(recipe: Part, arguments: argparse.Namespace) -> None:
+    """`dx train`: one run, kept with its weights; under torchrun, over all the processes it started."""
+    from dataclasses import replace
+
+    from deltax.lab.engine import execute
+    from deltax.lab.terminal import Live
+    from deltax.lab.worker import result_of
+    from deltax.train import checkpoint, mesh
+    from deltax.train.job import Job, loop_of
+    from deltax.train.loop import train as run
+    from deltax.train.machine import Machine
+
+    store = Store(arguments.store)
+    machine = replace(Machine.here(threads=os.cpu_count() or 1), compiled=arguments.compile)
+    precision = str(machine.precision).removeprefix("torch.")
+    job = Job(recipe, arguments.seed, arguments.steps or loop_of(recipe).steps, arguments.rate, precision)
+    result = store.get(job)
+    if result is None and (int(os.environ.get("WORLD_SIZE", "1")) > 1 or arguments.compile):
+        with mesh.joined() as speaks:
+            outcome = run(job, machine, save_to=store.checkpoint_of(job))
+            if not outcome.diverged:
+                checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
+            if not speaks:
+                return
+            store.put(result_of(job, outcome))
+    elif result is None or result.weights_file is None:
+        with _trackers(arguments.log, store) as log, Live() as live:
+            execute([job], store=store, engine="inline", on_event=_each(live.hear, *log), keep_weights=True)
+    result = store.get(job)
+    assert result is not None
+    unit = job.recipe["task"]().unit
+    if arguments.json:
+        facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
+        _print({**facts, "tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged})
+    elif result.diverged:
+        print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --rate")
+    else:
+        spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
+        print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
+        print(f"run {job.id}; go on with: dx sample {job.id[:8]} 'Once'")
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """`dx sample`: text from a finished run."""
+    import torch
+
+    from deltax.lab.lab import Trained
+    from deltax.parts.generate import generate
+
+    store = Store(arguments.store)
+    trained = Trained(store.find(arguments.of), store)
+    if not hasattr(trained.task, "encode"):
+        raise UserError(f"{trained.result.job.recipe.title} is no language model; it has no text to go on with")
+    prompt = trained.task.encode(arguments.prompt or "\n")[None]
+    draws = torch.Generator().manual_seed(arguments.seed)
+    tokens = generate(
+        trained.model, prompt, length=arguments.length, temperature=arguments.temperature, generator=draws
+    )
+    print(trained.task.decode(tokens[0]))
+
+
+def runs(arguments: argparse.Namespace) -> None:
+    """`dx runs`: what the store holds, the latest first."""
+    lines = [line for line in Store(arguments.store).runs() if all(word in line.title for word in arguments.words)]
+    if arguments.json:
+        _print([vars(line) for line in lines])
+        return
+    width = max((len(line.title) for line in lines), default=0)
+    for line in lines:
+        score = "" if line.score is None else f"{line.score:.4f}"
+        detail = f"seed {line.seed}, {line.steps} steps, rate ×{line.rate:.3g}"
+        print(f"{line.id[:10]}  {line.title:{width}}  {line.state:11}  {score:>8}  {detail}")
+    if not lines:
+        print("no runs yet; 'dx train gpt' makes one")
+
+
+def compare(recipes: Sequence[Part], arguments: argparse.Namespace) -> None:
+    """`dx compare`: the plan, the experiment, the table and the report."""
+    from deltax.lab import report, terminal
+    from deltax.lab.compare import compare as run
+    from deltax.lab.plan import make_plan
+
+    settings: dict[str, Any] = {
+        "budget": arguments.budget,
+        "pairs": "until-clear" if arguments.until_clear else arguments.pairs,
+        "ladder": arguments.ladder,
+    }
+    store = Store(arguments.store)
+    if arguments.plan:
+        plan = make_plan(recipes, store, workers=arguments.workers or _cores(), **settings)
+        print("\n".join(plan.sentences()))
+        return
+    _writable(arguments.report)
+    with _trackers(arguments.log, store) as log, terminal.Live() as live:
+        settings |= {"engine": arguments.engine, "workers": arguments.workers, "on_event": _each(live.hear, *log)}
+        comparison = run(*recipes, store=store, **settings)
+    saved = report.save(comparison, arguments.report)
+    if arguments.json:
+        print(report.as_json(comparison))
+    else:
+        terminal.show(comparison)
+        print(f"report: {saved}")
+
+
+def interact(x: Part, a: Any, b: Any, arguments: argparse.Namespace) -> None:
+    """`dx interact`: whether two changes together give more or less than their product."""
+    from deltax.lab import terminal
+    from deltax.lab.interact import interact as run
+
+    store = Store(arguments.store)
+    with _trackers(arguments.log, store) as log, terminal.Live() as live:
+        found = run(
+            x,
+            a,
+            b,
+            budget=arguments.budget,
+            pairs=arguments.pairs,
+            store=store,
+            engine=arguments.engine,
+            workers=arguments.workers,
+            on_event=_each(live.hear, *log),
+        )
+    if arguments.json:
+        _print(found.to_json())
+    else:
+        terminal.show(found.comparison)
+        print(found)
+
+
+def verify(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> int:
+    """`dx verify`: claims run, verdicts printed and stored. 1 when an exact or parity claim fails."""
+    from deltax.lab import terminal
+    from deltax.lab.lab import Lab
+    from deltax.lab.verify import verify as run
+
+    store, failed, found = Store(arguments.store), False, {}
+    with _trackers(arguments.log, store) as log, terminal.Live() as live:
+        lab = Lab(
+            store, engine=arguments.engine, workers=arguments.workers or _cores(), on_event=_each(live.hear, *log)
+        )
+        for record in records:
+            for claim in record.claims:
+                if arguments.claim in (None, claim.name, claim.name.replace("_", "-")):
+                    stored = run(record.key, lab=lab, only=claim.name)
+                    found[record.key] = stored
+                    entry = stored[claim.kind][claim.name]
+                    failed |= entry.get("passed") is False
+                    if not arguments.json:
+                        live.console.print(_verdict(record.key, claim, entry), markup=False, soft_wrap=True)
+    if arguments.claim and not found:
+        run(records[0].key, lab=lab, only=arguments.claim)  # raises, with the nearest name
+    if arguments.json:
+        _print(found)
+    return 1 if failed else 0
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """`dx report`: a stored comparison, written again."""
+    from deltax.lab import report as pages
+
+    kept = list(Store(arguments.store).records("comparison").values())
+    chosen = [c for c in kept if arguments.which in (None, c["id"]) or c["id"].startswith(arguments.which or "")]
+    if not chosen:
+        known = ", ".join(c["id"] for c in kept[-5:]) or "none yet; 'dx compare gpt gpt+dyt' makes one"
+        raise UserError(f"there is no comparison {arguments.which or ''} in the store; there are: {known}")
+    if arguments.json:
+        _print(chosen[-1])
+    else:
+        print(f"report: {pages.save(chosen[-1], arguments.to)}")
+
+
+def _verdict(key: str, claim: catalog.ClaimRecord, entry: dict[str, Any]) -> str:
+    if claim.kind == "measured":
+        return f"{key}: {claim.says}\n    paper: {claim.paper}\n    here:  {entry['summary']}"
+    said = {True: "holds", False: f"FAILS: {entry.get('why')}", None: f"not run: {entry.get('why')}"}
+    return f"{key}: {claim.says}\n    {claim.kind}: {said[entry['passed']]}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _each(*listeners: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """One listener that tells all."""
+
+    def tell(event: Any) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+@contextmanager
+def _trackers(names: Sequence[str], store: Store) -> Any:
+    from deltax.lab.trackers import tracker
+
+    with ExitStack() as closing:
+        found = [tracker(name, store.folder / "trackers" / name) for name in names]
+        for each in found:
+            closing.callback(each.close)
+        yield found
+
+
+def _writable(path: str) -> None:
+    """Find out before the experiment, not after it."""
+    folder = Path(path).resolve().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"the report cannot be written to {path}; name another file with --report")
+
+
+def _print(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))

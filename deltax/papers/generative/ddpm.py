@@ -1,0 +1,126 @@
+"""Denoising Diffusion Probabilistic Models. Ho, Jain, Abbeel, 2020. arXiv:2006.11239
+
+A latent-variable model, but its encoder is fixed, a thousand small noisings, and only the noise is learned.
+
+The bound on the likelihood is a sum of squared errors with a weight for each step. Ho et al. drop the weights and ask
+the network for the noise itself (Eq. 14); whatever the network is, one example at one step of the chain trains it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltax import Part, claim, paper, part
+from deltax.papers.optimization.layer_norm import LayerNorm
+from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
+from deltax.parts.optimizers import adamw
+from deltax.parts.run import Loop, Run, from_task
+from deltax.parts.schedules import cosine
+from deltax.shapes import PerExample
+from deltax.tasks.digits import DigitDrawings
+
+STEPS = 1000
+
+
+def signal(*, steps: int = STEPS, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """abar_t, the share of variance that is still signal after t steps of variance from `first` to `last`, in float64.
+
+    t counts from 0, where all is signal, to `steps`: (steps + 1,).
+    """
+    beta = torch.linspace(first, last, steps, dtype=torch.float64)
+    return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
+
+
+def noised(data: Tensor, noise: Tensor, abar: PerExample) -> Tensor:
+    """sqrt(abar) data + sqrt(1 - abar) noise (Eq. 4). Tensors (B, ...) and abar (B,)."""
+    abar = abar.view(-1, *[1] * (data.ndim - 1))
+    return abar.sqrt() * data + (1 - abar).sqrt() * noise
+
+
+def posterior(data: Tensor, x: Tensor, before: PerExample, now: PerExample) -> tuple[Tensor, PerExample]:
+    """Mean and variance of x_{t-1} given x_t and the data (Eqs. 6, 7); abar is `before` at t - 1 and `now` at t."""
+    alpha = now / before
+    each = lambda v: v.view(-1, *[1] * (x.ndim - 1))
+    mean = each(before.sqrt() * (1 - alpha) / (1 - now)) * data + each(alpha.sqrt() * (1 - before) / (1 - now)) * x
+    return mean, (1 - before) / (1 - now) * (1 - alpha)
+
+
+def noise_prediction(model: nn.Module, batch: Any) -> PerExample:
+    """Squared error of the noise (Eq. 14), a mean over pixels, at a step drawn evenly from 1 to 1000 for each image."""
+    images = batch.images
+    step = torch.randint(1, STEPS + 1, (len(images),), device=images.device)
+    noise = torch.randn_like(images)
+    x = noised(images, noise, signal().to(images)[step])
+    return (model(x, step / STEPS, batch.labels) - noise).square().mean((1, 2, 3))
+
+
+@paper(year=2020, arxiv="2006.11239")
+def ddpm(*, dim: int = 192, depth: int = 3) -> Part:
+    body = part(Pixels, depth=depth, block=part(PixelBlock, norm=LayerNorm), norm=LayerNorm)
+    return part(
+        Run,
+        model=part(Denoiser, dim=dim, body=body),
+        task=DigitDrawings,
+        objective=noise_prediction,
+        batches=from_task,
+        optimizer=part(adamw, rate=2e-3, decay=0.0),
+        schedule=cosine,
+        loop=part(Loop, batch=128, steps=2000),
+    )
+
+
+@claim
+def the_posterior_is_a_product_of_gaussians():
+    """At every step the closed form of q(x_{t-1} | x_t, x_0) is the product of the chain's step and the noised data."""
+    torch.manual_seed(0)
+    abar = signal()[1:]
+    before, now = abar[:-1], abar[1:]
+    data, x = torch.randn(2, len(now), 1, dtype=torch.float64)
+    alpha = now / before
+    step, chain = alpha / (1 - alpha), 1 / (1 - before)  # what each factor adds to the precision
+    mean = ((step / alpha.sqrt())[:, None] * x + (chain * before.sqrt())[:, None] * data) / (step + chain)[:, None]
+    ours, variance = posterior(data, x, before, now)
+    torch.testing.assert_close(ours, mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(variance, 1 / (step + chain), rtol=1e-10, atol=1e-12)
+
+
+@claim
+def a_thousand_steps_are_one():
+    """Noising step by step gives the mean and the variance that noising at once gives."""
+    abar = signal()
+    mean, variance = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    for t in range(1, STEPS + 1):
+        alpha = abar[t] / abar[t - 1]
+        mean, variance = alpha.sqrt() * mean, alpha * variance + (1 - alpha)
+        torch.testing.assert_close(torch.stack([mean, variance]), torch.stack([abar[t].sqrt(), 1 - abar[t]]))
+
+
+@claim.parity(peer="diffusers DDPMScheduler")
+def equals_diffusers():
+    """Noised images, their gradients, and mean and variance of steps back equal diffusers' all along the chain."""
+    from diffusers import DDPMScheduler
+
+    torch.manual_seed(0)
+    settings = {"beta_schedule": "linear", "clip_sample": False, "variance_type": "fixed_small"}
+    peer = DDPMScheduler(num_train_timesteps=STEPS, **settings)
+    abar = signal().float()
+    for t in (1, 2, 77, 500, 999, 1000):
+        data, noise, weight = torch.randn(3, 2, 1, 5, 3)
+        ours, theirs = data.clone().requires_grad_(), data.clone().requires_grad_()
+        a = noised(ours, noise, abar[[t, t]])
+        b = peer.add_noise(theirs, noise, torch.tensor([t - 1, t - 1]))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        gradients = (torch.autograd.grad((x * weight).sum(), y)[0] for x, y in ((a, ours), (b, theirs)))
+        torch.testing.assert_close(*gradients)
+        x = b.detach()
+        guess = (x - (1 - abar[t]).sqrt() * weight) / abar[t].sqrt()
+        mean, variance = posterior(guess, x, abar[[t - 1] * 2], abar[[t] * 2])
+        torch.testing.assert_close(variance[0].clamp(min=1e-20), peer._get_variance(t - 1), rtol=2e-3, atol=1e-9)
+        if t == 1:  # the last step adds no noise, so the peer's step is its mean
+            torch.testing.assert_close(mean, peer.step(weight, 0, x).prev_sample, rtol=1e-4, atol=1e-4)
+        else:
+            torch.manual_seed(t)
+            stepped = peer.step(weight, t - 1, x, generator=torch.Generator().manual_seed(t)).prev_sample
+            drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
+            torch.testing.assert_close(mean + variance[0].sqrt() * drawn, stepped, rtol=1e-3, atol=1e-3)

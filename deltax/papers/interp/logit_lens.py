@@ -1,0 +1,195 @@
+"""interpreting GPT: the logit lens. nostalgebraist, 2020.
+
+A GPT, but its last norm and unembedding are put to the stream after every block, not only after the last.
+
+Blocks add to one stream, so what the stream holds half way up is written in the coordinates that the head reads. Read
+there, it is a guess at the next token, and the guesses come nearer to the last one block by block. Where a model keeps
+another basis in its early layers the lens sees nothing: that is a result about the model and a limit of the lens.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deltax import UserError, claim, paper
+from deltax.papers.language.gpt import gpt
+from deltax.parts.language_model import LanguageModel
+from deltax.shapes import Logits, Stream, Tokens
+
+Lens = Float[Tensor, "layers B T V"]
+
+
+class Anatomy(NamedTuple):
+    """The blocks that write to a model's stream, first to last, and how the model reads the stream after them."""
+
+    blocks: list[nn.Module]
+    read: Callable[[Stream], Logits]
+
+
+# Where the causal language models of `transformers` keep their blocks and their last norm.
+_HF = {
+    "transformer.h": "transformer.ln_f",
+    "model.layers": "model.norm",
+    "gpt_neox.layers": "gpt_neox.final_layer_norm",
+}
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Of a `LanguageModel`, or of a `transformers` model laid out as GPT-2, Llama or GPT-NeoX is.
+
+    Raises UserError for any other.
+    """
+    if isinstance(model, LanguageModel):
+        return Anatomy(list(model.stack.blocks), model.read)
+    modules = dict(model.named_modules())
+    for blocks, norm in _HF.items():
+        if blocks in modules and norm in modules:
+            return Anatomy(list(modules[blocks]), nn.Sequential(modules[norm], model.get_output_embeddings()))
+    raise UserError(
+        f"the lens cannot find blocks and a last norm in {type(model).__name__}: give a LanguageModel, or a causal "
+        f"language model of transformers with {', '.join(_HF)}"
+    )
+
+
+def streams(model: nn.Module, tokens: Tokens) -> list[Stream]:
+    """The stream before the first block and after each one, L + 1 of (B, T, D), in the order in which blocks run."""
+    found: list[Stream] = []
+
+    def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not found:
+            found.append(args[0] if args else kwargs["hidden_states"])
+
+    def leaving(module: nn.Module, args: tuple, out: Any) -> None:
+        found.append(out[0] if isinstance(out, tuple) else out)
+
+    blocks = anatomy(model).blocks
+    hooks = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
+    hooks += [block.register_forward_hook(leaving) for block in dict.fromkeys(blocks)]
+    try:
+        model(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@paper(on=gpt, year=2020, url="https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens")
+def logit_lens(model: nn.Module, tokens: Tokens) -> Lens:
+    """Log-probabilities of the next token, read before the first block and after each. (B, T) -> (L + 1, B, T, V).
+
+    The last layer is the model's own output. The model stays in the mode, training or evaluation, that it is in.
+    Raises UserError for a model whose blocks cannot be found.
+    """
+    read = anatomy(model).read
+    logits = torch.stack([read(x) for x in streams(model, tokens)])
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+
+
+def distance_to_last(lens: Lens) -> Float[Tensor, "layers B T"]:
+    """KL(p_L || p_l) in nats for each layer l, at each position. That of the last layer is zero."""
+    return (lens[-1].exp() * (lens[-1] - lens)).sum(-1)
+
+
+def picture(lens: Lens, tokens: Tokens, decode: Callable[[Iterable[int]], str]) -> Any:
+    """A matplotlib Figure of one example: layers upwards, tokens rightwards, each cell the likeliest next token.
+
+    Colour is the probability of that token. `decode` is a task's or a tokeniser's.
+    """
+    from matplotlib.figure import Figure
+
+    chance, best = lens[:, 0].exp().max(-1)
+    figure = Figure(figsize=(1 + 0.3 * best.shape[1], 1 + 0.3 * best.shape[0]), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(chance.tolist(), origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    for layer, row in enumerate(best.tolist()):
+        for at, token in enumerate(row):
+            color = "white" if chance[layer, at] > 0.6 else "black"
+            axes.text(at, layer, _shown(decode([token])), ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(best.shape[1]), [_shown(decode([token])) for token in tokens[0].tolist()])
+    axes.set_yticks(range(best.shape[0]), ["embedding", *range(1, best.shape[0])])
+    axes.set(xlabel="what was read", ylabel="block")
+    figure.colorbar(image, label="probability")
+    return figure
+
+
+def _shown(token: str) -> str:
+    """A token as one line of text that matplotlib does not take for mathematics."""
+    return "".join(c if c.isprintable() else "·" for c in token).replace("$", r"\$").replace(" ", "␣")
+
+
+@claim
+def at_the_last_layer_it_is_the_model():
+    """After the last block the lens gives the model's own log-probabilities, to the bit, and leaves no hook behind."""
+    model, tokens = _tiny()
+    lens = logit_lens(model, tokens)
+    assert lens.shape == (4, *tokens.shape, 11)
+    assert torch.equal(lens[-1], torch.log_softmax(model(tokens), -1))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@claim
+def a_block_that_adds_nothing_changes_no_guess():
+    """With the last two branches silenced the last two readings agree to the bit; a block that writes changes them."""
+    model, tokens = _tiny()
+    last = model.stack.blocks[-1]
+    with torch.no_grad():
+        for out in (last.mixer.project.out, last.mlp.down):
+            out.weight.zero_(), out.bias.zero_()
+    lens = logit_lens(model, tokens)
+    assert torch.equal(lens[-1], lens[-2]) and not torch.allclose(lens[-2], lens[-3])
+    distance = distance_to_last(lens)
+    assert not distance[-2:].any() and (distance[:-2] > 0).all()
+
+
+@claim.parity(peer="transformers GPT2LMHeadModel and LlamaForCausalLM (output_hidden_states)")
+def equals_transformers():
+    """The lens reads what last norm and head make of transformers' hidden states, in their models and in ours."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    from deltax.papers.language.gpt import to_hf
+
+    ours, tokens = _tiny()
+    sizes = {"vocab_size": 11, "bos_token_id": None, "eos_token_id": None}
+    theirs = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=9, n_embd=12, n_layer=3, n_head=3)).double().eval()
+    theirs.load_state_dict(to_hf(ours.state_dict()))
+    llama = LlamaForCausalLM(
+        LlamaConfig(**sizes, hidden_size=12, intermediate_size=20, num_hidden_layers=3, num_attention_heads=3)
+    ).double()
+    for parameter in llama.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    for model, norm in ((theirs, theirs.transformer.ln_f), (llama, llama.model.norm)):
+        *states, last = model(tokens, output_hidden_states=True).hidden_states  # the last one is normed already
+        expected = torch.log_softmax(model.lm_head(torch.stack([*map(norm, states), last])), -1)
+        torch.testing.assert_close(logit_lens(model, tokens), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(logit_lens(ours, tokens), logit_lens(theirs, tokens), rtol=1e-10, atol=1e-10)
+
+
+@claim.measured(paper="in GPT-2 the guesses converge on the last one layer by layer (figures of the post)")
+def guesses_converge_layer_by_layer(lab):
+    """In a trained gpt of 6 blocks each block brings the reading nearer to the last: KL to it falls at every layer."""
+    recipe = lab.recipe("gpt").put("model.dim", 48).put("model.stack.depth", 6)
+    falls, curves = [], []
+    for seed in lab.seeds(3):
+        run = lab.train(recipe, seed=seed, steps=200)
+        batch = next(iter(run.task.held_out_batches(16)))
+        with torch.no_grad():
+            lens = logit_lens(run.model, batch.inputs)
+        curves.append(distance_to_last(lens)[:, batch.targets >= 0].mean(1).tolist())
+        falls.append(min(a - b for a, b in zip(curves[-1], curves[-1][1:], strict=False)))
+    shown = picture(lens[:, :1, :24], batch.inputs[:1, :24], run.task.decode)
+    caption = "What each block would say next, first 24 bytes of held-out text, last seed"
+    numbers = {"nats to the last layer, by layer, for each seed": curves}
+    drawn = {caption: lab.figure(shown)}
+    return lab.at_least(falls, 0.0, unit="nats at the least fall", numbers=numbers, figures=drawn)
+
+
+def _tiny() -> tuple[LanguageModel, Tensor]:
+    torch.manual_seed(0)
+    recipe = gpt.put("model.dim", 12).put("model.stack.depth", 3)
+    model = recipe().build({"vocab": 11, "context": 9}).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model, torch.randint(11, (2, 9))

@@ -1,0 +1,242 @@
+"""DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
+Shao, Wang, Zhu, Xu, Song, Bi, Zhang, Zhang, Li, Wu, Guo, 2024. arXiv:2402.03300
+
+PPO, but the critic is the group: several answers to one question are judged by their own mean and deviation.
+
+A value network as large as the policy is gone, and with it what it had to learn. The KL divergence to where training
+began is in the loss, not in the reward (Eq. 3). The paper draws 64 answers to each of 16 questions and updates once,
+at rate 1e-6; a task that can tell right from wrong takes the place of its reward model.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deltax import Part, UserError, claim, paper
+from deltax.papers.rl.ppo import ppo
+from deltax.parts.generate import generate
+from deltax.parts.reference import Referenced
+from deltax.parts.run import Loop
+from deltax.shapes import PerExample, Tokens
+from deltax.tasks.arithmetic import Arithmetic
+
+PerToken = Float[Tensor, "B T"]
+
+
+class Rollouts(NamedTuple):
+    """Answers, and what a step needs to know of each.
+
+    tokens      (B, P + T), questions and answers
+    said        (B, T), 1 up to the end of the answer and 0 after
+    advantages  (B,), how much better than its group each answer was
+    old         (B, T), log-probabilities under the policy that answered
+    reference   (B, T), log-probabilities under the model that the run began with
+    """
+
+    tokens: Tokens
+    said: PerToken
+    advantages: PerExample
+    old: PerToken
+    reference: PerToken
+
+    def to(self, device: torch.device | str) -> "Rollouts":
+        return Rollouts(*(tensor.to(device) for tensor in self))
+
+    def pieces(self, count: int) -> "list[Rollouts]":
+        """The batch in `count` pieces along its answers; their advantages are settled."""
+        return [Rollouts(*piece) for piece in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+
+    def weights(self) -> PerExample:
+        """How many tokens each answer has."""
+        return self.said.sum(1)
+
+
+def advantages_of(rewards: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+    """(reward - mean) / standard deviation in each group of G answers, and 0 where all got the same (section 4.1.2)."""
+    same = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    spread = rewards.std(1, keepdim=True).masked_fill(same, 1.0)
+    return ((rewards - rewards.mean(1, keepdim=True)) / spread).masked_fill(same, 0.0)
+
+
+def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """reference / policy - log(reference / policy) - 1 for each token (Eq. 4): at least 0, and under the policy's own
+    tokens the mean is KL(policy || reference)."""
+    gap = reference - log_probs
+    return torch.expm1(gap) - gap
+
+
+def log_probs(model: nn.Module, tokens: Tokens, length: int) -> PerToken:
+    """Log-probabilities of the last `length` tokens. Tokens (B, P + T) -> (B, T)."""
+    logits = model(tokens[:, :-1])[:, -length:]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.log_softmax(logits, -1).gather(-1, tokens[:, -length:, None])[..., 0]
+
+
+@torch.no_grad()
+def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, group: int = 16) -> Rollouts:
+    """`size` answers of the model: size / group of the task's questions, each answered `group` times at temperature 1.
+
+    Raises UserError where `size` is no multiple of `group`, or the task cannot tell right from wrong.
+    """
+    if group < 2 or size % group:
+        raise UserError(
+            f"a batch of {size} answers does not come in groups of {group}: set loop.batch to a multiple of it"
+        )
+    if not hasattr(task, "reward"):
+        raise UserError(
+            f"{type(task).__name__} cannot tell a right answer from a wrong one; choose a task with a reward"
+        )
+    device = next(model.parameters()).device
+    questions = task.prompts(step, size=size // group, seed=seed).to(device).repeat_interleave(group, 0)
+    tokens = generate(model, questions, length=task.answer)
+    ended = (tokens[:, -task.answer :] == task.end).int()
+    rewards = task.reward(tokens)
+    return Rollouts(
+        tokens,
+        (ended.cumsum(1) - ended == 0).float(),
+        advantages_of(rewards.view(-1, group)).flatten(),
+        log_probs(model, tokens, task.answer),
+        log_probs(model.reference, tokens, task.answer),
+    )
+
+
+def group_relative(model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04) -> PerExample:
+    """PPO's loss of each token plus beta times its k3, a mean over the tokens of each answer (Eq. 3, negated)."""
+    new = log_probs(model, batch.tokens, batch.said.shape[1])
+    losses = ppo(new, batch.old, batch.advantages[:, None], clip=clip) + beta * k3(new, batch.reference)
+    return (losses * batch.said).sum(1) / batch.said.sum(1)
+
+
+@paper(on=ppo, year=2024, arxiv="2402.03300")
+def grpo(recipe: Part, *, group: int = 16, questions: int = 16, clip: float = 0.2, beta: float = 0.04) -> Part:
+    if not hasattr(recipe["task"].make, "reward"):
+        recipe = recipe.fill("task", Arithmetic)
+    recipe = recipe.wrap("model", Referenced).set(Loop, batch=group * questions)
+    return recipe.fill("batches", rollouts, group=group).fill("objective", group_relative, clip=clip, beta=beta)
+
+
+@claim
+def advantages_have_no_scale():
+    """In each group they have mean zero and deviation one, and neither an offset nor a positive factor changes them."""
+    torch.manual_seed(0)
+    rewards = torch.randn(5, 7, dtype=torch.float64)
+    advantages = advantages_of(rewards)
+    torch.testing.assert_close(advantages.mean(1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(advantages.std(1), torch.ones(5, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(advantages_of(3.7 * rewards - 11), advantages)
+    torch.testing.assert_close(advantages_of(-rewards), -advantages)
+
+
+@claim
+def k3_is_the_divergence():
+    """Over all tokens, weighted by the policy, k3 is KL(policy || reference); for no token is it negative."""
+    torch.manual_seed(0)
+    policy, reference = torch.log_softmax(2 * torch.randn(2, 9, 11, dtype=torch.float64), -1)
+    each = k3(policy, reference)
+    exact = (policy.exp() * (policy - reference)).sum(-1)
+    torch.testing.assert_close((policy.exp() * each).sum(-1), exact, rtol=1e-12, atol=1e-12)
+    assert (each >= 0).all() and (policy - reference).min() < 0
+
+
+@claim
+def the_first_step_is_reinforce():
+    """Where the policy is still the old one and the reference, the gradient is REINFORCE's, with rewards standardised
+    in their group and each answer's log-likelihood a mean over its tokens."""
+    model, batch = _tiny()
+    weights = list(model.policy.parameters())
+    ours = torch.autograd.grad(group_relative(model, batch).mean(), weights)
+    said = (log_probs(model, batch.tokens, 4) * batch.said).sum(1) / batch.said.sum(1)
+    plain = torch.autograd.grad(-(batch.advantages * said).mean(), weights)
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-9)
+    assert any(gradient.abs().max() > 1e-3 for gradient in ours)
+
+
+@claim
+def a_group_that_agrees_teaches_nothing():
+    """Where all answers of every group got the same reward the gradient is zero, but for the pull to the reference."""
+    model, batch = _tiny()
+    batch = batch._replace(advantages=advantages_of(torch.full((2, 3), 0.1)).flatten())
+    for parameter in model.policy.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    weights = list(model.policy.parameters())
+    free, held = (torch.autograd.grad(group_relative(model, batch, beta=b).mean(), weights) for b in (0.0, 0.04))
+    assert not any(gradient.any() for gradient in free)
+    assert any(gradient.abs().max() > 1e-6 for gradient in held)
+
+
+@claim
+def nothing_is_learnt_after_the_end():
+    """What follows the end of an answer changes neither the loss nor its gradient."""
+    model, batch = _tiny()
+    other = torch.where(batch.said.bool(), batch.tokens[:, -4:], torch.randint(12, (6, 4)))
+    changed = batch._replace(tokens=torch.cat([batch.tokens[:, :-4], other], 1))
+    assert not torch.equal(changed.tokens, batch.tokens)
+    changed = changed._replace(old=log_probs(model, changed.tokens, 4).detach())
+    weights = list(model.policy.parameters())
+    results = [group_relative(model, b) for b in (batch, changed)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(r.sum(), weights) for r in results))
+
+
+@claim.parity(peer="trl GRPOTrainer")
+def equals_trl():
+    """With the same log-probabilities, off the old policy and off the reference, the loss and its gradient equal trl's
+    with loss_type "grpo"; so do the advantages, but for the 1e-4 that trl adds to the deviation."""
+    from collections import defaultdict
+    from types import SimpleNamespace
+
+    from trl import GRPOTrainer
+    from trl.trainer.utils import nanstd
+
+    model, batch = _tiny()
+    batch = batch._replace(old=batch.old + 0.3 * torch.randn(6, 4), reference=batch.reference + torch.randn(6, 4))
+    new = lambda *_, **__: (log_probs(model, batch.tokens, 4), torch.zeros(6, 4), None)
+    trainer = SimpleNamespace(  # what the loss reads of a trainer whose GRPOConfig is loss_type="grpo", beta=0.04
+        **{"loss_type": "grpo", "beta": 0.04, "epsilon_low": 0.2, "epsilon_high": 0.2, "top_entropy_quantile": 1.0},
+        **{"importance_sampling_level": "token", "off_policy_mask_threshold": None, "use_vllm": False},
+        **{"aux_loss_enabled": False, "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1},
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
+        model=model,
+        _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=new,
+    )
+    inputs = {
+        "prompt_ids": batch.tokens[:, :-4],
+        "prompt_mask": torch.ones_like(batch.tokens[:, :-4]),
+        "completion_ids": batch.tokens[:, -4:],
+        "completion_mask": batch.said,
+        "advantages": batch.advantages,
+        "old_per_token_logps": batch.old,
+        "ref_per_token_logps": batch.reference,
+    }
+    losses = group_relative(model, batch).mean(), GRPOTrainer._compute_loss(trainer, model, inputs)
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)
+    weights = list(model.policy.parameters())
+    torch.testing.assert_close(*(torch.autograd.grad(loss, weights) for loss in losses), rtol=1e-10, atol=1e-12)
+    assert 0 < trainer._metrics["train"]["clip_ratio/region_mean"][0] < 1
+    rewards = torch.rand(5, 7, dtype=torch.float64)
+    centred = rewards - rewards.mean(1, keepdim=True)
+    torch.testing.assert_close(
+        advantages_of(rewards), centred / (nanstd(rewards, dim=1)[:, None] + 1e-4), rtol=1e-3, atol=0
+    )
+
+
+def _tiny() -> tuple[Referenced, Rollouts]:
+    """A small model in float64, and its answers to two made-up questions, three each, with random rewards."""
+    from deltax.papers.language.gpt import gpt
+
+    torch.manual_seed(0)
+    tree = (gpt + grpo).put("model.inner.dim", 12).put("model.inner.stack.depth", 1)
+    model = tree().build(Arithmetic().facts).double()
+    for parameter in model.policy.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.reset_parameters()
+    tokens = torch.randint(12, (6, 10))
+    tokens[0, 7] = tokens[3, 8] = tokens[4, 9] = Arithmetic.end
+    ended = (tokens[:, -4:] == Arithmetic.end).int()
+    at = log_probs(model, tokens, 4).detach()
+    advantages = advantages_of(torch.randn(2, 3, dtype=torch.float64)).flatten()
+    return model, Rollouts(tokens, (ended.cumsum(1) - ended == 0).double(), advantages, at, at)

@@ -1,0 +1,186 @@
+"""Online normalizer calculation for softmax. Milakov, Gimelshein, 2018. arXiv:1805.02867
+
+A softmax, but its maximum and its normaliser are found together, so the scores are read once less.
+
+What has been seen so far is two numbers, the largest score and the sum of exponentials relative to it, and two such
+pairs merge into the pair of their union. The merge is associative and commutative: any order, any grouping, any place.
+Everything that descends from this paper is a choice of order, grouping and place.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltax import claim, paper
+from deltax.errors import UserError
+from deltax.papers.language.softmax_attention import softmax_attention
+
+
+class Seen(NamedTuple):
+    """The largest score so far, and the sum of exp(score - largest). Before any score: (-inf, 0), the merge's identity.
+
+    No gradient flows through the largest score: it is a point of reference, and all that is computed relative to it
+    has the same value wherever it lies.
+    """
+
+    max: Tensor
+    sum: Tensor
+
+
+def relative(x: Tensor, largest: Tensor) -> Tensor:
+    """exp(x - largest) for x <= largest; 0 where both are -inf, where the difference is not a number."""
+    return torch.exp(x - largest.masked_fill(largest.isneginf(), 0.0))
+
+
+def look(scores: Tensor) -> Seen:
+    """What one block of scores has to say. (..., S) -> two tensors (...). S is at least 1."""
+    largest = scores.detach().amax(-1)
+    return Seen(largest, relative(scores, largest[..., None]).sum(-1))
+
+
+def merge(a: Seen, b: Seen) -> Seen:
+    """What two blocks say together (section 3.1, Eq. 4)."""
+    largest = torch.maximum(a.max, b.max)
+    return Seen(largest, a.sum * relative(a.max, largest) + b.sum * relative(b.max, largest))
+
+
+def log_sum(seen: Seen) -> Tensor:
+    """The logarithm of the sum of exp(score), -inf where nothing but -inf was seen."""
+    return seen.max + seen.sum.log()
+
+
+@paper(on=softmax_attention, year=2018, arxiv="1805.02867")
+def softmax(scores: Tensor, *, block: int = 64) -> Tensor:
+    """Softmax over the last axis, `block` scores at a time (Algorithm 3): one read to look, one to divide. Any shape.
+
+    A row that is -inf throughout gives zeros. Raises UserError for a block below 1.
+    """
+    if block < 1:
+        raise UserError(f"block is how many scores are read together: give at least 1, not {block}")
+    seen = reduce(merge, map(look, scores.split(block, -1)))
+    divisor = _or_one(seen.sum)[..., None]
+    return torch.cat([relative(piece, seen.max[..., None]) / divisor for piece in scores.split(block, -1)], -1)
+
+
+def top_k(scores: Tensor, k: int, *, block: int = 64) -> tuple[Tensor, Tensor]:
+    """The k largest softmax values and where they stand, in one read (Algorithm 4). (..., S) -> two of (..., k)."""
+    seen, start = None, 0
+    best = torch.empty_like(scores[..., :0])
+    where = torch.empty_like(best, dtype=torch.int64)
+    for piece in scores.split(block, -1):
+        seen = look(piece) if seen is None else merge(seen, look(piece))
+        here = torch.arange(start, start + piece.shape[-1], device=piece.device).expand_as(piece)
+        candidates, places = torch.cat([best, piece], -1), torch.cat([where, here], -1)
+        best, kept = candidates.topk(min(k, candidates.shape[-1]), -1)
+        where, start = places.gather(-1, kept), start + piece.shape[-1]
+    return relative(best, seen.max[..., None]) / _or_one(seen.sum)[..., None], where
+
+
+def _or_one(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1.0)
+
+
+@claim
+def any_order_and_any_grouping_will_do():
+    """Merging is associative and commutative: any tree over any order of the blocks gives the same pair (Theorem 1)."""
+    torch.manual_seed(0)
+    for scale in (1, 20, 1e4):
+        blocks = [look(scale * torch.randn(3, n, dtype=torch.float64)) for n in (1, 7, 64, 2, 5, 1, 30)]
+        in_order = reduce(merge, blocks)
+        for _ in range(20):
+            left = [blocks[i] for i in torch.randperm(len(blocks))]
+            while len(left) > 1:
+                i = int(torch.randint(len(left) - 1, ()))
+                left[i : i + 2] = [merge(left[i], left[i + 1])]
+            assert torch.equal(left[0].max, in_order.max)
+            torch.testing.assert_close(left[0].sum, in_order.sum, rtol=1e-13, atol=0)
+
+
+@claim
+def having_seen_nothing_changes_nothing():
+    """Merging with a block that is masked throughout, (-inf, 0), leaves a pair as it was, to the bit, and no NaN."""
+    torch.manual_seed(0)
+    scores = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    masked = look(torch.full((3, 5), -torch.inf, dtype=torch.float64))
+    assert masked.max.isneginf().all() and not masked.sum.any()
+    seen = look(scores)
+    for both in (merge(seen, masked), merge(masked, seen), merge(seen, merge(masked, masked))):
+        assert torch.equal(both.max, seen.max) and torch.equal(both.sum, seen.sum)
+    (gradient,) = torch.autograd.grad(log_sum(merge(masked, merge(seen, masked))).sum(), scores)
+    torch.testing.assert_close(gradient, torch.softmax(scores, -1), rtol=1e-14, atol=1e-14)
+    half = torch.cat([scores.detach(), torch.full((3, 9), -torch.inf)], -1)
+    torch.testing.assert_close(softmax(half, block=4)[:, :7], torch.softmax(scores, -1), rtol=1e-14, atol=1e-14)
+    assert not softmax(half[:, 7:], block=4).any()
+
+
+@claim
+def a_score_is_read_once_less():
+    """Each score is read twice and written once; with a pass each for maximum, sum and quotient, read three times."""
+    torch.manual_seed(0)
+    scores = torch.randn(3, 133, dtype=torch.float64)
+    online, safe = _Counted(scores), _Counted(scores)
+    out = softmax(online, block=7)
+    torch.testing.assert_close(out, _three_passes(safe, block=7), rtol=1e-13, atol=1e-15)
+    assert (online.read, safe.read, out.numel()) == (2 * scores.numel(), 3 * scores.numel(), scores.numel())
+
+
+@claim
+def the_best_are_found_in_one_read():
+    """The k largest values of the softmax and their places come out of one read of the scores, whatever the block."""
+    torch.manual_seed(0)
+    scores = 20 * torch.randn(3, 133, dtype=torch.float64)
+    for k in (1, 5, 12):
+        values, places = torch.softmax(scores, -1).topk(k)
+        for block in (1, 7, 64):
+            counted = _Counted(scores)
+            ours, where = top_k(counted, k, block=block)
+            torch.testing.assert_close(ours, values, rtol=1e-13, atol=1e-15)
+            assert torch.equal(where, places) and counted.read == scores.numel()
+
+
+@claim.parity(peer="torch.softmax, torch.logsumexp")
+def equals_torch():
+    """Values and gradients are torch's, at scales 20 and 10,000, in blocks of 1, 7 and 64, to 1e-14 in float64."""
+    torch.manual_seed(0)
+    for dtype, near in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        for scale in (20, 1e4):
+            scores = (scale * torch.randn(3, 133, dtype=dtype)).requires_grad_()
+            weight = torch.randn_like(scores)
+            theirs, total = torch.softmax(scores, -1), torch.logsumexp(scores, -1)
+            expected = torch.autograd.grad((theirs * weight).sum(), scores)[0]
+            for block in (1, 7, 64):
+                ours = softmax(scores, block=block)
+                gradient = torch.autograd.grad((ours * weight).sum(), scores)[0]
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=near)
+                torch.testing.assert_close(gradient, expected, rtol=0, atol=4 * near)
+                seen = reduce(merge, map(look, scores.split(block, -1)))
+                torch.testing.assert_close(log_sum(seen), total, rtol=4 * near, atol=0)
+
+
+class _Counted:
+    """Scores in slow memory: what is handed out block by block is counted."""
+
+    def __init__(self, scores: Tensor):
+        self._scores, self.read = scores, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._scores, name)
+
+    def __getitem__(self, place: object) -> Tensor:
+        piece = self._scores[place]
+        self.read += piece.numel()
+        return piece
+
+    def split(self, size: int, axis: int):
+        for piece in self._scores.split(size, axis):
+            self.read += piece.numel()
+            yield piece
+
+
+def _three_passes(scores: Tensor, block: int) -> Tensor:
+    """Softmax as Algorithm 2 has it: a pass for the maximum, one for the sum, one for the quotient."""
+    largest = reduce(torch.maximum, (piece.amax(-1) for piece in scores.split(block, -1)))[:, None]
+    total = sum(torch.exp(piece - largest).sum(-1) for piece in scores.split(block, -1))[:, None]
+    return torch.cat([torch.exp(piece - largest) / total for piece in scores.split(block, -1)], -1)

@@ -1,0 +1,253 @@
+"""Scenes of handwritten digits: where is what? Composed from scikit-learn's digits, so there is nothing to download."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from deltax.errors import UserError, nearest
+from deltax.parts.boxes import Detections, corners
+from deltax.shapes import Images, PerExample
+from deltax.tasks.digits import SPLITS, Digits
+from deltax.tasks.evaluation import Evaluation, held_out
+
+NOTHING = -1  # the label of a row that only fills up
+
+
+class Batch(NamedTuple):
+    """Images and what is in them.
+
+    images   (B, 1, size, size), from -1 for paper to 1 for ink
+    boxes    (B, N, 4), (cx, cy, w, h) in [0, 1], around the ink of each object
+    labels   (B, N), the digit, or -1 where a scene has fewer than N objects
+    objects  (B,), how many objects a scene of the whole batch has on average: a loss that divides by it is the same
+             when the batch is read in pieces
+    """
+
+    images: Images
+    boxes: Float[Tensor, "B N 4"]
+    labels: Int64[Tensor, "B N"]
+    objects: PerExample
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in self))
+
+    def pieces(self, count: int) -> "list[Batch]":
+        """The batch in `count` pieces along its scenes."""
+        return [Batch(*piece) for piece in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+
+    def weights(self) -> PerExample:
+        """Every scene counts the same."""
+        return torch.ones(len(self.labels), device=self.labels.device)
+
+
+class Scenes:
+    """Find the digits of a scene. The interface is that of `deltax.tasks.text.Text`; a batch's tokens are its scenes.
+
+    size is the side of an image in pixels. A scene is to have 0 to `most` objects, each number equally often, and has
+    fewer where no room is left: digits are 9 to 15 pixels high, and no two boxes overlap by more than 0.1 IoU. Digits
+    of the validation and sealed splits never stand in a training scene. held_out is the number of scenes to evaluate
+    on. Raises UserError for an image too small, and where pycocotools, which computes the precision, is missing.
+    """
+
+    unit = "set loss"
+
+    def __init__(self, *, size: int = 32, most: int = 3, held_out: int = 256):
+        for name, value, least in (("size", size, 16), ("most", most, 1), ("held_out", held_out, 1)):
+            if type(value) is not int or value < least:
+                raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if importlib.util.find_spec("pycocotools") is None:
+            raise UserError("average precision needs pycocotools: pip install 'deltax-ml[detection]'")
+        self.size, self.most, self.held_out = size, most, held_out
+
+    @property
+    def facts(self) -> dict[str, int]:
+        return {"channels": 1, "size": self.size, "classes": 10}
+
+    def batch(self, step: int, *, size: int, seed: int) -> Batch:
+        """New scenes of training digits. Philox keyed by (seed, step), both in [0, 2**64), draws them; a smaller batch
+        has the first scenes of a larger one."""
+        return self._compose("train", size, np.array([seed, step], dtype=np.uint64))
+
+    def tokens(self, size: int) -> int:
+        return size
+
+    def held_out_batches(self, size: int, split: str = "validation") -> Iterator[Batch]:
+        """The same scenes every time; `objects` is the mean over all of them."""
+        if split not in SPLITS[1:]:
+            raise UserError(f"no held-out split {split!r}{nearest(split, SPLITS[1:])}: validation or sealed")
+        whole = self._compose(split, self.held_out, np.array([0, SPLITS.index(split)], dtype=np.uint64))
+        yield from (Batch(*piece) for piece in zip(*(tensor.split(size) for tensor in whole), strict=True))
+
+    def held_out_documents(self, split: str = "validation") -> Int64[np.ndarray, "scenes"]:
+        """Every scene is a document of its own."""
+        return np.arange(self.held_out)
+
+    def score(self, loss: float) -> float:
+        return loss
+
+    def evaluate(self, model: nn.Module, objective: Callable[..., Any], split: str = "validation") -> Evaluation:
+        """The loss a scene; in `metrics` AP and AP50, from 0 to 1, of a model that can `detect`."""
+        found = held_out(self, model, objective, split=split)
+        if not hasattr(model, "detect"):
+            return found
+        device = next(model.parameters()).device
+        return replace(found, metrics=self.precision(model.detect, split, device=device))
+
+    @torch.inference_mode()
+    def precision(
+        self, detect: Callable[[Images], Detections], split: str = "validation", *, device: torch.device | str = "cpu"
+    ) -> dict[str, float]:
+        """AP, the mean over IoU thresholds from 0.5 to 0.95 of the average precision, and AP50, by pycocotools.
+
+        `detect` is given images on the device.
+        """
+        batches = list(self.held_out_batches(64, split))
+        found = [Detections(*(t.cpu() for t in detect(batch.images.to(device)))) for batch in batches]
+        return average_precision(found, batches, self.size)
+
+    def chance(self, split: str = "validation") -> dict[str, float]:
+        """The `precision` of answering each scene with the objects of the one after it, all at full score."""
+        batches = list(self.held_out_batches(64, split))
+        boxes, labels = (
+            torch.cat(list(t)).roll(-1, 0) for t in zip(*((b.boxes, b.labels) for b in batches), strict=True)
+        )
+        said = Detections((labels >= 0).float(), labels.clamp(min=0), boxes)
+        pieces = (Detections(*piece) for piece in zip(*(t.split(64) for t in said), strict=True))
+        return average_precision(list(pieces), batches, self.size)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the digits, the way they are put together, and the held-out scenes."""
+        digest = hashlib.sha256(f"{Digits().fingerprint} {self.size} {self.most} {self.held_out}".encode())
+        for batch in (self.batch(0, size=8, seed=0), *self.held_out_batches(self.held_out)):
+            digest.update(batch.images.numpy().tobytes() + batch.boxes.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _compose(self, split: str, count: int, key: np.ndarray) -> Batch:
+        images = np.full((count, self.size, self.size), -1.0, dtype=np.float32)
+        boxes = np.zeros((count, self.most, 4), dtype=np.float32)
+        labels = np.full((count, self.most), NOTHING, dtype=np.int64)
+        glyphs = _glyphs(split)
+        for i in range(count):
+            draw = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i]))
+            taken = np.zeros((0, 4))
+            for _ in range(draw.integers(self.most + 1)):
+                ink, label = glyphs[draw.integers(len(glyphs))]
+                box = _room(taken, ink.shape, self.size, draw)
+                if box is None:
+                    continue
+                x0, y0, x1, y1 = box
+                images[i, y0:y1, x0:x1] = np.maximum(images[i, y0:y1, x0:x1], ink)
+                labels[i, len(taken)] = label
+                boxes[i, len(taken)] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / self.size
+                taken = np.concatenate([taken, [box]])
+        objects = torch.full((count,), float((labels >= 0).sum()) / max(1, count))
+        return Batch(torch.from_numpy(images)[:, None], torch.from_numpy(boxes), torch.from_numpy(labels), objects)
+
+
+def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size: int) -> dict[str, float]:
+    """AP and AP50 of detections, batch by batch, on images `size` pixels wide and high, by pycocotools.
+
+    Raises UserError where pycocotools is missing.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise UserError("average precision needs pycocotools: pip install 'deltax-ml[detection]'") from None
+
+    objects, answers, images = [], [], 0
+    for said, batch in zip(found, truth, strict=True):
+        for i in range(len(batch.labels)):
+            for label, box in zip(batch.labels[i].tolist(), _pixels(batch.boxes[i], size), strict=True):
+                if label >= 0:
+                    objects.append({"image_id": images, "category_id": label, "bbox": box, "iscrowd": 0})
+                    objects[-1] |= {"id": len(objects), "area": box[2] * box[3]}
+            rows = zip(said.scores[i].tolist(), said.labels[i].tolist(), _pixels(said.boxes[i], size), strict=True)
+            answers += [{"image_id": images, "category_id": c, "bbox": b, "score": s} for s, c, b in rows if s > 0]
+            images += 1
+    if not objects or not answers:
+        return {"AP": 0.0, "AP50": 0.0}
+    categories = sorted({thing["category_id"] for thing in objects})
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": i} for i in range(images)],
+            "annotations": objects,
+            "categories": [{"id": c} for c in categories],
+        }
+        coco.createIndex()
+        judged = COCOeval(coco, coco.loadRes(answers), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return {"AP": float(judged.stats[0]), "AP50": float(judged.stats[1])}
+
+
+def draw(images: Images, found: Detections, truth: Batch | None = None, *, threshold: float = 0.5) -> Figure:
+    """Up to eight images with what was found in them: solid boxes with class and score, dashed ones for the truth."""
+    count = min(8, len(images))
+    figure = Figure(figsize=(2.4 * min(4, count), 2.4 * -(-count // 4)), layout="constrained")
+    for i, axes in enumerate(np.atleast_1d(figure.subplots(-(-count // 4), min(4, count))).flat):
+        axes.set(xticks=[], yticks=[])
+        if i >= count:
+            axes.set_axis_off()
+            continue
+        axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
+        wide, high = images.shape[-1], images.shape[-2]
+        if truth is not None:
+            for box in corners(truth.boxes[i][truth.labels[i] >= 0]).tolist():
+                axes.add_patch(_rectangle(box, wide, high, color="tab:gray", linestyle="--"))
+        for score, label, box in zip(*(t[i].tolist() for t in (*found[:2], corners(found.boxes))), strict=True):
+            if score >= threshold:
+                axes.add_patch(_rectangle(box, wide, high, color=f"C{label % 10}"))
+                axes.text(box[0] * wide, box[1] * high - 1, f"{label} {score:.2f}", color=f"C{label % 10}", fontsize=7)
+    return figure
+
+
+def _rectangle(box: list[float], wide: int, high: int, **style: Any) -> Rectangle:
+    x0, y0, x1, y1 = box[0] * wide - 0.5, box[1] * high - 0.5, box[2] * wide - 0.5, box[3] * high - 0.5
+    return Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.2, **style)
+
+
+def _pixels(boxes: Tensor, size: int) -> list[list[float]]:
+    """(cx, cy, w, h) in [0, 1] as (x0, y0, w, h) in pixels."""
+    return (torch.cat([corners(boxes)[..., :2], boxes[..., 2:]], -1).double() * size).tolist()
+
+
+def _room(taken: np.ndarray, shape: tuple[int, int], size: int, draw: np.random.Generator) -> np.ndarray | None:
+    """The corners of a place for a glyph that leaves the others visible; None when twenty draws found none."""
+    high, wide = shape
+    for _ in range(20):
+        x, y = draw.integers(size - wide + 1), draw.integers(size - high + 1)
+        box = np.array([x, y, x + wide, y + high])
+        inside = np.minimum(taken[:, 2:], box[2:]) - np.maximum(taken[:, :2], box[:2])
+        shared = np.clip(inside, 0, None).prod(1)
+        if (shared <= 0.1 * ((taken[:, 2:] - taken[:, :2]).prod(1) + wide * high - shared)).all():
+            return box
+    return None
+
+
+@cache
+def _glyphs(split: str) -> list[tuple[np.ndarray, int]]:
+    """Every digit of a split in three sizes, cut to its ink: pixels from -1 to 1, and the label."""
+    batch = Digits(held_out=10_000).all(split)
+    found = []
+    for side in (9, 12, 15):
+        scaled = nn.functional.interpolate(batch.images, size=(side, side), mode="bilinear").clamp(-1, 1)[:, 0].numpy()
+        for image, label in zip(scaled, batch.labels.tolist(), strict=True):
+            rows, columns = (np.flatnonzero((image > -0.5).any(axis)) for axis in (1, 0))
+            found.append((image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], label))
+    return found

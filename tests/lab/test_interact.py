@@ -1,0 +1,46 @@
+"""A + B against A times B, on runs whose losses are known."""
+
+import math
+
+import pytest
+from fake_runs import Truth
+
+from deltax.errors import UserError
+from deltax.lab.interact import interact
+from deltax.papers.language.alibi import alibi
+from deltax.papers.language.dyt import dyt
+
+
+def truths(together: float) -> dict[str, Truth]:
+    return {"gpt+dyt": Truth(gain=1.2), "gpt+alibi": Truth(gain=1.15), "gpt+dyt+alibi": Truth(gain=together)}
+
+
+@pytest.mark.parametrize(
+    ("together", "says"), [(1.2 * 1.15 * 1.3, "more than"), (1.1, "less than"), (1.2 * 1.15, "the product, within")]
+)
+def test_the_contrast_is_recovered(tiny, store, world, together, says):
+    world(truths(together), sd=0.0005)
+    found = interact(tiny(), dyt, tiny("gpt+alibi"), store=store, budget="claim")
+    assert found.outcome.startswith(says) and str(found).startswith("gpt+dyt+alibi against gpt+dyt times gpt+alibi")
+    low, high = found.interval
+    # The three gains share X's best rate, and each arm's own is found only to the noise of one seed.
+    assert low * 0.98 < together / (1.2 * 1.15) < high * 1.02
+    assert found.to_json()["interaction"]["ratio"] == pytest.approx(math.exp(found.contrast.mean))
+
+
+def test_a_noisy_contrast_is_inconclusive(tiny, store, world):
+    world(truths(1.2 * 1.15 * 1.02), sd=0.02, salt=1)
+    assert interact(tiny(), dyt, alibi, store=store).outcome.startswith("inconclusive (could have seen a factor of")
+
+
+def test_what_cannot_be_contrasted(tiny, store, world):
+    with pytest.raises(UserError, match="adds nothing"):
+        interact(tiny(), tiny(), "alibi", store=store)
+    with pytest.raises(UserError, match="leave it on"):
+        interact(tiny(), dyt, alibi, store=store, ladder="off")
+    world(truths(9.0), sd=0.001)
+    with pytest.raises(UserError, match="beyond the ladder"):
+        interact(tiny(), dyt, alibi, store=store)
+    world({**truths(1.0), "gpt": Truth(diverges=lambda job: job.steps > 40)}, sd=0.001)
+    with pytest.raises(UserError, match="diverged"):
+        interact(tiny(), dyt, alibi, store=store)
