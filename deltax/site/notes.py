@@ -1,0 +1,192 @@
+"""The reader's notes as the pages show them: joined to papers where that is certain, and changed on request."""
+
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from deltax.catalog import Record
+from deltax.errors import UserError
+from deltax.library import edits, tasks, writeback
+from deltax.library.importing import import_paths
+from deltax.library.join import Catalogue, join
+from deltax.library.model import Entry
+from deltax.library.store import Item, Library
+from deltax.site import prose
+
+STATES = {"": "note", "todo": "to read", "doing": "reading", "hold": "on hold", "done": "read", "cancelled": "dropped"}
+EDITABLE = ("state", "priority", "text", "title")
+
+
+class _Certain(Catalogue):
+    """Pairs that need the reader's word are for the shell: comparing every title with every paper takes seconds."""
+
+    def likely(self, entry: Entry) -> None:
+        return None
+
+
+class Notes:
+    """All notes of the library at `path`; none where there is no file. May be used from any thread."""
+
+    def __init__(self, path: Path, papers: dict[str, Record]):
+        self.path, self.papers = path, papers
+        self._seen: tuple[Any, list[Item], dict[int, str]] | None = None
+
+    def items(self) -> list[Item]:
+        return self._read()[1]
+
+    def paper(self, item: Item) -> str:
+        """The key of the item's paper, or ""."""
+        return self._read()[2].get(item.work, "")
+
+    def item(self, number: int) -> Item:
+        """Raises UserError when there is no such note, or it is not shown."""
+        found = next((i for i in self.items() if i.id == number), None)
+        if found is None:
+            raise UserError(f"there is no note {number} here")
+        return found
+
+    def of(self, key: str) -> list[Item]:
+        """A paper's notes."""
+        return [item for item in self.items() if self.paper(item) == key]
+
+    def states(self) -> dict[str, str]:
+        """{paper: the furthest state of its notes}."""
+        order = list(STATES)
+        rank = {"cancelled": 1, "": 0, "todo": 2, "hold": 3, "doing": 4, "done": 5}
+        found: dict[str, str] = {}
+        for item in self.items():
+            key = self.paper(item)
+            if key:
+                found[key] = max(found.get(key, ""), item.entry.state, key=lambda s: rank.get(s, order.index("")))
+        return found
+
+    def search(self, query: str, limit: int = 200) -> list[int]:
+        """Numbers of the notes that match, best first."""
+        shown = {item.id for item in self.items()}
+        if not shown:
+            return []
+        with Library(self.path) as library:
+            return [item.id for item in library.search(query, limit) if item.id in shown]
+
+    def _kept(self, library: Library) -> list[Item]:
+        return library.items()
+
+    def _read(self) -> tuple[Any, list[Item], dict[int, str]]:
+        state = _state(self.path)
+        if self._seen is None or self._seen[0] != state:
+            items: list[Item] = []
+            joined: dict[int, str] = {}
+            if self.path.exists():
+                with Library(self.path) as library:
+                    items = self._kept(library)
+                    pairs = join(library, _Certain(self.papers.values()), items)
+                    joined = {work: pair.key for work, pair in pairs.items()}
+            self._seen = (state, items, joined)
+        return self._seen
+
+
+class Published(Notes):
+    """Notes of files whose front matter says `dg-publish: true`, for a site that others read."""
+
+    def _kept(self, library: Library) -> list[Item]:
+        public = {path for path, front in library.sources().items() if _published(front)}
+        return [item for item in library.items() if item.entry.origin.path in public]
+
+
+def change(path: Path, number: int, wanted: dict[str, Any]) -> None:
+    """Lay the reader's edits over a note. Raises UserError for what is no edit and for a note that is not there."""
+    with Library(path) as library:
+        library.edit(number, _edits(library.item(number), wanted))
+
+
+def change_file(path: Path, number: int, wanted: dict[str, Any]) -> None:
+    """The same, in the library and in the Markdown file that the note comes from.
+
+    Raises UserError where the file cannot say it; the edit is in the library then.
+    """
+    with Library(path) as library:
+        after = library.edit(number, _edits(library.item(number), wanted))
+        writeback.write(library.in_file(number), after)
+        import_paths(library, [after.entry.origin.path])
+        library.settle(number)
+
+
+def row(item: Item, paper: str) -> dict[str, Any]:
+    """A line of the reading list."""
+    entry = item.entry
+    return {
+        "id": item.id,
+        "title": entry.title,
+        "name": entry.reference.name,
+        "state": entry.state,
+        "section": " / ".join(entry.origin.section),
+        "date": day(entry),
+        "due": entry.task.dates.due,
+        "priority": entry.task.priority,
+        "tags": list(entry.tags),
+        "paper": paper,
+        "opening": _opening(entry.text),
+    }
+
+
+def full(item: Item, paper: str, pages: dict[str, str] | None = None) -> dict[str, Any]:
+    """All of a note. `pages`: where the targets of its wiki links are."""
+    entry = item.entry
+    links = [{"url": prose.link(a.url), "label": a.label or a.url} for a in entry.reference.links if a.role == "own"]
+    return {
+        **row(item, paper),
+        "authors": list(entry.reference.authors),
+        "year": entry.reference.year,
+        "ids": [str(i) for i in entry.reference.ids],
+        "links": list({a["url"]: a for a in links}.values()),
+        "dates": {k: v for k, v in vars(entry.task.dates).items() if v},
+        "text": entry.text,
+        "html": prose.html(entry.text, pages),
+        "file": Path(entry.origin.path).name,
+        "line": entry.origin.line,
+        "edited": sorted(item.edits),
+        "gone": item.gone,
+    }
+
+
+def day(entry: Entry) -> str:
+    """The day that places a note in time: when it was read, noted or begun."""
+    dates = entry.task.dates
+    return dates.done or dates.noted or dates.start or dates.created or ""
+
+
+def _opening(text: str, longest: int = 110) -> str:
+    """The first words of a note, without the marks of lists."""
+    line = next((found for raw in text.splitlines()[:20] if (found := raw.strip(" \t-*>#"))), "")
+    return line if len(line) <= longest else line[:longest].rsplit(" ", 1)[0] + " …"
+
+
+def _edits(item: Item, wanted: dict[str, Any]) -> dict[str, Any]:
+    for key, value in wanted.items():
+        if key not in EDITABLE or not isinstance(value, str):
+            raise UserError(f"a page changes {', '.join(EDITABLE)} of a note, each a text, not {key!r}")
+    found: dict[str, Any] = dict(wanted)
+    if "text" in found:
+        found["text"] = found["text"].replace("\r\n", "\n")
+    edits.check(found)
+    if "state" in found:
+        task = tasks.with_state(item.entry.task, found["state"], date.today().isoformat())
+        found["dates"] = {"done": task.dates.done, "cancelled": task.dates.cancelled}
+    return found
+
+
+def _published(front: dict[str, Any]) -> bool:
+    return str(front.get("dg-publish", "")).strip().lower() == "true"
+
+
+def _state(path: Path) -> tuple[Any, ...]:
+    """Changes when the library does: its file and its log."""
+    found = []
+    for name in (path, Path(f"{path}-wal")):
+        try:
+            stat = os.stat(name)
+            found.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append(None)
+    return tuple(found)
