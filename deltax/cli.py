@@ -9,6 +9,8 @@ from typing import Any
 
 from deltax import __version__, catalog
 from deltax.errors import UserError
+from deltax.library import commands as notes
+from deltax.site import commands as pages
 
 _RECIPE = "a recipe: papers joined by +, the first one a whole recipe, as in 'gpt+rope+dyt(alpha=0.8)'"
 _EXAMPLES = """\
@@ -18,6 +20,8 @@ examples:
   dx diff gpt gpt+dyt --source       what exactly changed
   dx compare gpt gpt+dyt gpt+alibi   a fair experiment
   dx verify dyt                      does it hold here?
+  dx notes import reading-list.md    your reading notes, joined to the papers
+  dx serve                           all of it in a browser
 """
 
 
@@ -50,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     _add_catalogue(commands)
     _add_training(commands)
     _add_lab(commands)
+    notes.add_to(commands)
+    pages.add_to(commands)
     return dx
 
 

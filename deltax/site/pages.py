@@ -294,7 +294,9 @@ def _comparison_line(name: str, found: dict[str, Any]) -> dict[str, Any]:
                 "outcome": row["against"]["outcome"],
                 "sentence": row["against"]["sentence"],
                 **{k: row["against"][k] for k in ("mean", "low", "high")},
-                "gain": (row["against"]["gains"].get("flop") or row["against"]["gains"].get("token") or {}).get("shown"),
+                "gain": (row["against"]["gains"].get("flop") or row["against"]["gains"].get("token") or {}).get(
+                    "shown"
+                ),
             }
             for row in others
             if row.get("against")
@@ -308,4 +310,6 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path.name} under evidence/ is not JSON ({error}); run 'dx verify {path.stem}' again") from None
+        raise UserError(
+            f"{path.name} under evidence/ is not JSON ({error}); run 'dx verify {path.stem}' again"
+        ) from None

@@ -184,7 +184,7 @@ def test_a_hostile_note_is_text_and_its_math_is_drawn(at, served, mine):
     page = at(served).open("note/1.html", ready=False)
     hostile = (
         "<script>alert(1)</script><img src=x onerror=alert(2)> [go](javascript:alert(3)) "
-        "[[x\"><svg onload=alert(4)>]] ![p](https://evil.example/p.png)\n\n"
+        '[[x"><svg onload=alert(4)>]] ![p](https://evil.example/p.png)\n\n'
         "$\\frac{a}{b}$ and $\\href{javascript:alert(5)}{click}$ and $\\includegraphics{https://evil.example/q.png}$ "
         "and $\\htmlStyle{background:url(https://evil.example/r.png)}{z}$"
     )
@@ -293,7 +293,10 @@ def test_text_can_be_read_in_both_themes(at, shown, fake):
 
     def luminance(colour):
         parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
-        return sum(w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4) for w, p in zip((0.2126, 0.7152, 0.0722), parts))
+        return sum(
+            w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
+            for w, p in zip((0.2126, 0.7152, 0.0722), parts)
+        )
 
     for scheme in ("light", "dark"):
         page = at(shown, color_scheme=scheme).open()
