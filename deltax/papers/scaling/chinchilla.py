@@ -217,7 +217,7 @@ def parameters_grow_as_the_root_of_compute(lab):
     """Each profile of equal compute has its best size inside, and these grow as C^a with a from 0.3 to 0.7."""
     from matplotlib.figure import Figure
 
-    widths = {1e11: (18, 30, 48, 78), 4e11: (24, 42, 66, 108), 1.6e12: (36, 60, 96, 144)}
+    widths = {1e11: (12, 18, 30, 48), 4e11: (18, 27, 42, 66), 1.6e12: (24, 36, 60, 96)}
     flops, parameters, losses = [], [], []
     for budget, dims in widths.items():
         for dim in dims:
