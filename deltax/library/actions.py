@@ -10,7 +10,7 @@ from typing import Any
 from deltax.errors import UserError, nearest
 from deltax.library import arxiv, formats, identifiers, printing, suggest, tasks, writeback
 from deltax.library.importing import import_paths
-from deltax.library.join import Catalogue, Joined, decide, join
+from deltax.library.join import Catalogue, Joined, certain, decide, join
 from deltax.library.model import Entry, Link, Origin, Reference, Task
 from deltax.library.sentences import questions as questions_of
 from deltax.library.store import Item, Library
@@ -47,7 +47,7 @@ def list_(library: Library, args: argparse.Namespace) -> Result:
         remarks = library.remarks()
         return Result("\n".join(map(str, remarks)) or "every line is in an entry", [vars(r) for r in remarks])
     items = _chosen(library, args)
-    joined = join(library, catalogue(), items)
+    joined = certain(library, catalogue(), items)
     data = [printing.data(item, joined.get(item.work)) for item in items]
     groups = [[item] for item in items] if args.entries else _groups(items)
     lines = [printing.line(group, joined.get(group[0].work)) for group in groups]
@@ -66,7 +66,7 @@ def show(library: Library, args: argparse.Namespace) -> Result:
 
 def search(library: Library, args: argparse.Namespace) -> Result:
     items = library.search(" ".join(args.query), args.limit)
-    joined = join(library, catalogue(), items)
+    joined = certain(library, catalogue(), items)
     lines = [printing.line([item], joined.get(item.work)) for item in items]
     return Result("\n".join(lines) or "nothing found", [printing.data(i, joined.get(i.work)) for i in items])
 
@@ -152,7 +152,7 @@ def edit(library: Library, args: argparse.Namespace) -> Result:
 
 def next_(library: Library, args: argparse.Namespace) -> Result:
     papers, items = catalogue(), library.items()
-    found = suggest.next_to_read(items, join(library, papers, items), papers, date.today(), args.limit)
+    found = suggest.next_to_read(items, certain(library, papers, items), papers, date.today(), args.limit)
     first = {item.work: item.id for item in reversed(items)}
     lines = []
     for s in found:
@@ -250,7 +250,10 @@ def export(library: Library, args: argparse.Namespace) -> Result:
         form = by_suffix.get(Path(args.target or "").suffix.lower())
         if form is None:
             raise UserError(f"which format? --format {' or '.join(formats.NATIVE)}")
-    text = formats.write([item.entry for item in _chosen(library, args)], form)
+    entries = [item.entry for item in _chosen(library, args)]
+    if form == "obsidian":
+        entries.sort(key=lambda entry: bool(entry.origin.section))  # what is in no section stands before the first one
+    text = formats.write(entries, form)
     if args.target is None:
         return Result(text.rstrip("\n"))
     path = Path(args.target)

@@ -73,38 +73,51 @@ class Catalogue:
         return None if own and theirs and _bare(theirs) not in own else (best[2], best[1])
 
 
+def certain(library: Library, catalogue: Catalogue, items: Iterable[Item] | None = None) -> dict[int, Joined]:
+    """{work: its paper}, without guesses: what the reader confirmed, then identifiers, then titles."""
+    return _join(library, catalogue, items)[0]
+
+
 def join(library: Library, catalogue: Catalogue, items: Iterable[Item] | None = None) -> dict[int, Joined]:
-    """{work: its paper}. What the reader confirmed or refused counts before everything else."""
+    """`certain`, and for each other work the paper most like it, for the reader to confirm. Compares every title that
+    is left with every paper."""
+    found, left = _join(library, catalogue, items)
+    for work, (entries, own) in left.items():
+        scored = [hit for entry in entries if (hit := catalogue.likely(entry, own))]
+        if scored:
+            key, score = max(scored, key=lambda hit: hit[1])
+            found[work] = Joined(work, key, "likely", round(score, 1))
+    return found
+
+
+def _join(
+    library: Library, catalogue: Catalogue, items: Iterable[Item] | None
+) -> tuple[dict[int, Joined], dict[int, tuple[list[Entry], set[str]]]]:
+    """Works with a certain paper, and the others with their entries and arXiv ids."""
     if not catalogue.records:
-        return {}
-    verdicts = {}
-    for work, paper, verdict in library.db.execute("SELECT work, paper, verdict FROM joins"):
-        verdicts[work] = (paper, verdict)
-    found: dict[int, Joined] = {}
-    open_: dict[int, list[Entry]] = {}
+        return {}, {}
+    rows = library.db.execute("SELECT work, paper, verdict FROM joins")
+    verdicts = {name: (paper, verdict) for name, paper, verdict in rows}
     items = library.items() if items is None else list(items)
     own: dict[int, set[str]] = {}
     for item in items:
         own.setdefault(item.work, set()).update(i.value for i in item.entry.reference.ids if i.scheme == "arxiv")
+    found: dict[int, Joined] = {}
+    left: dict[int, tuple[list[Entry], set[str]]] = {}
     for item in items:
         entry, work = item.entry, item.work
         paper, verdict = next((verdicts[name] for name in names(entry) if name in verdicts), ("", ""))
         if verdict == "yes" and paper in catalogue.records:
             found[work] = Joined(work, paper, "confirmed")
             continue
-        certain = catalogue.certain(entry, own[work])
-        if certain and (verdict, paper) != ("no", certain[0]):
-            before = found.get(work)
-            if before is None or (before.how == "title" and certain[1] == "id"):
-                found[work] = Joined(work, *certain)
+        sure = catalogue.certain(entry, own[work])
+        before = found.get(work)
+        if sure and (verdict, paper) != ("no", sure[0]):
+            if before is None or (before.how == "title" and sure[1] == "id"):
+                found[work] = Joined(work, *sure)
         elif verdict != "no":
-            open_.setdefault(work, []).append(entry)
-    for work, entries in open_.items():
-        scored = [] if work in found else [hit for e in entries if (hit := catalogue.likely(e, own[work]))]
-        if scored:
-            key, score = max(scored, key=lambda hit: hit[1])
-            found[work] = Joined(work, key, "likely", round(score, 1))
-    return found
+            left.setdefault(work, ([], own[work]))[0].append(entry)
+    return found, {work: value for work, value in left.items() if work not in found}
 
 
 def decide(library: Library, item: Item, key: str, yes: bool) -> None:

@@ -111,6 +111,12 @@ def test_add_with_and_without_a_network(capsys, monkeypatch):
     assert _json(capsys, "add", "some talk")["title"] == "some talk"
 
 
+def test_what_is_in_no_section_is_exported_before_the_first(notes, capsys, tmp_path):
+    _out(capsys, "add", "some talk")
+    _out(capsys, "export", str(tmp_path / "out.md"))
+    assert (tmp_path / "out.md").read_text(encoding="utf-8").startswith("- [ ] some talk ➕ ")
+
+
 @pytest.mark.parametrize("suffix", [".bib", ".json", ".ris", ".md"])
 def test_export_and_in_again(notes, capsys, tmp_path, suffix, monkeypatch):
     target = tmp_path / f"out{suffix}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from deltax.library.importing import import_paths
-from deltax.library.join import Catalogue, decide, join
+from deltax.library.join import Catalogue, certain, decide, join
 from deltax.library.store import Library
 from deltax.library.suggest import next_to_read
 
@@ -55,6 +55,7 @@ def test_by_id_then_title_then_likeness_that_the_reader_confirms(tmp_path):
         "muon": ("muon", "title"),
         "Online normaliser calculations for softmax": ("online-softmax", "likely"),
     }
+    assert certain(library, papers) == {work: pair for work, pair in found.items() if pair.how != "likely"}
     likely = by["Online normaliser calculations for softmax"]
     assert 88 <= found[likely.work].score < 100
     decide(library, likely, "online-softmax", False)
