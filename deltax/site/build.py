@@ -100,5 +100,3 @@ def _tidy(folder: Path, written: set[str]) -> None:
         if path.is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)
     marker.write_text(json.dumps({"files": sorted(written)}), encoding="utf-8")
-
-

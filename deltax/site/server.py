@@ -256,7 +256,9 @@ def _change(site: Site, number: int, wanted: dict[str, Any]) -> Response:
     else:
         notes.change(site.notes.path, number, wanted)
     found = pages.note(site, number)["note"]
-    return JSONResponse({k: found[k] for k in ("id", "state", "text", "html", "priority", "title")} | {"warning": warning})
+    return JSONResponse(
+        {k: found[k] for k in ("id", "state", "text", "html", "priority", "title")} | {"warning": warning}
+    )
 
 
 async def _events(site: Site, request: Request) -> AsyncIterator[str]:

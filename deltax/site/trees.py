@@ -55,8 +55,8 @@ class Trees:
     def compositions(self) -> dict[str, Any]:
         """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "reasons": {"a b": sentence}}.
 
-        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a, then
-        b), "backward" (only b, then a), "conflict" (neither).
+        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a,
+        then b), "backward" (only b, then a), "conflict" (neither).
         """
         found = self.cached_compositions()
         if found is None:
@@ -80,7 +80,7 @@ def chain(key: str, papers: Mapping[str, Record]) -> list[str] | None:
         if papers[here].kind == "recipe" and here != key:
             break
         here = next((p for p in papers[here].on if p in papers), None)
-    if not found or papers[key].kind == "recipe" and (len(found) == 1 or papers[found[-1]].kind == "delta"):
+    if not found or (papers[key].kind == "recipe" and (len(found) == 1 or papers[found[-1]].kind == "delta")):
         return None
     if papers[found[-1]].kind == "delta":
         found.append(BASE)
@@ -100,7 +100,9 @@ def _ask(request: Any) -> Any:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"the recipes took more than {_PATIENCE:.0f} s to build; try again on an idle machine") from None
+        raise UserError(
+            f"the recipes took more than {_PATIENCE:.0f} s to build; try again on an idle machine"
+        ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"the recipes could not be built ({last}); 'dx diff gpt gpt+dyt' says more")

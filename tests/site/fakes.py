@@ -72,7 +72,7 @@ def catalogue(folder: Path, count: int, seed: int = 0) -> dict[str, Record]:
     for i in range(count):
         field = FIELDS[int(len(FIELDS) * draw.random() ** 1.7)]
         year = 2000 + round(25 * (i / max(1, count - 1)) ** 0.6)
-        name = f"{draw.choice('linear sparse deep flash gated mixed'.split())}_{i}"
+        name = f"{draw.choice(['linear', 'sparse', 'deep', 'flash', 'gated', 'mixed'])}_{i}"
         parents = draw.sample(made, min(len(made), draw.choice((1, 1, 2, 3))))
         imports = "\n".join(f"from deltax.papers.{f}.{n} import {n}" for f, n in parents)
         path = folder / field / f"{name}.py"
@@ -131,7 +131,8 @@ def lines(count: int, papers: dict[str, Record], seed: int = 0) -> Iterator[str]
             paper = known[(i // 10) % len(known)]
             yield f"- [{box}] [{paper.title}](https://arxiv.org/abs/{paper.arxiv})"
         else:
-            yield f"- [{box}] [Paper number {i}](https://arxiv.org/abs/{3000 + i % 900}.{i:05}) 📅 2026-01-{i % 28 + 1:02}"
+            arxiv = f"https://arxiv.org/abs/{3000 + i % 900}.{i:05}"
+            yield f"- [{box}] [Paper number {i}]({arxiv}) 📅 2026-01-{i % 28 + 1:02}"
         yield f"\t- it scales like $n^{i % 9}$, why?"
 
 
@@ -233,7 +234,12 @@ class KnownTrees(Trees):
         keys = list(self.papers)[:12]
         kinds = ("commute", "commute", "commute", "ordered", "forward", "conflict")
         pairs = {f"{a} {b}": kinds[(i * j) % 6] for i, a in enumerate(keys) for j, b in enumerate(keys) if i < j}
-        return {"base": "gpt", "keys": keys, "pairs": pairs, "reasons": {f"{keys[0]} {keys[1]}": "one erases the other"}}
+        return {
+            "base": "gpt",
+            "keys": keys,
+            "pairs": pairs,
+            "reasons": {f"{keys[0]} {keys[1]}": "one erases the other"},
+        }
 
     def compositions(self) -> dict[str, Any]:
         return self.cached_compositions() or {}

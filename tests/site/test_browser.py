@@ -157,7 +157,10 @@ def test_the_keyboard_alone_traces_and_opens(at, shown, fake):
 
 def test_zoom_moves_papers_apart_and_back(at, shown):
     page = at(shown).open()
-    width = "(() => { const x = [...document.querySelectorAll('.node')].map(n => +n.getAttribute('transform').slice(10).split(',')[0]); return Math.max(...x) - Math.min(...x); })()"
+    width = """(() => {
+      const x = [...document.querySelectorAll('.node')].map(n => parseFloat(n.getAttribute('transform').slice(10)));
+      return Math.max(...x) - Math.min(...x);
+    })()"""
     before = page.evaluate(width)
     page.click("#closer")
     until(page, f"{width} > 1.5 * {before}")
@@ -184,7 +187,7 @@ def test_a_hostile_note_is_text_and_its_math_is_drawn(at, served, mine):
     page = at(served).open("note/1.html", ready=False)
     hostile = (
         "<script>alert(1)</script><img src=x onerror=alert(2)> [go](javascript:alert(3)) "
-        "[[x\"><svg onload=alert(4)>]] ![p](https://evil.example/p.png)\n\n"
+        '[[x"><svg onload=alert(4)>]] ![p](https://evil.example/p.png)\n\n'
         "$\\frac{a}{b}$ and $\\href{javascript:alert(5)}{click}$ and $\\includegraphics{https://evil.example/q.png}$ "
         "and $\\htmlStyle{background:url(https://evil.example/r.png)}{z}$"
     )
@@ -293,14 +296,18 @@ def test_text_can_be_read_in_both_themes(at, shown, fake):
 
     def luminance(colour):
         parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
-        return sum(w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4) for w, p in zip((0.2126, 0.7152, 0.0722), parts))
+        return sum(
+            w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
+            for w, p in zip((0.2126, 0.7152, 0.0722), parts)
+        )
 
     for scheme in ("light", "dark"):
         page = at(shown, color_scheme=scheme).open()
         colours = page.evaluate(
             """() => { const probe = document.body.appendChild(document.createElement('p'));
             const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-            return Object.fromEntries(['ground', 'raised', 'ink', 'muted', 'up', 'down', 'good', 'bad', 'unclear'].map(n => [n, of(n)])); }"""
+            const names = ['ground', 'raised', 'ink', 'muted', 'up', 'down', 'good', 'bad', 'unclear'];
+            return Object.fromEntries(names.map(n => [n, of(n)])); }"""
         )
         for ground in ("ground", "raised"):
             for word in ("ink", "muted", "up", "down", "good", "bad", "unclear"):

@@ -74,7 +74,9 @@ def test_no_mixture_breaks_out(pieces):
 
 
 def test_what_a_reader_writes_is_kept():
-    html = prose.html("**x** but *with* `y`, see https://arxiv.org/abs/1\n\n- [x] read\n- [ ] todo\n\t- $UU^{\\dagger}$ and $$a<b$$")
+    html = prose.html(
+        "**x** but *with* `y`, see https://arxiv.org/abs/1\n\n- [x] read\n- [ ] todo\n\t- $UU^{\\dagger}$ and $$a<b$$"
+    )
     assert "<strong>x</strong>" in html and 'href="https://arxiv.org/abs/1"' in html
     assert html.count("<input") == 2 and html.count('checked="checked"') == 1
     assert '<span class="math">UU^{\\dagger}</span>' in html and '<span class="math display">a&lt;b</span>' in html

@@ -74,7 +74,8 @@ def test_what_is_not_here_is_said_in_words(client, address):
 
 
 @pytest.mark.parametrize(
-    "address", ["/evidence/../library.sqlite", "/evidence/%2e%2e/library.sqlite", "/evidence/flash-0.json", "/assets/../pages.py"]
+    "address",
+    ["/evidence/../library.sqlite", "/evidence/%2e%2e/library.sqlite", "/evidence/flash-0.json", "/assets/../pages.py"],
 )
 def test_only_figures_and_assets_are_files(client, address):
     assert client.get(address).status_code == 404
@@ -82,7 +83,10 @@ def test_only_figures_and_assets_are_files(client, address):
 
 def test_a_figure_may_do_nothing(client, fake):
     answer = client.get(f"/evidence/figures/{next(iter(fake.papers))}.svg")
-    assert answer.headers["content-type"].startswith("image/svg") and "sandbox" in answer.headers["content-security-policy"]
+    assert (
+        answer.headers["content-type"].startswith("image/svg")
+        and "sandbox" in answer.headers["content-security-policy"]
+    )
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8753", "127.0.0.1.evil.example:8753", "", "[::2]:8753"])
@@ -126,7 +130,9 @@ def test_no_other_page_may(own, mine, headers):
 
 @pytest.mark.parametrize("method", ["put", "delete", "patch", "options"])
 def test_other_verbs_change_nothing(own, method):
-    assert getattr(own, method)("/api/note/1", headers={"Origin": ORIGIN, "X-Deltax-Token": token(own)}).status_code in (403, 405)
+    assert getattr(own, method)(
+        "/api/note/1", headers={"Origin": ORIGIN, "X-Deltax-Token": token(own)}
+    ).status_code in (403, 405)
 
 
 @pytest.mark.parametrize("value", [{"ids": "x"}, {"state": "gone"}, [], 3, {"text": 3}])
