@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 compare: $(VENV)/.installed
 	$(BIN)/dx compare gpt gpt+dyt gpt+alibi
 
-test: $(VENV)/.tested
+test: $(VENV)/.tested $(VENV)/.browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -25,6 +25,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.tested: $(VENV)/.installed
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --progress-bar off -e '.[test]'
+	touch $@
+
+# Debian's Chromium for the tests of the pages. Where it cannot be installed they are skipped, and say so.
+$(VENV)/.browser: $(VENV)/.installed
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		{ apt-get install -qq -y --no-install-recommends chromium || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
 	touch $@
 
 clean:

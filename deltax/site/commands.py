@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,6 @@ def _site(arguments: argparse.Namespace) -> Any:
 
 
 def _installed() -> None:
-    try:
-        import jinja2
-        import linkify_it
-        import markdown_it
-        import mdit_py_plugins
-        import pygments
-        import rapidfuzz
-        import starlette
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the pages need {error.name}: pip install 'deltax-ml[site]'") from None
+    for name in ("linkify_it", "markdown_it", "mdit_py_plugins", "pygments", "rapidfuzz", "starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise UserError(f"the pages need {name}: pip install 'deltax-ml[site]'")

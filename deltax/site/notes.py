@@ -1,6 +1,9 @@
 """The reader's notes as the pages show them: joined to papers where that is certain, and changed on request."""
 
 import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from deltax.library.store import Item, Library
 from deltax.site import prose
 
 STATES = {"": "note", "todo": "to read", "doing": "reading", "hold": "on hold", "done": "read", "cancelled": "dropped"}
+_FURTHEST = ("cancelled", "", "todo", "hold", "doing", "done")
 EDITABLE = ("state", "priority", "text", "title")
 
 
@@ -25,45 +29,57 @@ class _Certain(Catalogue):
         return None
 
 
+@dataclass
+class _View:
+    """The notes as the library had them in `state`."""
+
+    state: Any
+    items: dict[int, Item] = field(default_factory=dict)
+    paper: dict[int, str] = field(default_factory=dict)
+    of: dict[str, list[Item]] = field(default_factory=lambda: defaultdict(list))
+    names: dict[str, int] = field(default_factory=dict)
+
+
 class Notes:
     """All notes of the library at `path`; none where there is no file. May be used from any thread."""
 
     def __init__(self, path: Path, papers: dict[str, Record]):
         self.path, self.papers = path, papers
-        self._seen: tuple[Any, list[Item], dict[int, str]] | None = None
+        self._seen: _View | None = None
 
     def items(self) -> list[Item]:
-        return self._read()[1]
-
-    def paper(self, item: Item) -> str:
-        """The key of the item's paper, or ""."""
-        return self._read()[2].get(item.work, "")
+        """In the order of their files."""
+        return list(self._view().items.values())
 
     def item(self, number: int) -> Item:
         """Raises UserError when there is no such note, or it is not shown."""
-        found = next((i for i in self.items() if i.id == number), None)
+        found = self._view().items.get(number)
         if found is None:
             raise UserError(f"there is no note {number} here")
         return found
 
+    def paper(self, item: Item) -> str:
+        """The key of the item's paper, or ""."""
+        return self._view().paper.get(item.work, "")
+
     def of(self, key: str) -> list[Item]:
         """A paper's notes."""
-        return [item for item in self.items() if self.paper(item) == key]
+        return list(self._view().of.get(key, ()))
+
+    def named(self) -> dict[str, int]:
+        """{title in lower case: number}, for wiki links."""
+        return self._view().names
 
     def states(self) -> dict[str, str]:
         """{paper: the furthest state of its notes}."""
-        order = list(STATES)
-        rank = {"cancelled": 1, "": 0, "todo": 2, "hold": 3, "doing": 4, "done": 5}
-        found: dict[str, str] = {}
-        for item in self.items():
-            key = self.paper(item)
-            if key:
-                found[key] = max(found.get(key, ""), item.entry.state, key=lambda s: rank.get(s, order.index("")))
-        return found
+        return {
+            key: max((i.entry.state for i in items), key=lambda state: _FURTHEST.index(state))
+            for key, items in self._view().of.items()
+        }
 
     def search(self, query: str, limit: int = 200) -> list[int]:
         """Numbers of the notes that match, best first."""
-        shown = {item.id for item in self.items()}
+        shown = self._view().items
         if not shown:
             return []
         with Library(self.path) as library:
@@ -72,17 +88,21 @@ class Notes:
     def _kept(self, library: Library) -> list[Item]:
         return library.items()
 
-    def _read(self) -> tuple[Any, list[Item], dict[int, str]]:
+    def _view(self) -> _View:
         state = _state(self.path)
-        if self._seen is None or self._seen[0] != state:
-            items: list[Item] = []
-            joined: dict[int, str] = {}
+        if self._seen is None or self._seen.state != state:
+            view = _View(state)
             if self.path.exists():
                 with Library(self.path) as library:
                     items = self._kept(library)
                     pairs = join(library, _Certain(self.papers.values()), items)
-                    joined = {work: pair.key for work, pair in pairs.items()}
-            self._seen = (state, items, joined)
+                view.paper = {work: pair.key for work, pair in pairs.items()}
+                for item in items:
+                    view.items[item.id] = item
+                    view.names.setdefault(item.entry.title.lower(), item.id)
+                    if item.work in view.paper:
+                        view.of[view.paper[item.work]].append(item)
+            self._seen = view
         return self._seen
 
 
@@ -130,7 +150,7 @@ def row(item: Item, paper: str) -> dict[str, Any]:
     }
 
 
-def full(item: Item, paper: str, pages: dict[str, str] | None = None) -> dict[str, Any]:
+def full(item: Item, paper: str, pages: Mapping[str, str] | None = None) -> dict[str, Any]:
     """All of a note. `pages`: where the targets of its wiki links are."""
     entry = item.entry
     links = [{"url": prose.link(a.url), "label": a.label or a.url} for a in entry.reference.links if a.role == "own"]

@@ -1,7 +1,8 @@
 """What each page shows, as plain dicts that JSON can hold."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -181,13 +182,25 @@ def library(site: Site) -> dict[str, Any]:
 def note(site: Site, number: int) -> dict[str, Any]:
     """One note. Raises UserError when there is none of this number."""
     item = site.notes.item(number)
-    return {"note": notes_.full(item, site.notes.paper(item), wiki(site)), "states": notes_.STATES}
+    return {"note": notes_.full(item, site.notes.paper(item), _Wiki(site)), "states": notes_.STATES}
 
 
-def wiki(site: Site) -> dict[str, str]:
+class _Wiki(Mapping[str, str]):
     """Where the targets of wiki links are, seen from a note's page: notes by title, papers by key."""
-    found = {key.lower(): f"../paper/{key}.html" for key in site.papers}
-    return found | {i.entry.title.lower(): f"../note/{i.id}.html" for i in site.notes.items()}
+
+    def __init__(self, site: Site):
+        self.site, self.named = site, site.notes.named()
+
+    def __getitem__(self, name: str) -> str:
+        if name in self.named:
+            return f"../note/{self.named[name]}.html"
+        return f"../paper/{self.site.papers[name].key}.html"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.named, **self.site.papers})
+
+    def __len__(self) -> int:
+        return len({**self.named, **self.site.papers})
 
 
 def standing(record: Record, stored: dict[str, Any]) -> str:
@@ -305,8 +318,6 @@ def _comparison_line(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    import json
-
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

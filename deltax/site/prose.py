@@ -25,7 +25,7 @@ def html(text: str, pages: Mapping[str, str] | None = None) -> str:
     """`pages` says where the targets of wiki links are, by name in lower case."""
     if len(text) > LONGEST or re.search(rf"\S{{{LONGEST_WORD}}}", text):
         return f"<pre>{escape(text)}</pre>"
-    return _parser().render(text, {"pages": pages or {}})
+    return _parser().render(text, {"pages": {} if pages is None else pages})
 
 
 def link(url: str) -> str:

@@ -55,8 +55,8 @@ class Trees:
     def compositions(self) -> dict[str, Any]:
         """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "reasons": {"a b": sentence}}.
 
-        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a, then
-        b), "backward" (only b, then a), "conflict" (neither).
+        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a,
+        then b), "backward" (only b, then a), "conflict" (neither).
         """
         found = self.cached_compositions()
         if found is None:

@@ -131,7 +131,8 @@ def lines(count: int, papers: dict[str, Record], seed: int = 0) -> Iterator[str]
             paper = known[(i // 10) % len(known)]
             yield f"- [{box}] [{paper.title}](https://arxiv.org/abs/{paper.arxiv})"
         else:
-            yield f"- [{box}] [Paper number {i}](https://arxiv.org/abs/{3000 + i % 900}.{i:05}) 📅 2026-01-{i % 28 + 1:02}"
+            arxiv = f"https://arxiv.org/abs/{3000 + i % 900}.{i:05}"
+            yield f"- [{box}] [Paper number {i}]({arxiv}) 📅 2026-01-{i % 28 + 1:02}"
         yield f"\t- it scales like $n^{i % 9}$, why?"
 
 

@@ -157,7 +157,10 @@ def test_the_keyboard_alone_traces_and_opens(at, shown, fake):
 
 def test_zoom_moves_papers_apart_and_back(at, shown):
     page = at(shown).open()
-    width = "(() => { const x = [...document.querySelectorAll('.node')].map(n => +n.getAttribute('transform').slice(10).split(',')[0]); return Math.max(...x) - Math.min(...x); })()"
+    width = """(() => {
+      const x = [...document.querySelectorAll('.node')].map(n => parseFloat(n.getAttribute('transform').slice(10)));
+      return Math.max(...x) - Math.min(...x);
+    })()"""
     before = page.evaluate(width)
     page.click("#closer")
     until(page, f"{width} > 1.5 * {before}")
@@ -303,7 +306,8 @@ def test_text_can_be_read_in_both_themes(at, shown, fake):
         colours = page.evaluate(
             """() => { const probe = document.body.appendChild(document.createElement('p'));
             const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-            return Object.fromEntries(['ground', 'raised', 'ink', 'muted', 'up', 'down', 'good', 'bad', 'unclear'].map(n => [n, of(n)])); }"""
+            const names = ['ground', 'raised', 'ink', 'muted', 'up', 'down', 'good', 'bad', 'unclear'];
+            return Object.fromEntries(names.map(n => [n, of(n)])); }"""
         )
         for ground in ("ground", "raised"):
             for word in ("ink", "muted", "up", "down", "good", "bad", "unclear"):

@@ -19,7 +19,7 @@ from deltax.site.build import MARKER, build
 class Links(HTMLParser):
     """What a page loads, and where it links to."""
 
-    LOADED = {("script", "src"), ("link", "href"), ("img", "src"), ("source", "src"), ("iframe", "src")}
+    LOADED = frozenset({("script", "src"), ("link", "href"), ("img", "src"), ("source", "src"), ("iframe", "src")})
 
     def __init__(self, text):
         super().__init__()

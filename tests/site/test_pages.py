@@ -20,7 +20,7 @@ def test_the_front_page_has_every_paper_and_every_step(fake):
 
 
 def test_a_paper_knows_its_relatives_its_evidence_and_its_notes(fake):
-    key = list(fake.papers)[0]
+    key = next(iter(fake.papers))
     found = pages.paper(fake, key)
     assert {p["key"] for p in found["children"]} == {k for k, r in fake.papers.items() if key in r.parents}
     assert found["descendants"] >= len(found["children"]) > 0 and found["ancestors"] == 0
@@ -81,7 +81,7 @@ def test_evidence_that_is_not_json_is_said(fake, tmp_path):
 
 def test_notes_are_joined_to_papers_and_say_what_was_read(mine):
     key = mine.notes.paper(mine.notes.items()[0])
-    assert key == list(mine.papers)[0]
+    assert key == next(iter(mine.papers))
     number = mine.notes.items()[0].id
     notes.change(mine.notes.path, number, {"state": "done"})
     assert mine.notes.states()[key] == "done" and mine.notes.item(number).entry.task.dates.done
@@ -143,15 +143,17 @@ def test_what_runs_now_says_how_far_it_is(mine):
 def test_the_chain_to_a_paper_starts_with_a_whole_recipe():
     papers = catalog.papers()
     assert chain("dyt", papers) == ["gpt", "dyt"] and chain("rms-norm", papers)[0] == "gpt"
-    assert chain("gpt", papers) is None
+    procedure = next(key for key, r in papers.items() if r.kind == "procedure")
+    assert chain(procedure, papers) is None
 
 
 def test_trees_answer_from_another_process_and_remember(tmp_path):
     trees = Trees(tmp_path)
     assert trees.cached("dyt") is None and trees.cached_compositions() is None
-    found = trees.diffs(["dyt", "gpt"])
+    procedure = next(key for key, r in catalog.papers().items() if r.kind == "procedure")
+    found = trees.diffs(["dyt", procedure])
     assert {"path": "model.norm", "a": "LayerNorm()", "b": "DyT()"} in found["dyt"]["diff"]
-    assert found["dyt"]["command"] == "dx diff gpt gpt+dyt" and "missing" in found["gpt"]
+    assert found["dyt"]["command"] == "dx diff gpt gpt+dyt" and "missing" in found[procedure]
     assert Trees(tmp_path).cached("dyt") == found["dyt"]
 
 

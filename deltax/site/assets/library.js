@@ -93,4 +93,5 @@
     choose();
   }
   document.documentElement.dataset.ready = "yes";
+  performance.mark("dx-ready");
 }
