@@ -231,7 +231,7 @@ def reward_alone_teaches(lab):
     small = lab.recipe("gpt(dim=64, depth=2, heads=2)").fill("task", Arithmetic).set(Loop, batch=128)
     lifts, numbers = [], {}
     for seed in lab.seeds(3):
-        start = lab.train(small, seed=seed, steps=300)
+        start = lab.train(small, seed=seed, steps=600)
         end = lab.train(small + grpo(questions=64), seed=seed, steps=150, rate=0.3, weights=start.model.state_dict())
         for name in ("sampled accuracy", "accuracy"):
             for when, run in (("before", start), ("after", end)):
