@@ -141,7 +141,7 @@ def row(item: Item, paper: str) -> dict[str, Any]:
         "name": entry.reference.name,
         "state": entry.state,
         "section": " / ".join(entry.origin.section),
-        "date": day(entry),
+        "date": day(entry).removeprefix("--"),
         "due": entry.task.dates.due,
         "priority": entry.task.priority,
         "tags": list(entry.tags),

@@ -132,7 +132,7 @@ def test_pointing_at_a_paper_traces_ancestors_and_descendants(at, shown, fake):
     assert up[key] and down[key]
     page = at(shown).open()
     page.locator(f'.node[data-key="{key}"] .mark').hover(force=True)
-    page.wait_for_selector("#card:not([hidden])")
+    page.wait_for_selector("#card .counts")
     keys = lambda kind: {n.get_attribute("data-key") for n in page.locator(f".node.{kind}").all()}
     assert keys("up") == up[key] and keys("down") == down[key] and keys("self") == {key}
     assert f"{len(up[key])} ancestor" in page.locator("#card").inner_text()
