@@ -5,11 +5,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent / "tests" / "site"))
-
-import browsers
-
 from deltax import catalog
 from deltax.library.importing import import_paths
 from deltax.library.store import Library
@@ -18,6 +13,7 @@ from deltax.site.pages import Site
 from deltax.site.runs import Runs
 from deltax.site.trees import Trees
 
+HERE = Path(__file__).parent
 SHOTS = {
     "genealogy": ("index.html#paper=gpt", 1440, 860),
     "paper": ("paper/dyt.html", 1200, 1240),
@@ -26,6 +22,9 @@ SHOTS = {
 
 
 def main(paths: list[str]) -> None:
+    sys.path.insert(0, str(HERE.parent.parent / "tests" / "site"))
+    import browsers
+
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "library.sqlite"
         with Library(library) as opened:

@@ -21,9 +21,20 @@ def chromium():
 def until(page, condition, patience=15):
     """Wait for a JavaScript expression to hold. Playwright's own wait evaluates strings, which the policy forbids."""
     end = time.monotonic() + patience
-    while not page.evaluate(condition):
+    while not _holds(page, condition):
         assert time.monotonic() < end, f"it never came that {condition}"
         time.sleep(0.02)
+
+
+def _holds(page, condition):
+    from playwright.sync_api import Error
+
+    try:
+        return page.evaluate(condition)
+    except Error as error:
+        if "context was destroyed" in str(error):  # the page reloads itself
+            return False
+        raise
 
 
 class Watched:
