@@ -10,7 +10,7 @@ from typing import Any
 from deltax.errors import UserError, nearest
 from deltax.library import arxiv, formats, identifiers, printing, suggest, tasks, writeback
 from deltax.library.importing import import_paths
-from deltax.library.join import Catalogue, Joined, decide, join
+from deltax.library.join import Catalogue, Joined, certain, decide, join
 from deltax.library.model import Entry, Link, Origin, Reference, Task
 from deltax.library.sentences import questions as questions_of
 from deltax.library.store import Item, Library
@@ -47,7 +47,7 @@ def list_(library: Library, args: argparse.Namespace) -> Result:
         remarks = library.remarks()
         return Result("\n".join(map(str, remarks)) or "every line is in an entry", [vars(r) for r in remarks])
     items = _chosen(library, args)
-    joined = join(library, catalogue(), items)
+    joined = certain(library, catalogue(), items)
     data = [printing.data(item, joined.get(item.work)) for item in items]
     groups = [[item] for item in items] if args.entries else _groups(items)
     lines = [printing.line(group, joined.get(group[0].work)) for group in groups]
@@ -66,7 +66,7 @@ def show(library: Library, args: argparse.Namespace) -> Result:
 
 def search(library: Library, args: argparse.Namespace) -> Result:
     items = library.search(" ".join(args.query), args.limit)
-    joined = join(library, catalogue(), items)
+    joined = certain(library, catalogue(), items)
     lines = [printing.line([item], joined.get(item.work)) for item in items]
     return Result("\n".join(lines) or "nothing found", [printing.data(i, joined.get(i.work)) for i in items])
 
@@ -152,7 +152,7 @@ def edit(library: Library, args: argparse.Namespace) -> Result:
 
 def next_(library: Library, args: argparse.Namespace) -> Result:
     papers, items = catalogue(), library.items()
-    found = suggest.next_to_read(items, join(library, papers, items), papers, date.today(), args.limit)
+    found = suggest.next_to_read(items, certain(library, papers, items), papers, date.today(), args.limit)
     first = {item.work: item.id for item in reversed(items)}
     lines = []
     for s in found:
@@ -247,23 +247,26 @@ def export(library: Library, args: argparse.Namespace) -> Result:
     form = args.format
     if form is None:
         by_suffix = {".bib": "bibtex", ".json": "csl", ".ris": "ris", ".md": "obsidian"}
-        form = by_suffix.get(Path(args.file or "").suffix.lower())
+        form = by_suffix.get(Path(args.target or "").suffix.lower())
         if form is None:
             raise UserError(f"which format? --format {' or '.join(formats.NATIVE)}")
-    text = formats.write([item.entry for item in _chosen(library, args)], form)
-    if args.file is None:
+    entries = [item.entry for item in _chosen(library, args)]
+    if form == "obsidian":
+        entries.sort(key=lambda entry: bool(entry.origin.section))  # what is in no section stands before the first one
+    text = formats.write(entries, form)
+    if args.target is None:
         return Result(text.rstrip("\n"))
-    target = Path(args.file)
-    if str(target.resolve()) in library.sources():
-        raise UserError(f"{args.file} is one of your note files: export to another file")
+    path = Path(args.target)
+    if str(path.resolve()) in library.sources():
+        raise UserError(f"{args.target} is one of your note files: export to another file")
     try:
-        with target.open("w" if args.overwrite else "x", encoding="utf-8") as file:
+        with path.open("w" if args.overwrite else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{args.file} exists: add --overwrite, or choose another name") from None
+        raise UserError(f"{args.target} exists: add --overwrite, or choose another name") from None
     except OSError as error:
-        raise UserError(f"{args.file} cannot be written ({error.strerror}): choose another place") from None
-    return Result(f"wrote {args.file}")
+        raise UserError(f"{args.target} cannot be written ({error.strerror}): choose another place") from None
+    return Result(f"wrote {args.target}")
 
 
 def find(library: Library, words: list[str]) -> Item:
@@ -295,9 +298,9 @@ def _edit(library: Library, item: Item, edits: dict[str, Any], write_back: bool)
     after = library.edit(item.id, edits)
     if not write_back:
         return after
-    writeback.write(library.in_file(item.id), after)
+    written = writeback.write(library.in_file(item.id), after)
     import_paths(library, [item.entry.origin.path])
-    library.settle(item.id)
+    library.settle(item.id, written)
     return library.item(item.id)
 
 

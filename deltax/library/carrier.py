@@ -11,7 +11,7 @@ from typing import Any
 from deltax.library.model import FIELDS
 
 MARK = "<!-- deltax "
-_COMMENT = re.compile(r"\s*<!-- deltax (.*?) -->")
+_COMMENT = re.compile(r"\s*<!-- deltax ((?:(?!<!--).)*?) -->(?=\s*$)")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _ESCAPED = {char: f"\\u{ord(char):04x}" for char in "{}|<>@%"}
 
@@ -47,7 +47,7 @@ def comment(packed: str) -> str:
 
 
 def take(text: str) -> tuple[str, str | None]:
-    """Text without its comment, and what the comment held (None: no comment)."""
+    """Text without the comment at its end, and what the comment held (None: no comment)."""
     if MARK not in text:
         return text, None
     found = _COMMENT.search(text)

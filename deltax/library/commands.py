@@ -105,7 +105,7 @@ def add_to(subparsers: argparse._SubParsersAction) -> None:
     sub.add_argument("--reject", nargs=2, metavar=("ENTRY", "KEY"), help="they are not")
 
     sub = command("export", "write entries as " + ", ".join(NATIVE), actions.export, shows=False)
-    sub.add_argument("file", nargs="?", metavar="FILE", help="where to (standard output)")
+    sub.add_argument("target", nargs="?", metavar="FILE", help="where to (standard output)")
     sub.add_argument("--format", choices=tuple(NATIVE), help="by FILE's suffix where that is clear")
     sub.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     _filters(sub)

@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from functools import lru_cache
 from pathlib import PurePath
 
 from dateutil import parser
@@ -11,6 +12,7 @@ _AMBIGUOUS = re.compile(r"(\d{1,2})[/.-](\d{1,2})[/.-](\d{4}|\d{2})")
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
+@lru_cache(maxsize=1024)
 def heading_day(text: str) -> str | None:
     """ISO date of a heading that is only a date; `--MM-DD` where it names no year; "" where day and month can be
     swapped; None where it is no date."""

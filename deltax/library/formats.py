@@ -37,7 +37,7 @@ NATIVE = {
 SUFFIXES = {"bibtex": ".bib", "csl": ".json", "ris": ".ris", "obsidian": ".md", "table": ".md"}
 
 
-_ENTRY_LIKE = re.compile(r"\[.\]|\]\(|https?://|\*\*|__")
+_ENTRY_LIKE = re.compile(r"\[.\]|\]\(|https?://|\*\*|__|<!--")
 """Text in which a reader may see entries of their own: the comment says that there are none."""
 
 
@@ -113,7 +113,7 @@ def _write_table(entries: Sequence[Entry], carried: Sequence[str]) -> str:
         text = "<br>".join(line.strip() for line in entry.text.split("\n"))
         cells = [_title(entry), _plain(entry.reference.name) or "-", text or "-"]
         row = "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-        row += f" {carrier.comment(packed)} |" if packed else " |"
+        row += f" {carrier.comment(packed)} |" if packed or carrier.MARK in row else " |"
         if len(row) > LONG:
             raise UserError(f"{entry.title!r} is too long for a row of a table: choose --format obsidian or csl")
         rows.append(row)

@@ -47,14 +47,13 @@ class Catalogue:
             self.by_title.setdefault(normal_title(record.key), record.key)
         self.titles = {record.key: _words(record.title) for record in self.records.values()}
 
-    def certain(self, entry: Entry) -> tuple[str, str] | None:
-        """(key, how) by identifier, else by the whole title, the name, the linked words or the title's head. An entry
-        with an arXiv id that the catalogue gives another paper is not joined by title."""
+    def certain(self, entry: Entry, own: set[str]) -> tuple[str, str] | None:
+        """(key, how) by identifier, else by the whole title, the name, the linked words or the title's head. `own`: the
+        arXiv ids of the entry's work; where the catalogue's paper has another one, titles do not join them."""
         for identifier in entry.reference.identity:
             scheme, _, value = identifier.partition(":")
             if scheme == "arxiv" and value in self.by_arxiv:
                 return self.by_arxiv[value], "id"
-        own = {i.value for i in entry.reference.ids if i.scheme == "arxiv"}
         for title in _titles(entry):
             key = self.by_title.get(normal_title(title))
             if key is not None:
@@ -62,12 +61,11 @@ class Catalogue:
                 return None if own and theirs and _bare(theirs) not in own else (key, "title")
         return None
 
-    def likely(self, entry: Entry) -> tuple[str, float] | None:
+    def likely(self, entry: Entry, own: set[str]) -> tuple[str, float] | None:
         """The paper whose title is most like the entry's, from LIKELY upwards. Short titles are left alone."""
         words = _words(entry.title)
         if len(words) < 12 or entry.title.startswith("http"):
             return None
-        own = {i.value for i in entry.reference.ids if i.scheme == "arxiv"}
         best = process.extractOne(words, self.titles, scorer=fuzz.token_sort_ratio, score_cutoff=LIKELY)
         if best is None:
             return None
@@ -75,34 +73,51 @@ class Catalogue:
         return None if own and theirs and _bare(theirs) not in own else (best[2], best[1])
 
 
+def certain(library: Library, catalogue: Catalogue, items: Iterable[Item] | None = None) -> dict[int, Joined]:
+    """{work: its paper}, without guesses: what the reader confirmed, then identifiers, then titles."""
+    return _join(library, catalogue, items)[0]
+
+
 def join(library: Library, catalogue: Catalogue, items: Iterable[Item] | None = None) -> dict[int, Joined]:
-    """{work: its paper}. What the reader confirmed or refused counts before everything else."""
+    """`certain`, and for each other work the paper most like it, for the reader to confirm. Compares every title that
+    is left with every paper."""
+    found, left = _join(library, catalogue, items)
+    for work, (entries, own) in left.items():
+        scored = [hit for entry in entries if (hit := catalogue.likely(entry, own))]
+        if scored:
+            key, score = max(scored, key=lambda hit: hit[1])
+            found[work] = Joined(work, key, "likely", round(score, 1))
+    return found
+
+
+def _join(
+    library: Library, catalogue: Catalogue, items: Iterable[Item] | None
+) -> tuple[dict[int, Joined], dict[int, tuple[list[Entry], set[str]]]]:
+    """Works with a certain paper, and the others with their entries and arXiv ids."""
     if not catalogue.records:
-        return {}
-    verdicts = {}
-    for work, paper, verdict in library.db.execute("SELECT work, paper, verdict FROM joins"):
-        verdicts[work] = (paper, verdict)
+        return {}, {}
+    rows = library.db.execute("SELECT work, paper, verdict FROM joins")
+    verdicts = {name: (paper, verdict) for name, paper, verdict in rows}
+    items = library.items() if items is None else list(items)
+    own: dict[int, set[str]] = {}
+    for item in items:
+        own.setdefault(item.work, set()).update(i.value for i in item.entry.reference.ids if i.scheme == "arxiv")
     found: dict[int, Joined] = {}
-    open_: dict[int, list[Entry]] = {}
-    for item in library.items() if items is None else items:
+    left: dict[int, tuple[list[Entry], set[str]]] = {}
+    for item in items:
         entry, work = item.entry, item.work
         paper, verdict = next((verdicts[name] for name in names(entry) if name in verdicts), ("", ""))
         if verdict == "yes" and paper in catalogue.records:
             found[work] = Joined(work, paper, "confirmed")
             continue
-        certain = catalogue.certain(entry)
-        if certain and (verdict, paper) != ("no", certain[0]):
-            before = found.get(work)
-            if before is None or (before.how == "title" and certain[1] == "id"):
-                found[work] = Joined(work, *certain)
+        sure = catalogue.certain(entry, own[work])
+        before = found.get(work)
+        if sure and (verdict, paper) != ("no", sure[0]):
+            if before is None or (before.how == "title" and sure[1] == "id"):
+                found[work] = Joined(work, *sure)
         elif verdict != "no":
-            open_.setdefault(work, []).append(entry)
-    for work, entries in open_.items():
-        scored = [] if work in found else [hit for hit in map(catalogue.likely, entries) if hit]
-        if scored:
-            key, score = max(scored, key=lambda hit: hit[1])
-            found[work] = Joined(work, key, "likely", round(score, 1))
-    return found
+            left.setdefault(work, ([], own[work]))[0].append(entry)
+    return found, {work: value for work, value in left.items() if work not in found}
 
 
 def decide(library: Library, item: Item, key: str, yes: bool) -> None:

@@ -15,9 +15,11 @@ LONG = 50_000
 """Characters in a line beyond which it is kept and reported but not parsed."""
 
 INLINE = 10_000
-"""Characters of a title line beyond which its marks are not interpreted."""
+BRACKETS = 100
+"""Characters, and opening brackets, of a title line beyond which its marks are not interpreted."""
 
 _BOLD_LINE = re.compile(r"\*\*(?!\s)[^*]{1,200}\*\*:?[ \t]*")
+_MARKED = re.compile(r"[\\`*_\[\]<>&!~$\n]|://")
 _WIKI = re.compile(r"(!?)\[\[([^\[\]|\n]{1,500})(?:\|([^\[\]\n]{0,500}))?\]\]")
 
 
@@ -107,9 +109,12 @@ def _close(token: Token, children: list[Block]) -> Block:
     return Block(kind, start, end, children=tuple(children))
 
 
+@lru_cache(maxsize=1024)
 def inline(content: str) -> Inline:
     """Plain text and links of one line of Markdown. Wiki links and bare URLs count as links."""
-    if len(content) > INLINE:
+    if not _MARKED.search(content):
+        return Inline(content.strip())
+    if len(content) > INLINE or content.count("[") > BRACKETS:
         return Inline(content, tuple(Link(url) for url in urls(content)))
     wiki = {f"\ue000{n}\ue001": match for n, match in enumerate(_WIKI.finditer(content))}
     for mark, match in wiki.items():

@@ -1,6 +1,6 @@
 """What a reader wrote about a paper, as plain values."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 STATES = ("", "todo", "doing", "hold", "done", "cancelled")
@@ -162,7 +162,7 @@ def flat(entry: Entry) -> dict[str, Any]:
         "state": task.state,
         "symbol": task.symbol,
         "priority": task.priority,
-        "dates": {key: value for key, value in asdict(task.dates).items() if value},
+        "dates": {key: value for key, value in vars(task.dates).items() if value},
         "fields": [list(pair) for pair in task.fields],
         "tags": list(entry.tags),
         "text": entry.text,

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from deltax.library import frontmatter, tasks
 from deltax.library.frontmatter import FrontMatter
 from deltax.library.identifiers import arxiv, doi, from_url, unique
-from deltax.library.markdown import Block, dedent, inline, mentions
+from deltax.library.markdown import LONG, Block, dedent, inline, mentions
 from deltax.library.model import Entry, Identifier, Link, Origin, Reference, Task
 
 _URLS = ("url", "link", "source", "paper", "pdf", "openreview")
@@ -76,7 +76,13 @@ def _entry(
     state = _STATES.get(str(values.get("status", "")).casefold().strip(), "")
     task = Task(state, tasks.symbol_of(state) if state else "")
     origin = Origin(path, start + 1, len(lines), body + 1, (), "page", 0, lines[start])
-    return Entry(reference, task, frontmatter.tags(front.values), dedent(lines[body:]), origin)
+    return Entry(
+        reference,
+        task,
+        frontmatter.tags(front.values),
+        dedent([line for line in lines[body:] if len(line) <= LONG]),
+        origin,
+    )
 
 
 def _authors(values: dict) -> tuple[str, ...]:

@@ -174,6 +174,8 @@ class _Page:
     def _leads(self, block: Block) -> list[int]:
         found = []
         for number in range(block.start, block.end):
+            if "://" not in self.lines[number]:
+                continue
             shown = inline(self.lines[number].strip().rstrip("\\"))
             if not _bare(shown):
                 continue
@@ -189,11 +191,11 @@ class _Page:
             self.remark(block.start, block.end, "a table without a title column: kept")
             return
         for row in rows[1:]:
-            taken = [carrier.take(cell.content) for cell in row.children]
-            rode = next((packed for _, packed in taken if packed is not None), None)
+            cells = [cell.content for cell in row.children]
+            last, rode = carrier.take(cells[-1])
             if rode is not None:
                 self.carried[row.start + 1] = rode
-            made = tables.entry(columns, [cell for cell, _ in taken])
+            made = tables.entry(columns, [*cells[:-1], last])
             if made is None:
                 self.remark(row.start, row.end, "a row without a title: kept")
                 continue
@@ -264,6 +266,8 @@ class _Page:
         return entry
 
     def linked_item(self, item: Block, first: str, section: tuple[str, ...], within: Entry | None) -> Entry | None:
+        if "://" not in first:
+            return None
         shown = inline(tasks.peel(first).text)
         paper = any(from_url(link.url) for link in shown.links)
         if within is None:
@@ -291,15 +295,16 @@ class _Page:
         section: tuple[str, ...] | None = None, within: Entry | None = None, text: tuple[str, ...] = (),
     ) -> Entry:  # fmt: skip
         start, end, body = place
-        while end > start + 1 and not self.lines[end - 1].strip():
+        while end > start + 1 and (len(self.lines[end - 1]) > LONG or not self.lines[end - 1].strip()):
             end -= 1
         title, rest = line.text if shown.text == line.text else shown.text, [*text]
         if shown.lead and shape != "heading" and (match := _SEPARATOR.match(shown.after)):
             title, rest = shown.lead, [*rest, shown.after[match.end() :]]
-        nested = [line for line in self.lines[body:end] if carrier.MARK not in line]
-        if len(nested) < end - body and not within:
-            rode = next(line for line in self.lines[body:end] if carrier.MARK in line)
-            self.carried[start + 1] = carrier.take(rode)[1] or ""
+        nested = [line for line in self.lines[body:end] if len(line) <= LONG]
+        rode = carrier.take(nested[-1])[1] if nested else None
+        if rode is not None and within is None:
+            self.carried[start + 1] = rode
+            nested = nested[:-1]
         links = tuple(link for link in shown.links if link.url)
         if not any(link.role == "own" for link in links):
             first_item = next((n for n in range(body, end) if _LIST_MARK.match(self.lines[n])), end)

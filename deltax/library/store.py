@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from deltax.errors import UserError
 from deltax.library import edits as edits_
 from deltax.library import match, works
 from deltax.library.identifiers import normal_title
-from deltax.library.model import Entry, Identifier, Origin, Reading, Remark, flat, unflat
+from deltax.library.model import Entry, Identifier, Origin, Reading, Reference, Remark, flat, unflat
 
 VERSION = 1
 _SCHEMA = """
@@ -181,9 +181,8 @@ class Library:
                 edited = json.loads(edits)
                 kept += [(entry.origin.line, field) for field in edits_.conflicts(edited, json.loads(data), new[j])]
             updated, unchanged = updated + changed, unchanged + (not changed)
-            place = json.dumps(_place(entry.origin), ensure_ascii=False)
-            if changed or gone or place != origin or position != j:
-                self._write(number, new[j], json.loads(edits), place, j)
+            if changed or gone or json.loads(origin) != _place(entry.origin) or position != j:
+                self._write(number, new[j], json.loads(edits), entry.origin, j)
         removed = [row for i, row in enumerate(rows) if i not in set(pairs.values())]
         for number, _, edits, *_ in removed:
             if edits == "{}":
@@ -200,28 +199,25 @@ class Library:
         return number
 
     def _insert(self, source: int | None, position: int, entry: Entry) -> int:
+        data = flat(entry)
+        columns = (source, position, *_columns(data, {}, entry.origin))
         cursor = self.db.execute(
-            "INSERT INTO entries (source, position, work, origin, data, keys, norm, state)"
-            " VALUES (?, ?, 0, '', '', '', '', '')",
-            (source, position),
+            "INSERT INTO entries (source, position, work, data, edits, origin, keys, norm, state)"
+            " VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?)",
+            columns,
         )
-        number = cursor.lastrowid
-        self._write(number, flat(entry), {}, json.dumps(_place(entry.origin), ensure_ascii=False), position, fresh=True)
-        return number
+        self._index(cursor.lastrowid, data)
+        return cursor.lastrowid
 
-    def _write(self, number: int, data: dict, edits: dict, place: str, position: int, fresh: bool = False) -> None:
-        seen = edits_.apply(data, edits)
-        reference = unflat(seen).reference
+    def _write(self, number: int, data: dict, edits: dict, origin: Origin, position: int) -> None:
         self.db.execute(
-            "UPDATE entries SET data=?, edits=?, origin=?, position=?, keys=?, norm=?, state=?, gone=0 WHERE id=?",
-            (
-                json.dumps(data, ensure_ascii=False), json.dumps(edits, ensure_ascii=False), place, position,
-                " ".join(reference.identity) if reference.identity or not reference.ids else "several",
-                normal_title(reference.title), seen["state"], number,
-            ),
-        )  # fmt: skip
-        if not fresh:
-            self.db.execute("DELETE FROM words WHERE rowid=?", (number,))
+            "UPDATE entries SET data=?, edits=?, origin=?, keys=?, norm=?, state=?, position=?, gone=0 WHERE id=?",
+            (*_columns(data, edits, origin), position, number),
+        )
+        self.db.execute("DELETE FROM words WHERE rowid=?", (number,))
+        self._index(number, edits_.apply(data, edits))
+
+    def _index(self, number: int, seen: dict) -> None:
         self.db.execute(
             "INSERT INTO words (rowid, title, name, text, tags) VALUES (?,?,?,?,?)",
             (number, seen["title"], seen["name"], seen["text"], " ".join(seen["tags"])),
@@ -252,17 +248,17 @@ class Library:
             if row is None:
                 raise UserError(f"there is no entry {number} ('dx notes list' shows all)")
             merged = edits_.merge(json.loads(row[1]), edits)
-            self._write(number, json.loads(row[0]), merged, row[2], row[3])
+            self._write(number, json.loads(row[0]), merged, Origin(**json.loads(row[2])), row[3])
             if "title" in edits:
                 self.regroup()
         return self.item(number)
 
-    def settle(self, number: int) -> None:
-        """Drop the edits that were written back: the entry's file says them now."""
+    def settle(self, number: int, written: Iterable[str]) -> None:
+        """Drop these kinds of edits (edits.FIELDS): the entry's file says them now."""
         with self.writing():
             row = self.db.execute("SELECT data, edits, origin, position FROM entries WHERE id=?", (number,)).fetchone()
-            kept = {key: value for key, value in json.loads(row[1]).items() if key not in edits_.WRITTEN}
-            self._write(number, json.loads(row[0]), kept, row[2], row[3])
+            kept = {key: value for key, value in json.loads(row[1]).items() if key not in set(written)}
+            self._write(number, json.loads(row[0]), kept, Origin(**json.loads(row[2])), row[3])
 
     def in_file(self, number: int) -> Entry:
         """The entry as its file has it, without the edits made here."""
@@ -331,10 +327,18 @@ class Library:
         return self.db.execute("SELECT COUNT(*), COUNT(DISTINCT work) FROM entries").fetchone()
 
 
+def _columns(data: dict[str, Any], edits: dict[str, Any], origin: Origin) -> tuple[str, ...]:
+    """data, edits, origin, keys, norm, state: an entry as the table has it."""
+    seen = edits_.apply(data, edits) if edits else data
+    ids = [Identifier(*i) for i in seen["ids"]]
+    identity = Reference(seen["title"], ids=tuple(ids)).identity
+    keys = " ".join(identity) if identity or not ids else "several"
+    texts = (json.dumps(value, ensure_ascii=False) for value in (data, edits, _place(origin)))
+    return (*texts, keys, normal_title(seen["title"]), seen["state"])
+
+
 def _place(origin: Origin) -> dict[str, Any]:
-    values = asdict(origin)
-    del values["path"], values["section"]
-    return values
+    return {key: value for key, value in vars(origin).items() if key not in ("path", "section")}
 
 
 def _item(row: tuple) -> Item:

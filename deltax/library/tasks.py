@@ -39,6 +39,7 @@ _PEEL_DATAVIEW = re.compile(rf"(?:\[{_KEY}([^\[\]]{{0,2000}})\]|\({_KEY}([^()]{{
 _PEEL_TAG = re.compile(rf"(?:^|(?<={_SPACE}))#([^\s!@#$%^&*(),.?\":{{}}|<>\u00a0]+)$")
 _TAG = re.compile(r"(?:^|(?<=[\s(]))#([^\s!@#$%^&*(),.?\":{}|<>]+)")
 _BLOCK_LINK = re.compile(rf"{_SPACE}\^([a-zA-Z0-9-]+)$")
+_FIELD = re.compile(rf"::|#|\^|{'|'.join([*PRIORITY_MARKS, *DATE_MARKS, *FIELD_MARKS])}")
 _PASSES = 20
 
 
@@ -70,6 +71,9 @@ def symbol_of(state: str) -> str:
 def peel(line: str, symbol: str = "") -> Line:
     """Take the fields off the end of `line`. An impossible date stays among `fields` and is named in `problems`."""
     rest = line.rstrip(" \t\u00a0")
+    if not _FIELD.search(rest):
+        state = state_of(symbol) if symbol else ""
+        return Line(rest, Task(state, symbol))
     priority, dates, extra, tags, problems = "", {}, [], [], []
     if match := _BLOCK_LINK.search(rest):
         extra.append(("block", match[1]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltax.errors import UserError
 from deltax.library import tasks
+from deltax.library.edits import WRITTEN
 from deltax.library.markdown import common_indent
 from deltax.library.model import Entry
 from deltax.library.store import Item
@@ -18,8 +19,9 @@ _BOX = re.compile(r"(?P<before>^[\s>]*(?:[-*+]|\d+[.)])[ \t]+\[)(?P<symbol>.)(?P
 _DATES = ("created", "start", "scheduled", "due", "done", "cancelled")
 
 
-def write(before: Entry, after: Item) -> None:
-    """Make the file say what the reader edited. `before` is the entry as the file has it.
+def write(before: Entry, after: Item) -> tuple[str, ...]:
+    """Make the file say what the reader edited. `before` is the entry as the file has it. Returns the kinds of edits
+    (edits.FIELDS) that the file holds now.
 
     Raises UserError, with the file untouched, when the file changed since it was imported, or cannot hold the edit.
     """
@@ -32,7 +34,7 @@ def write(before: Entry, after: Item) -> None:
         raise UserError(f"{path.name} cannot be read ({error.strerror}): your edit is kept in the library") from None
     new = changed(data, before, after.entry)
     if new == data:
-        return
+        return _writable(before)
     real = Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(dir=real.parent, prefix=".deltax-")
@@ -42,6 +44,11 @@ def write(before: Entry, after: Item) -> None:
         os.replace(name, real)
     except OSError as error:
         raise UserError(f"{path.name} cannot be written ({error.strerror}): your edit is kept in the library") from None
+    return _writable(before)
+
+
+def _writable(entry: Entry) -> tuple[str, ...]:
+    return WRITTEN if _BOX.match(entry.origin.raw) else ("text", "notes", "tags+", "tags-")
 
 
 def changed(data: bytes, before: Entry, after: Entry) -> bytes:
@@ -71,13 +78,13 @@ def _line(raw: bytes, before: Entry, after: Entry) -> bytes:
     where = f"{before.origin.path}:{before.origin.line}"
     box = _BOX.match(body)
     if box is None:
-        if before.task != after.task:
+        if before.task != after.task and before.text == after.text and before.tags == after.tags:
             raise UserError(f"{where} has no checkbox: its state and dates are kept in the library only")
-        if before.origin.shape == "table":
+        if before.origin.shape == "table" and before.tags != after.tags:
             raise UserError(f"{where} is a row of a table: its tags are kept in the library only")
     elif before.state != after.state:
         body = body[: box.start("symbol")] + after.task.symbol + body[box.end("symbol") :]
-    for old, new, marks in _marks(before, after):
+    for old, new, marks in _marks(before, after) if box else ():
         body = _replace(body, old, new, marks)
     sections = {slug(part) for part in before.origin.section}
     for tag in (t for t in before.tags if t not in after.tags):

@@ -2,11 +2,8 @@
 
 import argparse
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from deltax.errors import UserError
 
 PORT = 8753
 
@@ -43,7 +40,6 @@ def add_to(subparsers: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    _installed()
     from deltax.site import server
 
     server.serve(
@@ -56,7 +52,6 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    _installed()
     from deltax.site.build import build
 
     began = time.perf_counter()
@@ -70,9 +65,3 @@ def _site(arguments: argparse.Namespace) -> Any:
     from deltax.site.runs import Runs
 
     return Site(runs=Runs(Path(arguments.store).expanduser())) if arguments.store else Site()
-
-
-def _installed() -> None:
-    for name in ("linkify_it", "markdown_it", "mdit_py_plugins", "pygments", "rapidfuzz", "starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise UserError(f"the pages need {name}: pip install 'deltax-ml[site]'")

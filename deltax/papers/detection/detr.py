@@ -239,15 +239,11 @@ def a_set_has_no_order():
     loss, gradient = _loss_and_gradient(said, batch)
     queries, objects = torch.randperm(7), torch.randperm(5)
     shuffled = Predictions(said.logits[:, :, queries], said.boxes[:, :, queries])
-    for other, order in (
-        (_loss_and_gradient(shuffled, batch), queries),
-        (
-            _loss_and_gradient(said, batch._replace(boxes=batch.boxes[:, objects], labels=batch.labels[:, objects])),
-            slice(None),
-        ),
-    ):
-        torch.testing.assert_close(other[0], loss)
-        for mine, theirs in zip(gradient, other[1], strict=True):
+    renamed = batch._replace(boxes=batch.boxes[:, objects], labels=batch.labels[:, objects])
+    for other, truth, order in ((shuffled, batch, queries), (said, renamed, slice(None))):
+        same, its_gradient = _loss_and_gradient(other, truth)
+        torch.testing.assert_close(same, loss)
+        for mine, theirs in zip(gradient, its_gradient, strict=True):
             torch.testing.assert_close(mine[:, :, order], theirs)
 
 
@@ -322,14 +318,8 @@ def equals_transformers():
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     torch.manual_seed(0)
-    backbone = ResNetConfig(
-        embedding_size=6,
-        hidden_sizes=[8, 12],
-        depths=[1, 2],
-        out_features=["stage2"],
-        layer_type="basic",
-        num_channels=2,
-    )
+    shape = dict(embedding_size=6, hidden_sizes=[8, 12], depths=[1, 2], num_channels=2)
+    backbone = ResNetConfig(**shape, out_features=["stage2"], layer_type="basic")
     config = DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=24,
         encoder_layers=2, decoder_layers=3, encoder_attention_heads=3, decoder_attention_heads=3, encoder_ffn_dim=96,
