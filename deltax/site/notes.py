@@ -12,7 +12,7 @@ from deltax.catalog import Record
 from deltax.errors import UserError
 from deltax.library import edits, tasks, writeback
 from deltax.library.importing import import_paths
-from deltax.library.join import Catalogue, join
+from deltax.library.join import Catalogue, certain
 from deltax.library.model import Entry
 from deltax.library.store import Item, Library
 from deltax.site import prose
@@ -20,13 +20,6 @@ from deltax.site import prose
 STATES = {"": "note", "todo": "to read", "doing": "reading", "hold": "on hold", "done": "read", "cancelled": "dropped"}
 _FURTHEST = ("cancelled", "", "todo", "hold", "doing", "done")
 EDITABLE = ("state", "priority", "text", "title")
-
-
-class _Certain(Catalogue):
-    """Pairs that need the reader's word are for the shell: comparing every title with every paper takes seconds."""
-
-    def likely(self, entry: Entry) -> None:
-        return None
 
 
 @dataclass
@@ -100,9 +93,9 @@ class Notes:
         """
         with Library(self.path) as library:
             after = library.edit(number, _edits(library.item(number), wanted))
-            writeback.write(library.in_file(number), after)
+            written = writeback.write(library.in_file(number), after)
             import_paths(library, [after.entry.origin.path])
-            library.settle(number)
+            library.settle(number, written)
 
     def _replace(self, view: _View, item: Item) -> None:
         """One note anew, where reading all again would make the reader wait."""
@@ -124,7 +117,7 @@ class Notes:
             if self.path.exists():
                 with Library(self.path) as library:
                     items = self._kept(library)
-                    pairs = join(library, _Certain(self.papers.values()), items)
+                    pairs = certain(library, Catalogue(self.papers.values()), items)
                 view.paper = {work: pair.key for work, pair in pairs.items()}
                 for item in items:
                     view.items[item.id] = item
