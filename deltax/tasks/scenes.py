@@ -55,25 +55,33 @@ class Batch(NamedTuple):
 class Scenes:
     """Find the digits of a scene. The interface is that of `deltax.tasks.text.Text`; a batch's tokens are its scenes.
 
-    size is the side of an image in pixels. A scene is to have 0 to `most` objects, each number equally often, and has
-    fewer where no room is left: digits are 9 to 15 pixels high, and no two boxes overlap by more than 0.1 IoU. Digits
-    of the validation and sealed splits never stand in a training scene. held_out is the number of scenes to evaluate
-    on. Raises UserError for an image too small, and where pycocotools, which computes the precision, is missing.
+    size is the side of an image in pixels; the digits are those below `classes`. A scene is to have 0 to `most`
+    objects, each number equally often, and has fewer where no room is left: digits are 9 to 15 pixels high, and no
+    two boxes overlap by more than 0.1 IoU. Digits of the validation and sealed splits never stand in a training
+    scene. held_out is the number of scenes to evaluate on. Raises UserError for an image too small, and where
+    pycocotools, which computes the precision, is missing.
     """
 
     unit = "set loss"
 
-    def __init__(self, *, size: int = 32, most: int = 3, held_out: int = 256):
-        for name, value, least in (("size", size, 16), ("most", most, 1), ("held_out", held_out, 1)):
+    def __init__(self, *, size: int = 32, most: int = 3, classes: int = 10, held_out: int = 256):
+        for name, value, least in (
+            ("size", size, 16),
+            ("most", most, 1),
+            ("classes", classes, 1),
+            ("held_out", held_out, 1),
+        ):
             if type(value) is not int or value < least:
                 raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if classes > 10:
+            raise UserError(f"there are 10 digits, not {classes}: classes is at most 10")
         if importlib.util.find_spec("pycocotools") is None:
             raise UserError("average precision needs pycocotools: pip install 'deltax-ml[detection]'")
-        self.size, self.most, self.held_out = size, most, held_out
+        self.size, self.most, self.classes, self.held_out = size, most, classes, held_out
 
     @property
     def facts(self) -> dict[str, int]:
-        return {"channels": 1, "size": self.size, "classes": 10}
+        return {"channels": 1, "size": self.size, "classes": self.classes}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:
         """New scenes of training digits. Philox keyed by (seed, step), both in [0, 2**64), draws them; a smaller batch
@@ -130,7 +138,9 @@ class Scenes:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over the digits, the way they are put together, and the held-out scenes."""
-        digest = hashlib.sha256(f"{Digits().fingerprint} {self.size} {self.most} {self.held_out}".encode())
+        digest = hashlib.sha256(
+            f"{Digits().fingerprint} {self.size} {self.most} {self.classes} {self.held_out}".encode()
+        )
         for batch in (self.batch(0, size=8, seed=0), *self.held_out_batches(self.held_out)):
             digest.update(batch.images.numpy().tobytes() + batch.boxes.numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -139,7 +149,7 @@ class Scenes:
         images = np.full((count, self.size, self.size), -1.0, dtype=np.float32)
         boxes = np.zeros((count, self.most, 4), dtype=np.float32)
         labels = np.full((count, self.most), NOTHING, dtype=np.int64)
-        glyphs = _glyphs(split)
+        glyphs = _glyphs(split, self.classes)
         for i in range(count):
             draw = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i]))
             taken = np.zeros((0, 4))
@@ -241,13 +251,15 @@ def _room(taken: np.ndarray, shape: tuple[int, int], size: int, draw: np.random.
 
 
 @cache
-def _glyphs(split: str) -> list[tuple[np.ndarray, int]]:
-    """Every digit of a split in three sizes, cut to its ink: pixels from -1 to 1, and the label."""
+def _glyphs(split: str, classes: int) -> list[tuple[np.ndarray, int]]:
+    """Digits of a split below `classes`, in three sizes, cut to their ink: pixels from -1 to 1, and the label."""
     batch = Digits(held_out=10_000).all(split)
     found = []
     for side in (9, 12, 15):
         scaled = nn.functional.interpolate(batch.images, size=(side, side), mode="bilinear").clamp(-1, 1)[:, 0].numpy()
         for image, label in zip(scaled, batch.labels.tolist(), strict=True):
+            if label >= classes:
+                continue
             rows, columns = (np.flatnonzero((image > -0.5).any(axis)) for axis in (1, 0))
             found.append((image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], label))
     return found

@@ -59,10 +59,17 @@ def test_scenes_are_empty_and_full_and_digits_leave_each_other_visible(task):
 
 def test_no_held_out_digit_stands_in_a_training_scene():
     seen = {
-        split: {glyph.tobytes() for glyph, _ in scenes._glyphs(split)} for split in ("train", "validation", "sealed")
+        split: {glyph.tobytes() for glyph, _ in scenes._glyphs(split, 10)}
+        for split in ("train", "validation", "sealed")
     }
     assert all(len(glyphs) > 200 for glyphs in seen.values())
     assert not seen["train"] & (seen["validation"] | seen["sealed"]) and not seen["validation"] & seen["sealed"]
+
+
+def test_fewer_classes_are_the_first_digits():
+    task = Scenes(classes=3)
+    assert task.facts == {"channels": 1, "size": 32, "classes": 3}
+    assert set(task.batch(0, size=64, seed=0).labels.unique().tolist()) == {NOTHING, 0, 1, 2}
 
 
 def test_held_out_scenes_are_fixed(task):
@@ -146,7 +153,7 @@ def test_fingerprint_follows_the_settings(task):
     assert Scenes(held_out=40).fingerprint == task.fingerprint
 
 
-@pytest.mark.parametrize("given", [{"size": 8}, {"size": 32.0}, {"most": 0}, {"held_out": -1}])
+@pytest.mark.parametrize("given", [{"size": 8}, {"size": 32.0}, {"most": 0}, {"classes": 11}, {"held_out": -1}])
 def test_arguments_that_make_no_sense(given):
     with pytest.raises(UserError, match=next(iter(given))):
         Scenes(**given)
