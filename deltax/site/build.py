@@ -27,8 +27,7 @@ def build(folder: Path | str, site: Site | None = None) -> dict[str, int]:
     _check(folder)
     counts: dict[str, int] = {}
     written = {MARKER}
-    public.trees.diffs(public.papers)
-    public.trees.compositions()
+    public.trees.prepare()
     for name, text in files(public):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Where the papers of the genealogy stand: years along x, a lane for each field."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -44,7 +44,9 @@ def place(papers: Mapping[str, Node]) -> Layout:
     cells: dict[tuple[str, int], list[Node]] = defaultdict(list)
     for paper in papers.values():
         cells[paper.field, paper.year].append(paper)
-    rows = {field: 1 for field, _ in cells}
+    size = Counter(paper.field for paper in papers.values())
+    room = 4 if len(papers) < 120 else 2
+    rows = {field: min(room, ceil(n / 3)) for field, n in size.items()}
     for (field, _), members in cells.items():
         rows[field] = max(rows[field], ceil(len(members) / COLUMNS))
     tops, lanes, top = {}, [], 0.0
@@ -63,27 +65,35 @@ def place(papers: Mapping[str, Node]) -> Layout:
         for field, lane_top, height in lanes:
             found = columns.get((field, year), [])
             for i, column in enumerate(found):
-                for paper, row in zip(*_rows(column, height, lane_top, at, papers)):
+                for paper, row in _rows(column, height, lane_top, at, papers):
                     at[paper.key] = (start + (i + 0.5) * width / len(found), lane_top + row + 0.5)
     return Layout(at, years, lanes)
 
 
 def _rows(
     column: list[Node], height: int, top: float, at: Mapping[str, tuple[float, float]], papers: Mapping[str, Node]
-) -> tuple[list[Node], list[int]]:
-    """The column's papers from top to bottom and their rows: each near its parents, none in the same row."""
+) -> list[tuple[Node, int]]:
+    """The column's papers and their rows: each near its parents, and where no other paper lies on the way from them."""
+    latest: dict[int, tuple[float, str]] = {}
+    for key, (x, y) in at.items():
+        row = int(y - top)
+        if top <= y < top + height and x >= latest.get(row, (-1.0, ""))[0]:
+            latest[row] = (x, key)
 
-    def wish(paper: Node) -> float:
-        own = [at[p][1] - top - 0.5 for p in paper.parents if p in at and papers[p].field == paper.field]
-        return sum(own) / len(own) if own else (height - 1) / 2
+    def cost(paper: Node, row: int) -> float:
+        own = [at[p] for p in paper.parents if p in at and papers[p].field == paper.field]
+        wish = sum(y for _, y in own) / len(own) - top - 0.5 if own else (height - 1) / 2
+        x, key = latest.get(row, (-1.0, ""))
+        between = bool(own) and key not in paper.parents and x > min(x for x, _ in own)
+        return abs(row - wish) + 2 * between
 
-    ordered = sorted(column, key=lambda p: (wish(p), p.key))
-    taken: list[int] = []
-    for i, paper in enumerate(ordered):
-        left = len(ordered) - i - 1
-        lowest = taken[-1] + 1 if taken else 0
-        taken.append(min(max(round(wish(paper)), lowest), height - 1 - left))
-    return ordered, taken
+    free = list(range(height))
+    found = []
+    for paper in column:
+        row = min(free, key=lambda r: (cost(paper, r), r))
+        free.remove(row)
+        found.append((paper, row))
+    return found
 
 
 def _widths(columns: Mapping[tuple[str, int], list[list[Node]]]) -> list[tuple[int, float, float]]:

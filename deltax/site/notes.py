@@ -78,6 +78,35 @@ class Notes:
         with Library(self.path) as library:
             return [item.id for item in library.search(query, limit) if item.id in shown]
 
+    def change(self, number: int, wanted: dict[str, Any]) -> None:
+        """Lay the reader's edits over a note. Raises UserError for what is no edit and for a note that is not there."""
+        view = self._view()
+        with Library(self.path) as library:
+            after = library.edit(number, _edits(library.item(number), wanted))
+        if "title" not in wanted:
+            self._replace(view, after)
+
+    def change_file(self, number: int, wanted: dict[str, Any]) -> None:
+        """The same, in the library and in the Markdown file that the note comes from.
+
+        Raises UserError where the file cannot say it; the edit is in the library then.
+        """
+        with Library(self.path) as library:
+            after = library.edit(number, _edits(library.item(number), wanted))
+            written = writeback.write(library.in_file(number), after)
+            import_paths(library, [after.entry.origin.path])
+            library.settle(number, written)
+
+    def _replace(self, view: _View, item: Item) -> None:
+        """One note anew, where reading all again would make the reader wait."""
+        before = view.items.get(item.id)
+        if before is None or before.work != item.work:
+            return
+        of = view.of.get(view.paper.get(item.work, ""), [])
+        of[:] = [item if other.id == item.id else other for other in of]
+        view.items[item.id] = item
+        view.state = _state(self.path)
+
     def _kept(self, library: Library) -> list[Item]:
         return library.items()
 
@@ -107,24 +136,6 @@ class Published(Notes):
         return [item for item in library.items() if item.entry.origin.path in public]
 
 
-def change(path: Path, number: int, wanted: dict[str, Any]) -> None:
-    """Lay the reader's edits over a note. Raises UserError for what is no edit and for a note that is not there."""
-    with Library(path) as library:
-        library.edit(number, _edits(library.item(number), wanted))
-
-
-def change_file(path: Path, number: int, wanted: dict[str, Any]) -> None:
-    """The same, in the library and in the Markdown file that the note comes from.
-
-    Raises UserError where the file cannot say it; the edit is in the library then.
-    """
-    with Library(path) as library:
-        after = library.edit(number, _edits(library.item(number), wanted))
-        written = writeback.write(library.in_file(number), after)
-        import_paths(library, [after.entry.origin.path])
-        library.settle(number, written)
-
-
 def row(item: Item, paper: str) -> dict[str, Any]:
     """A line of the reading list."""
     entry = item.entry
@@ -134,7 +145,7 @@ def row(item: Item, paper: str) -> dict[str, Any]:
         "name": entry.reference.name,
         "state": entry.state,
         "section": " / ".join(entry.origin.section),
-        "date": day(entry),
+        "date": day(entry).removeprefix("--"),
         "due": entry.task.dates.due,
         "priority": entry.task.priority,
         "tags": list(entry.tags),

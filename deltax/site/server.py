@@ -9,6 +9,7 @@ import ipaddress
 import json
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -26,7 +27,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltax.errors import UserError
-from deltax.site import notes, pages
+from deltax.site import pages
 from deltax.site.pages import Site
 from deltax.site.render import ASSETS, POLICY, page
 
@@ -70,15 +71,29 @@ def serve(
         print(f"Δx is at {address} (stop with Ctrl-C)", flush=True)
         if visit == "browser":
             webbrowser.open(address)
+        site, stopping = site or Site(), threading.Event()
+        site.notes.items()  # read once, so that the first page does not wait for it
         names = {host, "localhost", "127.0.0.1", "[::1]"} if reach == "loopback" else {host, "*"}
         config = uvicorn.Config(
-            app(site, hosts=names),
+            app(site, hosts=names, stopping=stopping),
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=3,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, stopping).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Tells pages that listen for events when it stops: they would keep it waiting."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event):
+        super().__init__(config)
+        self.stopping = stopping
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.stopping.set()
+        super().handle_exit(sig, frame)
 
 
 def check_host(host: str, reach: Literal["loopback", "everyone"] = "loopback") -> None:
@@ -93,10 +108,10 @@ def check_host(host: str, reach: Literal["loopback", "everyone"] = "loopback") -
         )
 
 
-def app(site: Site | None = None, *, hosts: set[str] | None = None) -> ASGIApp:
+def app(site: Site | None = None, *, hosts: set[str] | None = None, stopping: threading.Event | None = None) -> ASGIApp:
     """The application. `hosts` are the names it answers to, "*" for any: a page elsewhere that points a name of its
-    own here is refused."""
-    site = site or Site()
+    own here is refused. When `stopping` is set, streams end."""
+    site, stopping = site or Site(), stopping or threading.Event()
     token = secrets.token_urlsafe(24)
     hosts = {"localhost", "127.0.0.1", "[::1]"} if hosts is None else hosts
 
@@ -147,7 +162,7 @@ def app(site: Site | None = None, *, hosts: set[str] | None = None) -> ASGIApp:
         return await run_in_threadpool(_change, site, request.path_params["number"], await _body(request))
 
     async def events(request: Request) -> Response:
-        return StreamingResponse(_events(site, request), media_type="text/event-stream")
+        return StreamingResponse(_events(site, request, stopping), media_type="text/event-stream")
 
     def known(request: Request, error: Exception) -> Response:
         """A mistake in an address or a request, in words, as a page or as JSON."""
@@ -249,23 +264,23 @@ def _change(site: Site, number: int, wanted: dict[str, Any]) -> Response:
     warning = ""
     if where is True:
         try:
-            notes.change_file(site.notes.path, number, wanted)
+            site.notes.change_file(number, wanted)
         except UserError as error:
-            notes.change(site.notes.path, number, wanted)
+            site.notes.change(number, wanted)
             warning = str(error)
     else:
-        notes.change(site.notes.path, number, wanted)
+        site.notes.change(number, wanted)
     found = pages.note(site, number)["note"]
     return JSONResponse(
         {k: found[k] for k in ("id", "state", "text", "html", "priority", "title")} | {"warning": warning}
     )
 
 
-async def _events(site: Site, request: Request) -> AsyncIterator[str]:
+async def _events(site: Site, request: Request, stopping: threading.Event) -> AsyncIterator[str]:
     """What trains now, each time that it changed. Ends quietly when the page or the server goes."""
     told, silent = "", 0
     with suppress(asyncio.CancelledError):
-        while not await request.is_disconnected():
+        while not stopping.is_set() and not await request.is_disconnected():
             now = json.dumps(await run_in_threadpool(site.runs.live))
             if now != told:
                 told, silent = now, 0

@@ -44,10 +44,17 @@ class Trees:
         found = {key: self.cached(key) for key in keys}
         wanted = {key: chain(key, self.papers) for key, diff in found.items() if diff is None}
         if wanted:
-            for key, diff in _ask({"diffs": wanted}).items():
-                found[key] = diff
-                _save(self._file(key), diff)
+            found |= self._keep(_ask({"diffs": wanted}))["diffs"]
         return {key: diff for key, diff in found.items() if diff is not None}
+
+    def prepare(self) -> None:
+        """Work out whatever is missing, in one go."""
+        wanted = {key: chain(key, self.papers) for key in self.papers if self.cached(key) is None}
+        request: dict[str, Any] = {"diffs": wanted} if wanted else {}
+        if self.cached_compositions() is None:
+            request["compose"] = self._deltas()
+        if request:
+            self._keep(_ask(request))
 
     def cached_compositions(self) -> dict[str, Any] | None:
         return _load(self.folder / f"compose-{_state()}.json")
@@ -60,10 +67,18 @@ class Trees:
         """
         found = self.cached_compositions()
         if found is None:
-            keys = [key for key, r in self.papers.items() if r.kind == "delta"]
-            found = _ask({"compose": keys})
-            _save(self.folder / f"compose-{_state()}.json", found)
+            found = self._keep(_ask({"compose": self._deltas()}))["compose"]
         return found
+
+    def _deltas(self) -> list[str]:
+        return [key for key, r in self.papers.items() if r.kind == "delta"]
+
+    def _keep(self, answer: dict[str, Any]) -> dict[str, Any]:
+        for key, diff in answer.get("diffs", {}).items():
+            _save(self._file(key), diff)
+        if "compose" in answer:
+            _save(self.folder / f"compose-{_state()}.json", answer["compose"])
+        return answer
 
     def _file(self, key: str) -> Path:
         return self.folder / f"diff-{key}-{_state()}.json"
@@ -191,10 +206,11 @@ def _sum(tree: Any, delta: Any) -> tuple[Any, str]:
 
 def main() -> None:
     request = json.load(sys.stdin)
+    answer: dict[str, Any] = {}
+    if "diffs" in request:
+        answer["diffs"] = {key: _diff(steps) for key, steps in request["diffs"].items()}
     if "compose" in request:
-        answer: Any = _compose(request["compose"])
-    else:
-        answer = {key: _diff(steps) for key, steps in request["diffs"].items()}
+        answer["compose"] = _compose(request["compose"])
     json.dump(answer, sys.stdout)
 
 

@@ -48,7 +48,10 @@ def browser() -> Iterator:
 @contextmanager
 def serving(site) -> Iterator[str]:
     """The site on a free port of this machine; its address."""
-    config = uvicorn.Config(server.app(site), port=0, log_level="warning", timeout_graceful_shutdown=1)
+    stopping = threading.Event()
+    config = uvicorn.Config(
+        server.app(site, stopping=stopping), port=0, log_level="warning", timeout_graceful_shutdown=3
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
@@ -56,5 +59,6 @@ def serving(site) -> Iterator[str]:
         time.sleep(0.01)
     port = running.servers[0].sockets[0].getsockname()[1]
     yield f"http://127.0.0.1:{port}/"
+    stopping.set()
     running.should_exit = True
     thread.join(5)

@@ -21,9 +21,20 @@ def chromium():
 def until(page, condition, patience=15):
     """Wait for a JavaScript expression to hold. Playwright's own wait evaluates strings, which the policy forbids."""
     end = time.monotonic() + patience
-    while not page.evaluate(condition):
+    while not _holds(page, condition):
         assert time.monotonic() < end, f"it never came that {condition}"
         time.sleep(0.02)
+
+
+def _holds(page, condition):
+    from playwright.sync_api import Error
+
+    try:
+        return page.evaluate(condition)
+    except Error as error:
+        if "context was destroyed" in str(error):  # the page reloads itself
+            return False
+        raise
 
 
 class Watched:
@@ -132,7 +143,7 @@ def test_pointing_at_a_paper_traces_ancestors_and_descendants(at, shown, fake):
     assert up[key] and down[key]
     page = at(shown).open()
     page.locator(f'.node[data-key="{key}"] .mark').hover(force=True)
-    page.wait_for_selector("#card:not([hidden])")
+    page.wait_for_selector("#card .counts")
     keys = lambda kind: {n.get_attribute("data-key") for n in page.locator(f".node.{kind}").all()}
     assert keys("up") == up[key] and keys("down") == down[key] and keys("self") == {key}
     assert f"{len(up[key])} ancestor" in page.locator("#card").inner_text()

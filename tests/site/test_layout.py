@@ -53,6 +53,12 @@ def test_a_chain_stays_in_its_row():
     assert found.at["last"][1] == found.at["n3"][1]
 
 
+def test_no_paper_stands_on_the_way_to_another():
+    """A parent with a child each year: the steps do not lie on one line."""
+    found = laid(node("a", 2000), *(node(f"n{y}", y, parents=["a"]) for y in range(2001, 2004)))
+    assert len({found.at[f"n{y}"][1] for y in range(2001, 2004)}) >= 2
+
+
 def test_a_long_gap_is_narrow():
     found = laid(*(node(f"n{y}", y) for y in (1950, *range(2000, 2012))))
     gap = sum(width for year, _, width in found.years if 1950 < year < 2000)

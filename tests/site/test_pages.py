@@ -7,6 +7,7 @@ import pytest
 
 from deltax import catalog
 from deltax.errors import UserError
+from deltax.library.store import Library
 from deltax.site import notes, pages
 from deltax.site.trees import Trees, chain
 
@@ -83,9 +84,21 @@ def test_notes_are_joined_to_papers_and_say_what_was_read(mine):
     key = mine.notes.paper(mine.notes.items()[0])
     assert key == next(iter(mine.papers))
     number = mine.notes.items()[0].id
-    notes.change(mine.notes.path, number, {"state": "done"})
+    mine.notes.change(number, {"state": "done"})
     assert mine.notes.states()[key] == "done" and mine.notes.item(number).entry.task.dates.done
     assert pages.genealogy(mine)["papers"][0]["read"] == "done"
+
+
+def test_an_edit_shows_at_once_and_so_does_one_from_elsewhere(mine):
+    before = mine.notes._view()
+    mine.notes.change(3, {"text": "by the page"})
+    assert mine.notes._view() is before and mine.notes.item(3).entry.text == "by the page"
+    with Library(mine.notes.path) as library:
+        library.edit(3, {"text": "by the shell"})
+    assert mine.notes.item(3).entry.text == "by the shell"
+    key = mine.notes.paper(mine.notes.item(1))
+    mine.notes.change(1, {"state": "done"})
+    assert [i.entry.state for i in mine.notes.of(key)] == ["done"]
 
 
 def test_the_library_counts_its_states(fake):
@@ -117,7 +130,7 @@ def test_without_a_library_and_a_store_there_are_pages(tmp_path):
 @pytest.mark.parametrize("wanted", [{"ids": "x"}, {"state": 3}, {"state": "gone"}, {"text": None}, {"tags+": "a"}])
 def test_an_edit_that_is_none_is_refused(mine, wanted):
     with pytest.raises(UserError):
-        notes.change(mine.notes.path, 1, wanted)
+        mine.notes.change(1, wanted)
 
 
 def test_a_comparison_has_its_axes(fake):

@@ -63,8 +63,8 @@
     const box = node.parentElement.getBoundingClientRect();
     narrow = box.width < 640;
     width = Math.max(box.width, 320);
-    const wanted = world.height * (narrow ? 13 : 15) + TOP + BOTTOM;
-    height = Math.max(380, Math.min(wanted, innerHeight - (narrow ? 120 : 236)));
+    const wanted = world.height * (narrow ? 14 : 20) + TOP + BOTTOM;
+    height = Math.max(400, Math.min(wanted, innerHeight - (narrow ? 160 : 330)));
     svg.attr("viewBox", `0 0 ${width} ${height}`).attr("height", height);
     zoom.extent([[0, 0], [width, height]]).translateExtent([[0, 0], [width, height]]);
     draw();
@@ -133,6 +133,7 @@
     return found;
   }
 
+  const hint = [...document.getElementById("card").childNodes];
   let traced = null;
   function trace(paper) {
     if (traced === paper) return;
@@ -143,7 +144,7 @@
       for (const p of papers) p.near = 0;
       dot.classed("up", false).classed("down", false).classed("self", false);
       edge.classed("up", false).classed("down", false);
-      card.hidden = true;
+      card.replaceChildren(...hint);
       label();
       return;
     }
@@ -153,15 +154,14 @@
     const within = (set, key) => key === paper.key || set.has(key);
     edge.classed("up", (l) => within(up, l.from.key) && within(up, l.to.key))
       .classed("down", (l) => within(down, l.from.key) && within(down, l.to.key));
-    card.hidden = false;
     card.replaceChildren(
-      dx.make("p", { class: "where" }, `${paper.field} · ${paper.year} · `, dx.make("code", {}, paper.key)),
       dx.make("p", { class: "sentence" }, paper.sentence),
-      dx.make("p", { class: "muted" }, `${paper.title}`),
-      dx.make("p", { class: "counts" }, dx.make("span", { class: "up" }, `${up.size} ancestor${up.size === 1 ? "" : "s"}`), " · ",
-        dx.make("span", { class: "down" }, `${down.size} descendant${down.size === 1 ? "" : "s"}`)),
+      dx.make("div", {},
+        dx.make("p", {}, dx.make("code", {}, paper.key), ` · ${paper.field} · ${paper.year}`),
+        dx.make("p", { class: "muted" }, paper.title),
+        dx.make("p", { class: "counts" }, dx.make("span", { class: "up" }, `${up.size} ancestor${up.size === 1 ? "" : "s"}`), " · ",
+          dx.make("span", { class: "down" }, `${down.size} descendant${down.size === 1 ? "" : "s"}`))),
     );
-    card.classList.toggle("right", paper.px < width / 2);
     label();
   }
 
