@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: compare test lint claims bench clean
+.PHONY: compare test bench clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dx compare gpt gpt+dyt gpt+alibi
@@ -12,7 +12,7 @@ test: $(VENV)/.tested $(VENV)/.browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell nproc)
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m benchmarks
