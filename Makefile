@@ -3,16 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: compare test lint claims bench clean
+.PHONY: compare test bench clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dx compare gpt gpt+dyt gpt+alibi
 
-test: $(VENV)/.tested
+test: $(VENV)/.tested $(VENV)/.browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell nproc)
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m benchmarks
@@ -25,6 +25,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.tested: $(VENV)/.installed
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --progress-bar off -e '.[test]'
+	touch $@
+
+# Debian's Chromium for the tests of the pages. Where it cannot be installed they are skipped, and say so.
+$(VENV)/.browser: $(VENV)/.installed
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		{ apt-get install -qq -y --no-install-recommends chromium || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
 	touch $@
 
 clean:

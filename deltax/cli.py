@@ -18,13 +18,16 @@ examples:
   dx diff gpt gpt+dyt --source       what exactly changed
   dx compare gpt gpt+dyt gpt+alibi   a fair experiment
   dx verify dyt                      does it hold here?
+  dx notes import reading-list.md    your reading notes, joined to the papers
+  dx serve                           all of it in a browser
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a claim that failed, 2 for a mistake that can be mended."""
     try:
-        arguments = parser().parse_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        arguments = parser(next(iter(words), "")).parse_args(words)
         return arguments.run(arguments) or 0
     except UserError as error:
         print(f"dx: {error}", file=sys.stderr)
@@ -37,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(first: str = "") -> argparse.ArgumentParser:
+    """The command line; that of notes and pages in full only where `first`, the first word, asks for them."""
     dx = argparse.ArgumentParser(
         prog="dx",
         description="X, but with Y: papers as rewrites that add up, with their claims as code.",
@@ -50,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _add_catalogue(commands)
     _add_training(commands)
     _add_lab(commands)
+    _add_pages(commands, first)
     return dx
 
 
@@ -137,6 +141,19 @@ def _add_lab(commands: Any) -> None:
     it.add_argument("--to", metavar="FILE", default="report.html", help="an .html or .md file (default report.html)")
     _store_option(it)
     _json_option(it)
+
+
+def _add_pages(commands: Any, first: str) -> None:
+    if first == "notes":
+        from deltax.library.commands import add_to
+    elif first in ("serve", "site"):
+        from deltax.site.commands import add_to
+    else:
+        commands.add_parser("notes", help="your reading notes: import, search, what to read next, export")
+        commands.add_parser("serve", help="the genealogy, comparisons and notes in a browser")
+        commands.add_parser("site", help="the same pages as files")
+        return
+    add_to(commands)
 
 
 def _command(commands: Any, name: str, run: Any, says: str) -> argparse.ArgumentParser:

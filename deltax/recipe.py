@@ -145,9 +145,9 @@ class Part:
             raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
         before, now = _marks(self), _marks(after)
         for chapter in self.story:
-            if chapter.wrote and not any(now.get(path, _MISSING) == value for path, value in chapter.wrote):
+            if chapter.wrote and not any(mark in now for mark in chapter.wrote):
                 raise UserError(f"{_titled(paper)} erases all of {_titled(chapter.paper)}; keep one of the two")
-        wrote = tuple((path, value) for path, value in now.items() if before.get(path, _MISSING) != value)
+        wrote = tuple(mark for mark in now if mark not in before)
         return replace(after, base=self.base or self, story=(*self.story, Chapter(paper, wrote)))
 
     def without(self, paper: Callable[["Part"], "Part"]) -> "Part":
@@ -256,13 +256,17 @@ def _children(value: Value) -> dict[str, Value]:
     return {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple) else {}
 
 
-def _marks(value: Value, path: str = "") -> dict[str, Value]:
-    """Every decided path and what is made or held there; a part is known by its maker."""
+def _marks(value: Value, path: str = "") -> dict[tuple[str, Value], None]:
+    """Every decided path with what is made or held there, in order; a part is known by its maker.
+
+    What a wrap holds has the wrap's own path: it was moved, not written.
+    """
     items = value.given if isinstance(value, Part) else enumerate(value) if isinstance(value, tuple) else ()
-    found: dict[str, Value] = {}
+    found: dict[tuple[str, Value], None] = {}
     for k, v in items:
-        found[f"{path}.{k}"] = v.make if isinstance(v, Part) else v
-        found |= _marks(v, f"{path}.{k}")
+        here = path if k == "inner" else f"{path}.{k}"
+        found[here, v.make if isinstance(v, Part) else v] = None
+        found |= _marks(v, here)
     return found
 
 

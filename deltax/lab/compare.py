@@ -255,7 +255,7 @@ def _spent(plan: Plan, runs: Runs, tuning: set[Job], scored: Sequence[Sequence[J
 
 
 def _environment(plan: Plan) -> dict[str, Any]:
-    load = plan.calibration.load
+    load = round(plan.calibration.load, 1)
     return {**Machine.here().describe(), "deltax": __version__, "workers": plan.workers, "load average": load}
 
 
@@ -266,9 +266,11 @@ def _earlier(store: Store, plan: Plan) -> int:
 
 
 def _remember(store: Store, comparison: Comparison) -> None:
-    """The comparison, and what each Y adds to the ledger of noise."""
-    plan = comparison.plan
-    store.remember("comparison", plan.id, comparison.to_json())
+    """The comparison, and what each Y adds to the ledger of noise, unless the store has them: it may be read-only."""
+    plan, record = comparison.plan, comparison.to_json()
+    if (store.recall("comparison", plan.id) or {}).keys() == record.keys():
+        return
+    store.remember("comparison", plan.id, record)
     for row in comparison.rows[1:]:
         d = row.against.difference
         slope = row.against.gains["token"].slope if "token" in row.against.gains else math.nan

@@ -209,7 +209,7 @@ def millions(count: float) -> str:
 
 
 def _count(recipe: Part, size: int) -> int:
-    stepper = Stepper(recipe, Machine(), kernel="reference", size=size)
+    stepper = Stepper(kernels.reference(recipe), Machine(), kernel="reference", size=size)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stepper()
     return counter.get_total_flops()

@@ -17,6 +17,7 @@ from deltax.lab.measure import millions
 
 Record = dict[str, Any]
 MINUS = "\u2212"
+UNITS = {"token": "token", "flop": "FLOP", "second": "second"}
 
 
 def save(comparison: Comparison | Record, path: Path | str) -> Path:
@@ -44,7 +45,7 @@ def html(comparison: Comparison | Record) -> str:
     drawn = {
         "Training loss: the mean over pairs, in a band from the lowest to the highest": figures.curves(record),
         "Each pair's difference, and the mean with its interval": figures.pairs(record),
-        "Tuning, the same for all: one seed, never scored. Dots mark each recipe's own optimum": figures.strips(record),
+        "Tuning, one seed that is never scored: dotted lines at each optimum, crosses diverged": figures.strips(record),
         "The ladder: how much more compute buys": figures.ladder(record),
     }
     environment = Environment(loader=PackageLoader("deltax.lab"), autoescape=True, undefined=StrictUndefined)
@@ -95,7 +96,7 @@ def results(record: Record) -> list[list[str]]:
     level = f"{100 * record['level']:.3g} %"
     head = ["recipe", record["unit"], f"difference [{level}]", "P(win)"]
     gains = next((list(r["against"]["gains"]) for r in record["rows"][1:] if r["against"]["gains"]), [])
-    table = [[*head, *(f"gain per {unit}" for unit in gains)]]
+    table = [[*head, *(f"gain per {UNITS[unit]}" for unit in gains)]]
     for row in record["rows"]:
         against = row["against"]
         cells = [row["name"], _number(row["score"], ".4f", "diverged")]
@@ -146,9 +147,9 @@ def checklist(record: Record) -> list[tuple[str, str]]:
             f"{', '.join(map(str, record['seeds']['pairs']))} scored; {record['seeds']['tuning']} for tuning only",
         ),
         ("Intervals", f"{first['method']} at {100 * record['level']:.3g} %, evaluation error by document included"),
-        ("Several candidates", f"verdicts by Holm's adjusted p over {len(rows) - 1}; the intervals shown are raw"),
+        ("Several candidates", f"verdicts by Holm's adjusted p over {len(rows) - 1}, intervals as they are"),
         ("Smallest p of a sign-flip test", f"{first['sign_flip_floor']:.2g} with {pairs} pairs"),
-        ("Could have seen", "; ".join(f"{r['name']} {_number(r['against']['detectable'], '.2g')}" for r in rows[1:])),
+        ("Could have seen", "; ".join(f"{r['name']} {_seen(r['against'], record['unit'])}" for r in rows[1:])),
         ("Tuned", f"learning rates ×{', ×'.join(f'{f:g}' for f in tried)} for every recipe; the parabola's optimum"),
         (
             "Second knobs",
@@ -180,6 +181,10 @@ def _ladder(record: Record, x: str) -> str:
         return f"none, as there is no ladder: {found['missing']}"
     at = ", ".join(f"{budget:.3g}" for budget in found["budgets"])
     return f"{x} at {at} of the budget, {len(found['losses'])} seeds, own schedules; interpolated only"
+
+
+def _seen(against: Record, unit: str) -> str:
+    return "nothing, as a run diverged" if against["detectable"] is None else f"≥ {against['detectable']:.2g} {unit}"
 
 
 def _shared(row: Record) -> str:

@@ -99,7 +99,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Line:
-    """A run as `dx runs` lists it. `state` is "finished", "diverged", "running" or "interrupted"."""
+    """A run as `dx runs` lists it. `state` is "finished", "diverged", "running" or "interrupted".
+
+    `loss` in nats and `speed` in tokens per second are the last that an unfinished run reported.
+    """
 
     id: str
     title: str
@@ -113,6 +116,8 @@ class Line:
     seconds: float | None
     finished: datetime | None
     weights_file: Path | None
+    loss: float | None = None
+    speed: float | None = None
 
 
 class Store:
@@ -357,6 +362,8 @@ class Store:
             seconds=row["seconds"],
             finished=datetime.fromtimestamp(row["finished"], UTC) if row["finished"] else None,
             weights_file=weights_file if weights_file.exists() else None,
+            loss=None if row["finished"] else row["loss"],
+            speed=None if row["finished"] else row["speed"],
         )
 
 

@@ -17,12 +17,7 @@ from deltax.parts import living
 from deltax.parts.context import takes_context
 from deltax.parts.living import Fused, FusedWeight, Site, Slice
 from deltax.recipe import Part, part, takes
-
-_ELSEWHERE = (
-    *("model", "task", "objective", "batches", "optimizer", "schedule", "loop"),
-    *("embedding", "position", "stack", "block", "residual", "mixer", "mlp", "head"),
-    *("project", "qk_position", "score", "mask", "kernel"),
-)
+from deltax.slots import SLOTS
 
 
 def apply(delta: Callable[[Part], Part], module: nn.Module) -> nn.Module:
@@ -78,7 +73,7 @@ def _as_it_is(*_: Any) -> None:
 
 def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
     """The slots that the delta fills or wraps, with what it puts there."""
-    probe = part(_living, **dict.fromkeys((*living.LOOKED_FOR, *_ELSEWHERE), part(_as_it_is)))
+    probe = part(_living, **dict.fromkeys((*living.LOOKED_FOR, *SLOTS), part(_as_it_is)))
     refusal = UserError(f"{title} is no drop-in part: use it in a recipe")
     if getattr(delta, "kind", "delta") != "delta":
         raise refusal
@@ -123,7 +118,8 @@ def _replacement(site: Site, slots: dict[str, Part], module: nn.Module) -> nn.Mo
     old, alone = site.part, len(site.rows) == 1
     slot, new = next(iter(slots.items()))
     if slot == "activation":
-        return _Function(_around(new, old))
+        function = _around(new, old)
+        return _Function(function() if isinstance(function.make, type) else function)
     like = next((t for m in (old, module) for t in m.parameters() if t.is_floating_point()), torch.empty(()))
     if slot in ("norm", "qk_norm"):
         return _made(new, old, like, living.width(old))
@@ -181,9 +177,9 @@ def _inherit(made: nn.Module, old: nn.Module) -> None:
 class _Function(nn.Module):
     """An activation as a module."""
 
-    def __init__(self, activation: Part):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.function = activation() if isinstance(activation.make, type) else activation
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)

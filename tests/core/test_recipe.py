@@ -9,6 +9,7 @@ from deltax import UserError, diff, part, recipe
 from deltax.papers.language.alibi import alibi
 from deltax.papers.language.dyt import DyT, dyt
 from deltax.papers.language.gpt import gpt
+from deltax.papers.language.grpo import grpo
 from deltax.papers.language.rms_norm import RMSNorm, rms_norm
 from deltax.papers.language.rope import rope
 from deltax.papers.optimization.layer_norm import LayerNorm
@@ -94,6 +95,14 @@ def test_unknown_slots_name_the_nearest():
 def test_wrap_puts_the_old_part_inside():
     wrapped = gpt.wrap("mlp", Wrapping)
     assert wrapped["model.stack.block.mlp.inner"] == gpt["model.stack.block.mlp"]
+
+
+def test_what_an_earlier_paper_wrote_may_be_wrapped_whole():
+    wrapped = gpt + rope + grpo
+    assert wrapped["model.inner.stack"] == (gpt + rope)["model.stack"]
+    assert wrapped == gpt + grpo + rope
+    with pytest.raises(UserError, match="dyt erases all of rms-norm"):
+        gpt + rms_norm + grpo + dyt
 
 
 class Wrapping(torch.nn.Module):

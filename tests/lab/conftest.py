@@ -5,14 +5,9 @@ import importlib
 import numpy as np
 import pytest
 from fake_runs import STEPS, Truth, World
-from hypothesis import settings
 
 from deltax import recipe
 from deltax.lab.store import Store
-
-# A shared machine may take longer over one example than Hypothesis allows.
-settings.register_profile("shared-machine", deadline=None)
-settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="module")

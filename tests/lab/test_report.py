@@ -68,7 +68,7 @@ def test_the_page_holds_all_and_asks_for_nothing(record):
         "depends on the rate",
         "1 of 5 runs diverged",
         "Holm",
-        "gain per flop",
+        "gain per FLOP",
     ):
         assert needed in page.text
     assert "prefers-color-scheme: dark" in text and "currentColor" in text
@@ -78,7 +78,7 @@ def test_every_row_shows_its_own_figures(record):
     dyt = record["rows"][1]
     head, x, y, broken = report.results(record)
     assert [x[0], y[0], broken[0]] == ["gpt", "gpt+dyt", "gpt+alibi"]
-    assert y[head.index("gain per flop")] == dyt["against"]["gains"]["flop"]["shown"]
+    assert y[head.index("gain per FLOP")] == dyt["against"]["gains"]["flop"]["shown"]
     assert y[1] == f"{dyt['score']:.4f}" and broken[1] == broken[2] == "diverged"
     assert f"{abs(dyt['against']['mean']):.4f}" in y[2]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deltax import UserError, kernels, part
+from deltax.lab.measure import flops_per_step
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.softmax_attention import attend
 from deltax.papers.systems.flash_attention import flash, flash_attention, fold
@@ -51,6 +52,8 @@ def test_a_gpt_with_it_is_gpt_and_decodes_step_by_step():
 def test_flops_are_counted_on_the_reference():
     assert kernels.reference(gpt + flash(tile=16)) == gpt
     assert kernels.reference(gpt) == gpt
+    small = gpt.put("loop.batch", 1)
+    assert flops_per_step(small + flash(tile=16)) == flops_per_step(small)
 
 
 def test_memory_beyond_the_tiles_is_never_read():

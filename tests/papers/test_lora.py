@@ -1,8 +1,12 @@
 import pytest
 import torch
 
+from deltax.errors import UserError
+from deltax.papers.language.dyt import dyt
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.lora import LoRA, lora
+from deltax.papers.language.rms_norm import rms_norm
+from deltax.papers.optimization.layer_norm import layer_norm
 from deltax.papers.optimization.muon import muon
 from deltax.recipe import from_json, to_json
 from deltax.train.job import Job, task_of
@@ -55,6 +59,14 @@ def test_an_adapted_run_that_stops_goes_on_exactly(tiny, tmp_path):
     stop["at"] = None
     resumed = train(job, save_to=tmp_path / "run", on_step=die).model.state_dict()
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
+
+
+def test_a_wrap_moves_what_others_wrote_and_erases_nothing():
+    assert gpt + dyt + lora == gpt + lora + dyt
+    assert gpt + muon + lora == gpt + lora + muon
+    with pytest.raises(UserError, match="rms-norm erases all of layer-norm"):
+        gpt + layer_norm(eps=1e-3) + lora + rms_norm
+    assert [chapter.paper.key for chapter in (gpt + lora + muon).story] == ["gpt", "lora", "muon"]
 
 
 def test_the_recipe_is_a_value(tiny):

@@ -66,7 +66,7 @@ def ddpm(*, dim: int = 192, depth: int = 3) -> Part:
         batches=from_task,
         optimizer=part(adamw, rate=2e-3, decay=0.0),
         schedule=cosine,
-        loop=part(Loop, batch=128, steps=2000),
+        loop=part(Loop, batch=128, steps=1200),
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.papers.generative.ddim import ddim
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
 from deltax.parts.optimizers import adamw
@@ -107,7 +108,7 @@ def flow_matching(*, dim: int = 192, depth: int = 3, smallest: float = 0.0) -> P
         batches=from_task,
         optimizer=part(adamw, rate=2e-3, decay=0.0),
         schedule=cosine,
-        loop=part(Loop, batch=128, steps=2000),
+        loop=part(Loop, batch=128, steps=1200),
     )
 
 

@@ -23,6 +23,7 @@ from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.scores import causal
 from deltax.parts.stack import Block, PreNorm, Stack
+from deltax.tasks.counting import counting_bits
 from deltax.tasks.text import Text
 
 
@@ -162,7 +163,7 @@ def equals_transformers():
 @claim.measured(paper="state of the art on 7 of 8 language-modelling sets without training on them (abstract)")
 def beats_counting(lab):
     """Trained on text, it beats interpolated counts of three bytes on held-out text by at least 0.1 bits per byte."""
-    counted = lab.task("gpt").counting_bits(order=3)
+    counted = counting_bits(lab.task(gpt), order=3)
     return lab.at_least([counted - lab.train("gpt", seed=s).score for s in lab.seeds(3)], 0.1, unit="bits per byte")
 
 

@@ -224,6 +224,22 @@ def equals_trl():
     )
 
 
+@claim.measured(paper="DeepSeekMath-Instruct 7B to RL: GSM8K 82.9 to 88.2, MATH 46.8 to 51.7 (Table 5)")
+def reward_alone_teaches(lab):
+    """From a short supervised start, 150 updates on rewards alone lift a small gpt's sampled accuracy on held-out sums
+    by at least 5 points, as much as the paper saw."""
+    small = lab.recipe("gpt(dim=64, depth=2, heads=2)").fill("task", Arithmetic).set(Loop, batch=128)
+    lifts, numbers = [], {}
+    for seed in lab.seeds(3):
+        start = lab.train(small, seed=seed, steps=600)
+        end = lab.train(small + grpo(questions=64), seed=seed, steps=150, rate=0.3, weights=start.model.state_dict())
+        for name in ("sampled accuracy", "accuracy"):
+            for when, run in (("before", start), ("after", end)):
+                numbers.setdefault(f"{name} {when}", []).append(run.evaluation.metrics[name])
+        lifts.append(start.score - end.score)
+    return lab.at_least(lifts, 0.05, unit="of sampled answers", numbers=numbers)
+
+
 def _tiny() -> tuple[Referenced, Rollouts]:
     """A small model in float64, and its answers to two made-up questions, three each, with random rewards."""
     from deltax.papers.language.gpt import gpt

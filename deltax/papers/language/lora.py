@@ -239,7 +239,7 @@ def closes_most_of_the_gap(lab):
     for seed in lab.seeds(3):
         base, frozen = _base(lab, seed)
         full = _tuned(lab, base, "gpt", seed, rate=1.0)
-        adapted = _tuned(lab, base, "gpt+lora(rank=8)", seed, rate=3.0)
+        adapted = _tuned(lab, base, "gpt+lora(rank=8)", seed, rate=8.0)
         shares.append((frozen - adapted) / (frozen - full))
     return lab.at_least(shares, 0.6, unit="of the gap")
 
@@ -250,7 +250,7 @@ def rank_one_is_enough(lab):
     gaps = []
     for seed in lab.seeds(3):
         base, _ = _base(lab, seed)
-        one, sixteen = (_tuned(lab, base, f"gpt+lora(rank={rank})", seed, rate=3.0) for rank in (1, 16))
+        one, sixteen = (_tuned(lab, base, f"gpt+lora(rank={rank})", seed, rate=8.0) for rank in (1, 16))
         gaps.append((one - sixteen) * math.log(2))
     return lab.at_most(gaps, 0.1, unit="nats per byte")
 

@@ -217,11 +217,12 @@ def parameters_grow_as_the_root_of_compute(lab):
     """Each profile of equal compute has its best size inside, and these grow as C^a with a from 0.3 to 0.7."""
     from matplotlib.figure import Figure
 
-    widths = {2e11: (18, 30, 48, 78), 8e11: (30, 48, 78, 120), 3.2e12: (48, 78, 120, 192)}
+    widths = {1e11: (12, 18, 30, 48), 4e11: (18, 27, 42, 66), 1.6e12: (24, 36, 60, 96)}
     flops, parameters, losses = [], [], []
     for budget, dims in widths.items():
         for dim in dims:
-            recipe = lab.recipe("gpt").put("model.dim", dim)
+            # Batches of one: at such budgets larger ones leave too few steps, and steps, not tokens, are scarce.
+            recipe = lab.recipe("gpt").put("model.dim", dim).put("loop.batch", 1)
             size, each = _size_and_flops(recipe, lab.task(recipe))
             steps = round(budget / each)
             run = lab.train(recipe, seed=lab.seeds(1)[0], steps=steps)

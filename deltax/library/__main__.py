@@ -1,0 +1,5 @@
+import sys
+
+from deltax.library.commands import main
+
+sys.exit(main())

@@ -1,0 +1,218 @@
+"""What needs the trees of recipes: a paper's diff to its X, and which deltas compose.
+
+Recipes import torch, which takes seconds and has no place in a request. So another process works them out
+(`python -m deltax.site.trees`: a request as JSON on its standard input, the answer on its output) and the answers are
+cached by the content of the source they came from.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deltax import catalog
+from deltax.catalog import Record
+from deltax.errors import UserError
+
+BASE = "gpt"
+"""The recipe on which deltas are composed with one another."""
+
+_PATIENCE = 600.0
+
+
+class Trees:
+    """Answers from the cache in `folder`; what is missing is asked of another process, for all keys at once."""
+
+    def __init__(self, folder: Path, papers: Mapping[str, Record] | None = None):
+        self.folder = folder
+        self.papers = catalog.papers() if papers is None else papers
+
+    def cached(self, key: str) -> dict[str, Any] | None:
+        """A paper's diff if it is known: {"a", "b", "diff": [{"path", "a", "b"}], "command"} or {"missing": why}."""
+        if chain(key, self.papers) is None:
+            return {"missing": "it is no change to a recipe"}
+        return _load(self._file(key))
+
+    def diffs(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Every key's diff. Takes some seconds when one is not cached."""
+        found = {key: self.cached(key) for key in keys}
+        wanted = {key: chain(key, self.papers) for key, diff in found.items() if diff is None}
+        if wanted:
+            found |= self._keep(_ask({"diffs": wanted}))["diffs"]
+        return {key: diff for key, diff in found.items() if diff is not None}
+
+    def prepare(self) -> None:
+        """Work out whatever is missing, in one go."""
+        wanted = {key: chain(key, self.papers) for key in self.papers if self.cached(key) is None}
+        request: dict[str, Any] = {"diffs": wanted} if wanted else {}
+        if self.cached_compositions() is None:
+            request["compose"] = self._deltas()
+        if request:
+            self._keep(_ask(request))
+
+    def cached_compositions(self) -> dict[str, Any] | None:
+        return _load(self.folder / f"compose-{_state()}.json")
+
+    def compositions(self) -> dict[str, Any]:
+        """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "reasons": {"a b": sentence}}.
+
+        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a,
+        then b), "backward" (only b, then a), "conflict" (neither).
+        """
+        found = self.cached_compositions()
+        if found is None:
+            found = self._keep(_ask({"compose": self._deltas()}))["compose"]
+        return found
+
+    def _deltas(self) -> list[str]:
+        return [key for key, r in self.papers.items() if r.kind == "delta"]
+
+    def _keep(self, answer: dict[str, Any]) -> dict[str, Any]:
+        for key, diff in answer.get("diffs", {}).items():
+            _save(self._file(key), diff)
+        if "compose" in answer:
+            _save(self.folder / f"compose-{_state()}.json", answer["compose"])
+        return answer
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"diff-{key}-{_state()}.json"
+
+
+def chain(key: str, papers: Mapping[str, Record]) -> list[str] | None:
+    """From a whole recipe to this paper, by the X of each: ["gpt", "rope", "yarn"]. None where it changes no recipe."""
+    found: list[str] = []
+    here: str | None = key
+    while here in papers and here not in found:
+        if papers[here].kind == "procedure":
+            break
+        found.append(here)
+        if papers[here].kind == "recipe" and here != key:
+            break
+        here = next((p for p in papers[here].on if p in papers), None)
+    if not found or (papers[key].kind == "recipe" and (len(found) == 1 or papers[found[-1]].kind == "delta")):
+        return None
+    if papers[found[-1]].kind == "delta":
+        found.append(BASE)
+    return [*reversed(found)] if found[-1] in papers else None
+
+
+def _ask(request: Any) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "deltax.site.trees"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"the recipes took more than {_PATIENCE:.0f} s to build; try again on an idle machine"
+        ) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"the recipes could not be built ({last}); 'dx diff gpt gpt+dyt' says more")
+    return json.loads(done.stdout)
+
+
+@cache
+def _state() -> str:
+    """Changes when any source file of deltax does, short of the pages' own."""
+    digest = hashlib.sha256()
+    house = Path(catalog.__file__).parent
+    for path in sorted(house.rglob("*.py")):
+        if path.relative_to(house).parts[0] not in ("site", "library", "lab"):
+            digest.update(path.relative_to(house).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _save(path: Path, value: Any) -> None:
+    """Best effort: a cache that cannot be written costs time only."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        written.replace(path)
+
+
+def _diff(steps: list[str]) -> dict[str, Any]:
+    """X with and without the last step. A step on the way that X has already, or cannot take, is left out."""
+    from deltax.expression import load, recipe
+    from deltax.paper import Paper
+    from deltax.recipe import diff
+
+    root, *between, last = steps
+    before, y = recipe(root), load(last)
+    for key in between:
+        with suppress(UserError):
+            before = before + load(key)
+    try:
+        after = before + y if isinstance(y, Paper) else y
+    except UserError as error:
+        return {"missing": str(error)}
+    lines = [dict(zip(("path", "a", "b"), line)) for line in diff(before, after)]
+    return {"a": before.title, "b": after.title, "command": f"dx diff {before.title} {after.title}", "diff": lines}
+
+
+def _compose(keys: list[str]) -> dict[str, Any]:
+    from deltax.expression import load, recipe
+
+    base = recipe(BASE)
+    alone: dict[str, Any] = {}
+    deltas = {key: load(key) for key in keys}
+    for key, delta in deltas.items():
+        try:
+            alone[key] = base + delta
+        except UserError:
+            continue
+    pairs, reasons = {}, {}
+    for i, a in enumerate(alone):
+        for b in list(alone)[i + 1 :]:
+            there, why = _sum(alone[a], deltas[b])
+            back, why_back = _sum(alone[b], deltas[a])
+            outcome = (
+                ("commute" if there == back else "ordered")
+                if there and back
+                else "forward" if there else "backward" if back else "conflict"
+            )  # fmt: skip
+            pairs[f"{a} {b}"] = outcome
+            if why or why_back:
+                reasons[f"{a} {b}"] = why or why_back
+    return {"base": BASE, "keys": list(alone), "pairs": pairs, "reasons": reasons}
+
+
+def _sum(tree: Any, delta: Any) -> tuple[Any, str]:
+    try:
+        return tree + delta, ""
+    except UserError as error:
+        return None, str(error)
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    answer: dict[str, Any] = {}
+    if "diffs" in request:
+        answer["diffs"] = {key: _diff(steps) for key, steps in request["diffs"].items()}
+    if "compose" in request:
+        answer["compose"] = _compose(request["compose"])
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

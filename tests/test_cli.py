@@ -1,0 +1,137 @@
+"""The shell: a mistake is one sentence with the fix and exit code 2; catalogue commands are quick and load no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from deltax import catalog, cli
+
+
+def dx(*words, **settings):
+    return subprocess.run([sys.executable, "-m", "deltax", *words], capture_output=True, text=True, **settings)
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    path = tmp_path / "numbers.txt"
+    path.write_text("".join(f"{i} is half of {2 * i}.\n\n" for i in range(3000)))
+    return path
+
+
+SIZES = ["model.dim=12", "model.stack.depth=1", "task.context=16", "task.held_out=512"]
+TINY = [word for size in SIZES for word in ("--set", size)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["show", "dty"], "did you mean 'dyt'"),
+        (["list", "--field", "lingusitics"], "there are"),
+        (["diff", "gpt", "gpt+dty"], "did you mean 'dyt'"),
+        (["diff", "gpt", "gpt+dyt(alhpa=1)"], "did you mean 'alpha'"),
+        (["diff", "gpt", "gpt+rms-norm+dyt"], "dyt erases all of rms-norm"),
+        (["train", "gpt", "--set", "model.dmi=3"], "did you mean 'model.dim'"),
+        (["train", "dyt"], "start with one"),
+        (["compare", "gpt"], "at least two"),
+        (["compare", "gpt", "gpt+dyt", "--budget", "qick"], "did you mean 'quick'"),
+        (["compare", "gpt", "gpt+dyt", "--report", "no/such/folder/r.html"], "another file"),
+        (["compare", "gpt", "gpt+dyt", "--data", "no-such-file.txt"], "no-such-file.txt"),
+        (["compare", "gpt", "gpt+dyt", "--set", "model.dim=13"], "cannot be built"),
+        (["verify", "dyt", "--claim", "as_god_as_the_norm"], "did you mean 'as_good_as_the_norm'"),
+        (["sample", "feed", "hello"], "no finished run"),
+        (["report"], "none yet"),
+        (["interact", "rope", "gpt"], "is a recipe"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path))
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("dx: ") and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"too short", "small|short"),
+        (bytes(range(256)) * 40, "binary|UTF-8|text"),
+        ("Größe".encode("latin-1") * 5000, "UTF-8"),
+    ],
+)
+def test_bad_data_is_named(content, says, capsys, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    assert cli.main(["train", "gpt", "--data", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(says, error) and "notes.txt" in error and len(error.strip().splitlines()) == 1
+
+
+def test_list_and_show_load_no_torch():
+    code = "import sys; from deltax.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for words in (["list"], ["list", "--json"], ["show", "dyt", "--source"], ["list", "norm", "--field", "language"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_list_as_json_is_what_coverage_reads(capsys):
+    cli.main(["list", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {f["key"] for f in found} == set(catalog.papers())
+    assert all(set(f["evidence"]) == {"exact", "parity", "measured", "speed"} for f in found)
+
+
+def test_show_a_recipe(capsys):
+    assert cli.main(["show", "gpt+rope"]) == 0
+    assert "qk_position = Rotary" in capsys.readouterr().out
+
+
+def test_diff_with_source(capsys):
+    assert cli.main(["diff", "gpt", "gpt+dyt", "--source"]) == 0
+    out = capsys.readouterr().out
+    assert "LayerNorm() -> DyT()" in out and "class DyT" in out and "def no_feature" not in out
+
+
+def test_train_then_runs_then_sample(numbers, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    assert cli.main(["train", "gpt+rope", "--steps", "8", "--data", str(numbers), *TINY, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unit"] == "bits per byte" and 3 < found["score"] < 9
+    assert cli.main(["runs", "rope", "--json"]) == 0
+    [line] = json.loads(capsys.readouterr().out)
+    assert line["id"] == found["id"] and line["state"] == "finished"
+    assert cli.main(["sample", found["id"][:8], "12 is", "--length", "9", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("12 is")
+
+
+def test_compare_writes_a_report_and_repeats_for_nothing(numbers, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "gpt", "gpt+dyt", "--budget", "2k tokens", "--pairs", "2", "--data", str(numbers), *TINY]
+    assert cli.main([*words, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "gpt+dyt" in page
+    assert cli.main([*words, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [row["scores"] for row in again["rows"]] == [row["scores"] for row in first["rows"]]
+    assert cli.main(["report", "--to", "again.md"]) == 0
+    assert "gpt+dyt" in (tmp_path / "again.md").read_text()
+
+
+def test_an_unknown_tracker_is_named(numbers, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    assert cli.main(["train", "gpt", "--data", str(numbers), *TINY, "--log", "tensorbord"]) == 2
+    assert "did you mean 'tensorboard'" in capsys.readouterr().err
+
+
+def test_help_teaches():
+    assert "dx compare gpt gpt+dyt" in dx("--help").stdout
+    assert dx("compare", "--help").returncode == 0
+    assert dx("shwo").returncode == 2
