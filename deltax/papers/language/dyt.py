@@ -101,8 +101,10 @@ def as_good_as_the_norm(lab):
 
 @claim.measured(paper="LLaMA needs the scalar after the embedding (section 5)")
 def without_the_lift_it_does_not_learn(lab):
-    """With the embedding left at its usual scale, DyT ends at least 0.5 bits per byte above DyT with the lift, both at a
-    quarter of gpt's rate: a lifted table moves the stream fifty times as far a step."""
+    """With the embedding left at its usual scale, DyT ends at least 0.5 bits per byte above DyT with the lift.
+
+    Both at a quarter of gpt's rate: a lifted table moves the stream fifty times as far a step.
+    """
     lifted = lab.recipe("gpt+dyt")
     plain = lifted.put("model.embedding", lab.recipe("gpt")["model.embedding"])
     ends = lambda recipe, seed: lab.train(recipe, seed=seed, rate=0.25).score
