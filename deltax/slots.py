@@ -45,6 +45,9 @@ SLOTS: dict[str, Slot] = {
     "inner": Slot("wrapping parts", "as the slot that was wrapped", "what a part was wrapped around", made="as it was"),
     # Depth
     "block": Slot("Stack", "x (B, T, D), ctx -> (B, T, D)", "one layer", made="block(dim)"),
+    "entry": Slot(
+        "Stack", "x (B, T, D) -> (B, T, D)", "what the stream passes before the first block", made="entry(dim)"
+    ),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),

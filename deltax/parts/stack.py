@@ -6,7 +6,8 @@ from torch import nn
 
 from deltax.parts.context import Context, takes_context
 from deltax.parts.linear import soften
-from deltax.recipe import Part
+from deltax.parts.nothing import Nothing
+from deltax.recipe import Part, part
 from deltax.shapes import Stream
 
 
@@ -49,10 +50,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` blocks, one after the other."""
+    """`depth` blocks, one after the other; `entry` is what the stream passes before the first."""
 
-    def __init__(self, dim: int, *, depth: int = 4, block: Part):
+    def __init__(self, dim: int, *, depth: int = 4, block: Part, entry: Part = part(Nothing)):
         super().__init__()
+        self.entry = entry(dim)
         self.blocks = nn.ModuleList(block(dim) for _ in range(depth))
         self.reset_parameters()
 
@@ -61,6 +63,7 @@ class Stack(nn.Module):
 
     def each(self, x: Stream, ctx: Context) -> Iterator[Stream]:
         """The stream after every block."""
+        x = self.entry(x)
         for block in self.blocks:
             x = block(x, ctx)
             yield x

@@ -164,7 +164,7 @@ def test_the_sum_of_two_recipes_is_refused():
 
 def test_diff_names_the_lines():
     assert diff(gpt, gpt + dyt) == [
-        ("model.embedding", "Embedding()", "Lifted(inner=Embedding())"),
+        ("model.stack.entry", "Nothing()", "Lift()"),
         ("model.stack.block.residual.norm", "LayerNorm()", "DyT()"),
         ("model.norm", "LayerNorm()", "DyT()"),
     ]

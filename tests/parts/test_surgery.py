@@ -277,7 +277,7 @@ def test_the_module_itself_may_be_the_part():
 
 
 def test_what_is_left_out_is_said():
-    with pytest.warns(UserWarning, match=r"dyt also changes embedding \(Lifted\), which is left out") as told:
+    with pytest.warns(UserWarning, match=r"dyt also changes entry \(Lift\), which is left out") as told:
         dyt.apply(nn.LayerNorm(7))
     assert told[0].filename == __file__
     with warnings.catch_warnings():

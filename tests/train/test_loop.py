@@ -147,4 +147,4 @@ def test_two_processes_that_share_a_model_lose_as_one(tiny, tmp_path):
     assert two["score"] == pytest.approx(one.evaluation.score, rel=1e-4)
     tensors, facts = checkpoint.load(tmp_path / "run.safetensors")
     assert facts["step"] == 12
-    assert tensors["model/embedding.inner.weight"].shape == (256, 12)
+    assert tensors["model/embedding.weight"].shape == (256, 12)
