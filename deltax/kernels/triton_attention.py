@@ -33,7 +33,9 @@ def flash(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: i
     """
     rules = rules or Rules()
     if tile is not None and (tile < 16 or tile & (tile - 1)):
-        raise UserError(f"tile is a power of two from 16 on, as matrix units take it: give 16, 32, 64 or 128, not {tile}")
+        raise UserError(
+            f"tile is a power of two from 16 on, as matrix units take it: give 16, 32, 64 or 128, not {tile}"
+        )
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
     if unfit(q, k, v, rules):
@@ -49,8 +51,8 @@ def unfit(q: Queries, k: Keys, v: Values, rules: Rules) -> str:
     """Why these arguments are not for the Triton kernels; empty where they are."""
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         return f"it takes one floating-point type, not {', '.join(sorted({str(t.dtype) for t in (q, k, v)}))}"
-    if q.shape[-1] > 256:
-        return f"a head of width {q.shape[-1]} does not fit on chip"
+    if q.shape[-1] > 256 or _bytes(q) > 1024:
+        return f"a head of width {q.shape[-1]} in {q.dtype} does not fit on chip"
     if not all(t.numel() for t in (q, k)):
         return "there is nothing to attend to"
     return refusal(rules)
@@ -62,7 +64,7 @@ class _Flash(torch.autograd.Function):
         b, t, h, width = q.shape
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         total = torch.empty((b, h, t), dtype=_wide(q), device=q.device)
-        rows, columns = _tiles(width, tile)
+        rows, columns = _tiles(q, tile)
         _forward[(triton.cdiv(t, rows), b * h)](
             q, k, v, out, total, *_arguments(q, k, v, said), **_constants(q, k, said, rows, columns)
         )
@@ -79,7 +81,7 @@ class _Flash(torch.autograd.Function):
         d_out = d_out.contiguous()
         reached = (d_out.to(total.dtype) * out.to(total.dtype)).sum(-1).transpose(1, 2).contiguous()
         d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        rows, columns = _tiles(width, ctx.tile)
+        rows, columns = _tiles(q, ctx.tile, back=True)
         given = (q, k, v, d_out, total, reached)
         arguments, constants = _arguments(q, k, v, ctx.said), _constants(q, k, ctx.said, rows, columns)
         _backward_keys[(triton.cdiv(s, columns), b * g)](*given, d_k, d_v, *arguments, **constants)
@@ -87,11 +89,20 @@ class _Flash(torch.autograd.Function):
         return d_q, d_k, d_v, None, None
 
 
-def _tiles(width: int, tile: int | None) -> tuple[int, int]:
-    """Queries and keys a program takes: less where heads are wide, so that all of it fits on chip."""
+def _tiles(q: Tensor, tile: int | None, back: bool = False) -> tuple[int, int]:
+    """Queries and keys a program takes: fewer where a head's numbers are many bytes, so that all of it fits on chip."""
     if tile is not None:
         return tile, tile
-    return (128, 64) if width <= 64 else (64, 64) if width <= 128 else (32, 32)
+    row, half = _bytes(q), q.element_size() < 4
+    if half and row <= 128:
+        return (64, 64) if back else (128, 64)
+    if half and row <= 512:
+        return (64, 32) if row <= 256 else (32, 32)
+    return (32, 32) if row <= 256 else (16, 16)
+
+
+def _bytes(x: Tensor) -> int:
+    return triton.next_power_of_2(x.shape[-1]) * x.element_size()
 
 
 def _arguments(q: Tensor, k: Tensor, v: Tensor, said: Terms) -> tuple[Any, ...]:
@@ -159,7 +170,15 @@ def _scores(
 
 
 @triton.jit
-def _keys_seen(start, S, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PLACED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _keys_seen(
+    start,
+    S,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PLACED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """From and to which key the queries from `start` on can look, by the mask alone."""
     low, high = 0, S
     if CAUSAL and not PLACED:
@@ -172,7 +191,9 @@ def _keys_seen(start, S, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PLACED: tl.
 @triton.jit
 def _load(x, start, stride, i, length, c, WIDTH: tl.constexpr):
     """Rows i of one head. -> (len(i), PADDED), zeros outside."""
-    return tl.load(x + start + i[:, None] * stride + c[None, :], mask=(i[:, None] < length) & (c[None, :] < WIDTH), other=0.0)
+    return tl.load(
+        x + start + i[:, None] * stride + c[None, :], mask=(i[:, None] < length) & (c[None, :] < WIDTH), other=0.0
+    )
 
 
 @triton.jit
