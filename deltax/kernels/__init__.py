@@ -3,18 +3,43 @@
 A recipe names the reference; the machine picks the twin. `fastest` swaps them before a model is built.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from deltax.kernels.attention import sdpa
+from deltax.kernels.choice import auto, has_triton
 from deltax.papers.language.softmax_attention import attend
-from deltax.recipe import Part, part
+from deltax.recipe import Part, part, takes
 
-_TWINS = {attend: sdpa}
+_TWINS = {attend: (sdpa, "torch's fused kernel, or attend itself where a score is no bias")}
+_ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
+_IN_TRITON = {  # reference -> module and function of its twin
+    "deltax.papers.systems.flash_attention.flash_attention": ("triton_attention", "flash"),
+    "deltax.papers.systems.sage_attention.sage_attention": ("triton_sage", "sage"),
+    "deltax.papers.systems.sage_attention_2.sage_attention_2": ("triton_sage", "sage_2"),
+}
 
 
 def fastest(recipe: Part, device: torch.device) -> Part:
     """The recipe with every reference kernel replaced by its fastest twin for the device."""
-    return recipe.rewrite(lambda _, old: part(_TWINS[old.make], **dict(old.given)) if old.make in _TWINS else old)
+
+    def swap(_: str, old: Part) -> Part:
+        twin, _why = _twin(old.make, device)
+        kept = {word: value for word, value in old.given if word in takes(twin)} if twin else {}
+        return part(twin, **kept) if twin else old
+
+    return recipe.rewrite(swap)
+
+
+def said(recipe: Part, device: torch.device) -> list[str]:
+    """What `fastest` would put in place of what, and why: a line for each reference kernel of the recipe."""
+    lines = {}
+    for _, old in recipe.walk():
+        if isinstance(old, Part) and (found := _twin(old.make, device))[0]:
+            lines[f"{old.make.__name__} -> {found[0].__name__} on {device.type}: {found[1]}"] = None
+    return list(lines)
 
 
 def reference(recipe: Part) -> Part:
@@ -24,3 +49,14 @@ def reference(recipe: Part) -> Part:
     """
     named = lambda old: getattr(old.make, "reference", None)
     return recipe.rewrite(lambda _, old: part(named(old)) if callable(named(old)) else old)
+
+
+def _twin(make: Any, device: torch.device) -> tuple[Callable[..., Any] | None, str]:
+    if make in (table := _ON_A_GPU if device.type == "cuda" else _TWINS):
+        return table[make]
+    place = _IN_TRITON.get(f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', '')}")
+    if device.type == "cuda" and place and has_triton():
+        import importlib
+
+        return getattr(importlib.import_module(f"deltax.kernels.{place[0]}"), place[1]), "its Triton kernel"
+    return None, ""

@@ -61,7 +61,7 @@ def unfit(q: Queries, k: Keys, v: Values, rules: Rules) -> str:
 class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, said: Terms, tile: int | None) -> Tensor:
-        b, t, h, width = q.shape
+        b, t, h = q.shape[:3]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         total = torch.empty((b, h, t), dtype=_wide(q), device=q.device)
         rows, columns = _tiles(q, tile)
@@ -76,7 +76,7 @@ class _Flash(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, total = ctx.saved_tensors
-        b, t, h, width = q.shape
+        b, t, h = q.shape[:3]
         s, g = k.shape[1:3]
         d_out = d_out.contiguous()
         reached = (d_out.to(total.dtype) * out.to(total.dtype)).sum(-1).transpose(1, 2).contiguous()
@@ -143,13 +143,11 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _scores(
-    q, k, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
-    SCALE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SLOPED: tl.constexpr, PLACED: tl.constexpr,
-    SEGMENTED: tl.constexpr, WIDE: tl.constexpr,
+def ruled(
+    scores, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SLOPED: tl.constexpr, PLACED: tl.constexpr, SEGMENTED: tl.constexpr,
 ):  # fmt: skip
-    """A tile of scores in base 2, -inf where a query must not look or the tile ends. q (ROWS, K), k (COLUMNS, K)."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=WIDE) * SCALE
+    """A tile of scores (ROWS, COLUMNS) in base 2, -inf where a query must not look or the tile ends."""
     seen = (i[:, None] < T) & (j[None, :] < S)
     if PLACED:
         here = tl.load(q_at + b * q_each + i, mask=i < T, other=0)[:, None]
@@ -157,7 +155,7 @@ def _scores(
     else:
         here, there = i[:, None], j[None, :]
     if SLOPED:
-        scores -= (tl.load(slope + h) * tl.abs(here - there)).to(WIDE)
+        scores -= (tl.load(slope + h) * tl.abs(here - there)).to(scores.dtype)
     if CAUSAL:
         seen &= here >= there
     if WINDOW > 0:
@@ -170,7 +168,7 @@ def _scores(
 
 
 @triton.jit
-def _keys_seen(
+def keys_seen(
     start,
     S,
     CAUSAL: tl.constexpr,
@@ -189,7 +187,7 @@ def _keys_seen(
 
 
 @triton.jit
-def _load(x, start, stride, i, length, c, WIDTH: tl.constexpr):
+def load_rows(x, start, stride, i, length, c, WIDTH: tl.constexpr):
     """Rows i of one head. -> (len(i), PADDED), zeros outside."""
     return tl.load(
         x + start + i[:, None] * stride + c[None, :], mask=(i[:, None] < length) & (c[None, :] < WIDTH), other=0.0
@@ -207,17 +205,18 @@ def _forward(
     start = tl.program_id(0) * ROWS
     b, h = (tl.program_id(1) // HEADS).to(tl.int64), (tl.program_id(1) % HEADS).to(tl.int64)
     i, c = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    queries = _load(q, b * q_b + h * q_h, q_t, i, T, c, WIDTH)
+    queries = load_rows(q, b * q_b + h * q_h, q_t, i, T, c, WIDTH)
     largest = tl.full([ROWS], float("-inf"), WIDE)
     gathered, weight = tl.zeros([ROWS, PADDED], WIDE), tl.zeros([ROWS], WIDE)
-    low, high = _keys_seen(start, S, CAUSAL, WINDOW, PLACED, ROWS, COLUMNS)
+    low, high = keys_seen(start, S, CAUSAL, WINDOW, PLACED, ROWS, COLUMNS)
     for first in range(low, high, COLUMNS):
         j = first + tl.arange(0, COLUMNS)
-        keys = _load(k, b * k_b + h // SHARED * k_h, k_t, j, S, c, WIDTH)
-        values = _load(v, b * v_b + h // SHARED * v_h, v_t, j, S, c, WIDTH)
-        scores = _scores(
-            queries, keys, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
-            SCALE, CAUSAL, WINDOW, SLOPED, PLACED, SEGMENTED, WIDE,
+        keys = load_rows(k, b * k_b + h // SHARED * k_h, k_t, j, S, c, WIDTH)
+        values = load_rows(v, b * v_b + h // SHARED * v_h, v_t, j, S, c, WIDTH)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee", out_dtype=WIDE) * SCALE
+        scores = ruled(
+            scores, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
+            CAUSAL, WINDOW, SLOPED, PLACED, SEGMENTED,
         )  # fmt: skip
         new = tl.maximum(largest, tl.max(scores, 1))
         point = tl.where(new == float("-inf"), 0.0, new)
@@ -248,8 +247,8 @@ def _backward_keys(
     start = tl.program_id(0) * COLUMNS
     b, g = (tl.program_id(1) // GROUPS).to(tl.int64), (tl.program_id(1) % GROUPS).to(tl.int64)
     j, c = start + tl.arange(0, COLUMNS), tl.arange(0, PADDED)
-    keys = _load(k, b * k_b + g * k_h, k_t, j, S, c, WIDTH)
-    values = _load(v, b * v_b + g * v_h, v_t, j, S, c, WIDTH)
+    keys = load_rows(k, b * k_b + g * k_h, k_t, j, S, c, WIDTH)
+    values = load_rows(v, b * v_b + g * v_h, v_t, j, S, c, WIDTH)
     to_keys, to_values = tl.zeros([COLUMNS, PADDED], WIDE), tl.zeros([COLUMNS, PADDED], WIDE)
     low, high = 0, T
     if CAUSAL and not PLACED:
@@ -259,13 +258,14 @@ def _backward_keys(
     for h in range(g * SHARED, (g + 1) * SHARED):
         for first in range(low, high, ROWS):
             i = first + tl.arange(0, ROWS)
-            queries = _load(q, b * q_b + h * q_h, q_t, i, T, c, WIDTH)
-            given = _load(d_out, b * T * HEADS * WIDTH + h * WIDTH, HEADS * WIDTH, i, T, c, WIDTH)
+            queries = load_rows(q, b * q_b + h * q_h, q_t, i, T, c, WIDTH)
+            given = load_rows(d_out, b * T * HEADS * WIDTH + h * WIDTH, HEADS * WIDTH, i, T, c, WIDTH)
             sums = tl.load(total + (b * HEADS + h) * T + i, mask=i < T, other=0.0)
             mean = tl.load(reached + (b * HEADS + h) * T + i, mask=i < T, other=0.0)
-            scores = _scores(
-                queries, keys, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
-                SCALE, CAUSAL, WINDOW, SLOPED, PLACED, SEGMENTED, WIDE,
+            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee", out_dtype=WIDE) * SCALE
+            scores = ruled(
+                scores, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
+                CAUSAL, WINDOW, SLOPED, PLACED, SEGMENTED,
             )  # fmt: skip
             p = tl.exp2(scores - sums[:, None])
             to_values += tl.dot(tl.trans(p.to(given.dtype)), given, input_precision="ieee", out_dtype=WIDE)
@@ -290,19 +290,20 @@ def _backward_queries(
     start = tl.program_id(0) * ROWS
     b, h = (tl.program_id(1) // HEADS).to(tl.int64), (tl.program_id(1) % HEADS).to(tl.int64)
     i, c = start + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    queries = _load(q, b * q_b + h * q_h, q_t, i, T, c, WIDTH)
-    given = _load(d_out, b * T * HEADS * WIDTH + h * WIDTH, HEADS * WIDTH, i, T, c, WIDTH)
+    queries = load_rows(q, b * q_b + h * q_h, q_t, i, T, c, WIDTH)
+    given = load_rows(d_out, b * T * HEADS * WIDTH + h * WIDTH, HEADS * WIDTH, i, T, c, WIDTH)
     sums = tl.load(total + (b * HEADS + h) * T + i, mask=i < T, other=0.0)
     mean = tl.load(reached + (b * HEADS + h) * T + i, mask=i < T, other=0.0)
     to_queries = tl.zeros([ROWS, PADDED], WIDE)
-    low, high = _keys_seen(start, S, CAUSAL, WINDOW, PLACED, ROWS, COLUMNS)
+    low, high = keys_seen(start, S, CAUSAL, WINDOW, PLACED, ROWS, COLUMNS)
     for first in range(low, high, COLUMNS):
         j = first + tl.arange(0, COLUMNS)
-        keys = _load(k, b * k_b + h // SHARED * k_h, k_t, j, S, c, WIDTH)
-        values = _load(v, b * v_b + h // SHARED * v_h, v_t, j, S, c, WIDTH)
-        scores = _scores(
-            queries, keys, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
-            SCALE, CAUSAL, WINDOW, SLOPED, PLACED, SEGMENTED, WIDE,
+        keys = load_rows(k, b * k_b + h // SHARED * k_h, k_t, j, S, c, WIDTH)
+        values = load_rows(v, b * v_b + h // SHARED * v_h, v_t, j, S, c, WIDTH)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee", out_dtype=WIDE) * SCALE
+        scores = ruled(
+            scores, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
+            CAUSAL, WINDOW, SLOPED, PLACED, SEGMENTED,
         )  # fmt: skip
         d_p = tl.dot(given, tl.trans(values), input_precision="ieee", out_dtype=WIDE)
         d_scores = tl.exp2(scores - sums[:, None]) * (d_p - mean[:, None])

@@ -3,10 +3,10 @@ Ivanov, Dryden, Ben-Nun, Li, Hoefler, 2020. arXiv:2007.00072
 
 A transformer, but operators that wait for memory run as one, so what lies between them never reaches memory.
 
-Matrix products do nearly all of a layer's arithmetic, and biases, softmax, dropout, residuals and norms move most of its
-numbers. Each of these reads what the one before it wrote. Run a group of them on a piece of the data small enough to
-stay in registers or cache, and only what enters and leaves the group is moved. What is left to wait for can be fetched
-ahead while the piece before is computed.
+Matrix products do nearly all of a layer's arithmetic, and biases, softmax, dropout, residuals and norms move most of
+its numbers. Each of these reads what the one before it wrote. Run a group of them on a piece of the data small enough
+to stay in registers or cache, and only what enters and leaves the group is moved. What is left to wait for can be
+fetched ahead while the piece before is computed.
 
 The paper counts a layer forward and backward, against frameworks that fuse some already, and saves 22.91 %. Here the
 forward pass is counted, against every operator on its own.

@@ -4,9 +4,9 @@ An online softmax, but one row is shared out to the threads of a block, whose pa
 
 Safe softmax reads a row three times. Keeping maximum and sum together saves one read; the rest of the way is about how
 threads that have each seen a part of the row put their pairs together: through shared memory in halves, or inside a
-warp by exchanging registers, with one pair a warp left for shared memory. Four numbers are loaded at a time. Any of these
-orders is right because the merge is associative and commutative. Here they are run thread by thread in torch, and what
-they read and exchange is counted; the kernel itself is `deltax.kernels.triton_softmax`.
+warp by exchanging registers, with one pair a warp left for shared memory. Four numbers are loaded at a time. Any of
+these orders is right because the merge is associative and commutative. Here they are run in torch, a place of a tensor
+for each thread; the kernel itself is `deltax.kernels.triton_softmax`.
 """
 
 import math

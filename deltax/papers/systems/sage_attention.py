@@ -1,7 +1,7 @@
 """SageAttention: Accurate 8-Bit Attention for Plug-and-play Inference Acceleration.
 Zhang, Wei, Huang, Zhang, Zhu, Chen, 2024. arXiv:2410.02367
 
-FlashAttention, but queries and keys meet as 8-bit integers, once the keys' mean, which softmax cannot see, is taken off.
+FlashAttention, but queries and keys meet as 8-bit integers, once the mean key, which softmax cannot see, is off.
 
 Eight bits hold a row well unless a few channels are far larger than the rest, and in keys they are: all tokens share a
 large offset there. A mean subtracted from every key moves all scores of a row alike, so it costs nothing to remove.
@@ -77,10 +77,14 @@ def scores_in_8_bits(q: Queries, k: Keys, rules: Rules, *, queries: int = QUERIE
 
     Where the score is more than a bias it must be the score itself: what the mean key takes off is added again.
     """
-    q = q / math.sqrt(q.shape[-1])
-    smoothed, mean = smooth(k)
-    scores = product(quantize(q, blocks(q.shape[1], queries)), quantize(smoothed, blocks(k.shape[1], keys)))
-    return scores if rules.is_additive else scores + said_to(q, mean)
+    scores = product(*in_8_bits(q, k, queries, keys))
+    return scores if rules.is_additive else scores + said_to(q, smooth(k)[1]) / math.sqrt(q.shape[-1])
+
+
+def in_8_bits(q: Queries, k: Keys, queries: int = QUERIES, keys: int = KEYS) -> tuple[Quantized, Quantized]:
+    """Queries over sqrt(K), and smoothed keys, in whole numbers."""
+    group = blocks(q.shape[1], queries), blocks(k.shape[1], keys)
+    return quantize(q / math.sqrt(q.shape[-1]), group[0]), quantize(smooth(k)[0], group[1])
 
 
 def said_to(q: Queries, one: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ def gather(scores: Scores, values: Callable[[Tensor, slice], Heads], keys: int =
 
 
 def in_half(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:
-    """Weights and values in float16, and the sums too: after every 16 products, as the matrix unit does (section 4.4)."""
+    """Weights and values in float16, and the sums too, every 16 products, as the matrix unit has them (section 4.4)."""
     half = v.half().float().repeat_interleave(heads // v.shape[2], 2)
 
     def values(weights: Tensor, columns: slice) -> Heads:
@@ -159,7 +163,7 @@ def sage(recipe: Part) -> Part:
 
 @claim
 def the_mean_key_is_not_seen():
-    """Smoothed keys leave attention as it is, output and gradients; of the row sum's logarithm they take q k-bar off."""
+    """Smoothed keys leave attention as it is, gradients too; of the logarithm of a row's sum they take q k-bar off."""
     for mask, keys in ((part(causal), 61), (part(everywhere), 37), (part(window, width=9), 61)):
         q, k, v = drawn(61, keys)
         weight, rules = torch.randn_like(q), Rules(mask=mask)
@@ -170,9 +174,8 @@ def the_mean_key_is_not_seen():
         for plain, smoothed in zip(*found, strict=True):
             torch.testing.assert_close(smoothed, plain, rtol=1e-12, atol=1e-12)
     smoothed, mean = smooth(k)
-    exact, shifted = (
-        torch.einsum("bthk,bshk->bhts", q, x.repeat_interleave(3, 2)).logsumexp(-1) for x in (k, smoothed)
-    )
+    said = lambda keys: torch.einsum("bthk,bshk->bhts", q, keys.repeat_interleave(3, 2))
+    exact, shifted = (said(x).logsumexp(-1) for x in (k, smoothed))
     torch.testing.assert_close(shifted + said_to(q, mean)[..., 0], exact, rtol=1e-12, atol=1e-12)
 
 
@@ -209,7 +212,7 @@ def no_score_is_further_off_than_half_a_step_allows():
 
 @claim
 def scores_that_are_no_bias_are_given_whole():
-    """A score that bends, such as a soft cap, sees q k' and not q (k - k-bar)': the output stays within 1 % of exact."""
+    """A score that bends, such as a soft cap, sees q k' and not q (k - k-bar)': the output is within 1 % of exact."""
     q, k, v = (x.detach() for x in drawn(61, 61))
     rules = Rules(lambda s, b, h, i, j: 2 * torch.tanh(s / 2), part(causal))
     k = k + 5
@@ -237,9 +240,8 @@ def equals_integer_matrix_units():
     a, b = quantize(q, blocks(61, 64)), quantize(k, blocks(150, 64))
     ours = product(a._replace(step=torch.ones_like(a.step)), b._replace(step=torch.ones_like(b.step)))
     for head in range(6):
-        theirs = torch._int_mm(
-            a.whole[0, :, head].to(torch.int8), b.whole[0, :, head // 3].to(torch.int8).T.contiguous()
-        )
+        left, right = a.whole[0, :, head].to(torch.int8), b.whole[0, :, head // 3].to(torch.int8)
+        theirs = torch._int_mm(left, right.T.contiguous())
         assert torch.equal(ours[0, head].to(torch.int32), theirs)
 
 
@@ -278,7 +280,7 @@ def drawn(queries: int, keys: int) -> list[Tensor]:
 
 
 def with_outliers(seed: int, *, of_queries: float = 0.0) -> tuple[Queries, Keys, Values]:
-    """512 tokens, two heads of width 64, in a tenth of whose channels all keys share an offset of 10, queries another."""
+    """512 tokens, two heads of width 64, in six of whose channels all keys share an offset of 10, queries another."""
     source = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, 512, 2, 64, generator=source) for _ in range(3))
     for x, offset in ((k, 10.0), (q, of_queries)):

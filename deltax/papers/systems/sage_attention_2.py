@@ -5,11 +5,11 @@ SageAttention, but queries are smoothed too, and meet keys in 4 bits with a step
 meet values in 8-bit floats.
 
 Fifteen numbers hold a row only if it has no outliers, so each block of queries loses its mean as well; what that mean
-says to the keys is one row of scores, and is added again. A step for each token would have to be looked up in the middle
-of a matrix unit's tile. The tokens whose scores one thread of it holds can share a step at no such cost. Weights lie in
-[0, 1], so their scale is fixed; values have one for each channel. The unit sums 8-bit floats in 22 bits, so each block
-of keys is summed apart and then added in 32. Simulated here, as in SageAttention. The released code has kernels for
-8-bit queries and keys only (`largest=127`).
+says to the keys is one row of scores, and is added again. A step for each token would have to be looked up in the
+middle of a matrix unit's tile; the tokens whose scores one thread of it holds can share a step at no such cost. Weights
+lie in [0, 1], so their scale is fixed; values have one for each channel. The unit sums 8-bit floats in 22 bits, so each
+block of keys is summed apart and then added in 32. Simulated here, as in SageAttention. The released code has kernels
+for 8-bit queries and keys only (`largest=127`).
 """
 
 import math
@@ -23,6 +23,7 @@ from deltax.papers.language.softmax_attention import attend
 from deltax.papers.systems.sage_attention import (
     KEYS,
     QUERIES,
+    Quantized,
     blocks,
     drawn,
     for_inference,
@@ -43,7 +44,7 @@ LARGEST = 448.0  # of the 8-bit floats with 4 bits of exponent and 3 of mantissa
 
 
 def smooth_queries(q: Queries, size: int = QUERIES) -> tuple[Queries, Queries]:
-    """Without the mean of each block of `size` queries, and that mean, for each query (section 3.2). Both (B, T, H, K)."""
+    """Without the mean of each block of `size` queries, and that mean for each query (section 3.2). Two (B, T, H, K)."""
     pieces = q.split(size, 1)
     mean = torch.cat([p.mean(1, keepdim=True).expand_as(p) for p in pieces], 1)
     return q - mean, mean
@@ -63,13 +64,18 @@ def key_threads(length: int) -> Tensor:
 
 def scores_in_4_bits(q: Queries, k: Keys, rules: Rules, *, largest: int = 7) -> Scores:
     """q k' / sqrt(K), both smoothed and in whole numbers up to `largest`, plus what the mean queries say (Eq. 4)."""
-    q = q / math.sqrt(q.shape[-1])
-    (queries, mean), (keys, mean_key) = smooth_queries(q), smooth(k)
-    whole = product(
-        quantize(queries, query_threads(q.shape[1]), largest), quantize(keys, key_threads(k.shape[1]), largest)
-    )
-    scores = whole + _said(mean, keys)
-    return scores if rules.is_additive else scores + said_to(q, mean_key)
+    queries, keys, mean, smoothed = in_4_bits(q, k, largest)
+    scores = product(queries, keys) + _said(mean, smoothed)
+    return scores if rules.is_additive else scores + said_to(q, smooth(k)[1]) / math.sqrt(q.shape[-1])
+
+
+def in_4_bits(q: Queries, k: Keys, largest: int = 7) -> tuple[Quantized, Quantized, Queries, Keys]:
+    """Smoothed queries over sqrt(K) and smoothed keys in whole numbers; then the mean that each query lost, and the
+    smoothed keys as they are: what these two say to each other is added without rounding."""
+    queries, mean = smooth_queries(q / math.sqrt(q.shape[-1]))
+    keys, _ = smooth(k)
+    groups = query_threads(q.shape[1]), key_threads(k.shape[1])
+    return quantize(queries, groups[0], largest), quantize(keys, groups[1], largest), mean, keys
 
 
 def in_8_bit_floats(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:
@@ -77,8 +83,7 @@ def in_8_bit_floats(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:
 
     A block of keys is summed so; `gather` then adds the blocks in 32 (section 3.4).
     """
-    scale = (v.abs().amax(1, keepdim=True) / LARGEST).masked_fill_(v.abs().amax(1, keepdim=True) == 0, 1.0)
-    small, scale = (x.repeat_interleave(heads // v.shape[2], 2) for x in (_rounded(v / scale), scale))
+    small, scale = (x.float().repeat_interleave(heads // v.shape[2], 2) for x in small_values(v))
 
     def values(weights: Tensor, columns: slice) -> Heads:
         pieces = zip(_rounded(weights * LARGEST).split(32, -1), small[:, columns].split(32, 1))
@@ -88,6 +93,13 @@ def in_8_bit_floats(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:
         return sums.to(weights.dtype) * scale / LARGEST
 
     return values
+
+
+def small_values(v: Values) -> tuple[Tensor, Tensor]:
+    """Values (B, S, G, K) in 8-bit floats, and the scale (B, 1, G, K) of each channel."""
+    peak = v.abs().amax(1, keepdim=True)
+    scale = (peak / LARGEST).masked_fill(peak == 0, 1.0)
+    return (v / scale).to(torch.float8_e4m3fn), scale
 
 
 def in_22_bits(x: Tensor) -> Tensor:
@@ -173,17 +185,15 @@ def a_thread_needs_one_step_of_each():
 def no_score_is_further_off_than_half_a_step_allows():
     """With 4 bits too, |s - s'| <= (|q|_1 step_k + |k|_1 step_q) / 2 + K step_q step_k / 4, with smoothed q and k."""
     q, k, _ = (x.detach() for x in drawn(150, 100))
-    (queries, mean), (keys, mean_key) = smooth_queries(q / math.sqrt(5)), smooth(k)
-    a, b = quantize(queries, query_threads(150), 7), quantize(keys, key_threads(100), 7)
+    (queries, _), (keys, mean_key) = smooth_queries(q / math.sqrt(5)), smooth(k)
+    a, b, *_ = in_4_bits(q, k)
     assert a.whole.abs().max() == b.whole.abs().max() == 7
     one_norm = lambda x: x.abs().sum(-1, keepdim=True)
     step = b.step.repeat_interleave(3, 2)
     rows, columns = (lambda x: x.permute(0, 2, 1, 3)), (lambda x: x.permute(0, 2, 3, 1))
     bound = rows(one_norm(queries)) * columns(step) + columns(one_norm(keys.repeat_interleave(3, 2))) * rows(a.step)
     bound = bound / 2 + 5 * rows(a.step) * columns(step) / 4
-    off = (scores_in_4_bits(q, k, Rules(mask=part(causal))) + said_to(q, mean_key) / math.sqrt(5)) - _said(
-        q, k
-    ) / math.sqrt(5)
+    off = scores_in_4_bits(q, k, Rules(mask=part(causal))) + (said_to(q, mean_key) - _said(q, k)) / math.sqrt(5)
     assert (off.abs() <= bound + 1e-12).all() and off.abs().max() > 0.1 * bound.max()
 
 
@@ -206,8 +216,8 @@ def sums_in_two_levels_lose_less():
 
 @claim
 def a_part_that_all_queries_share_changes_no_bit():
-    """A vector added to every query and one added to every key change no whole number that is multiplied, to the bit."""
-    q, k, _ = (torch.round(x.detach() * 1024) / 1024 for x in drawn(128, 64))
+    """A vector added to every query changes none of the whole numbers that queries become."""
+    q = torch.round(drawn(128, 64)[0].detach() * 1024) / 1024
     offset = torch.round(100 * torch.randn(2, 1, 6, 5, dtype=torch.float64) * 1024) / 1024
     whole = lambda q: quantize(smooth_queries(q)[0], query_threads(128), 7).whole
     assert torch.equal(whole(q + offset), whole(q)) and not torch.equal(whole(q + torch.randn_like(q)), whole(q))
