@@ -60,7 +60,7 @@ def picked() -> list[str]:
 def timed(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, rounds: int = 7) -> Choice:
     """Time every kernel that takes these arguments, forward, and backward where a gradient is asked for.
 
-    In turns, `rounds` of them after one to warm up; the one with the least median is chosen for such arguments from now on.
+    In turns, `rounds` of them after one to warm up; the least median is chosen for such arguments from now on.
     """
     rules = rules or Rules()
     kernels = candidates(q, k, v, rules)

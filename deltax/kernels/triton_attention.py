@@ -24,24 +24,24 @@ from deltax.shapes import Heads, Keys, Queries, Values
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def flash(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int | None = None) -> Heads:
+def flash(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, block: int | None = None) -> Heads:
     """`attend` in tiles that stay on chip, forward and backward; `sdpa` where `unfit` says why not.
 
     Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K). Statistics and sums are in
-    float32 at least. `tile` is how many queries and keys a program takes; None is by the width of a head. Raises
-    UserError for a tile that is no power of two from 16 on.
+    float32 at least. `block` is how many queries and keys a program takes; None is by the width of a head. Raises
+    UserError for a block that is no power of two from 16 on.
     """
     rules = rules or Rules()
-    if tile is not None and (tile < 16 or tile & (tile - 1)):
+    if block is not None and (block < 16 or block & (block - 1)):
         raise UserError(
-            f"tile is a power of two from 16 on, as matrix units take it: give 16, 32, 64 or 128, not {tile}"
+            f"block is a power of two from 16 on, as matrix units take it: give 16, 32, 64 or 128, not {block}"
         )
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
     if unfit(q, k, v, rules):
         return sdpa(q, k, v, rules)
     said = terms(rules, q.shape[1], k.shape[1], q.device)
-    return _Flash.apply(*map(_unit_stride, (q, k, v)), said, tile)
+    return _Flash.apply(*map(_unit_stride, (q, k, v)), said, block)
 
 
 flash.reference = attend
@@ -60,16 +60,16 @@ def unfit(q: Queries, k: Keys, v: Values, rules: Rules) -> str:
 
 class _Flash(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, said: Terms, tile: int | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, said: Terms, block: int | None) -> Tensor:
         b, t, h = q.shape[:3]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         total = torch.empty((b, h, t), dtype=_wide(q), device=q.device)
-        rows, columns = _tiles(q, tile)
+        rows, columns = _tiles(q, block)
         _forward[(triton.cdiv(t, rows), b * h)](
             q, k, v, out, total, *_arguments(q, k, v, said), **_constants(q, k, said, rows, columns)
         )
         ctx.save_for_backward(q, k, v, out, total)
-        ctx.said, ctx.tile = said, tile
+        ctx.said, ctx.block = said, block
         return out
 
     @staticmethod
@@ -81,7 +81,7 @@ class _Flash(torch.autograd.Function):
         d_out = d_out.contiguous()
         reached = (d_out.to(total.dtype) * out.to(total.dtype)).sum(-1).transpose(1, 2).contiguous()
         d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        rows, columns = _tiles(q, ctx.tile, back=True)
+        rows, columns = _tiles(q, ctx.block, back=True)
         given = (q, k, v, d_out, total, reached)
         arguments, constants = _arguments(q, k, v, ctx.said), _constants(q, k, ctx.said, rows, columns)
         _backward_keys[(triton.cdiv(s, columns), b * g)](*given, d_k, d_v, *arguments, **constants)
@@ -89,10 +89,10 @@ class _Flash(torch.autograd.Function):
         return d_q, d_k, d_v, None, None
 
 
-def _tiles(q: Tensor, tile: int | None, back: bool = False) -> tuple[int, int]:
+def _tiles(q: Tensor, block: int | None, back: bool = False) -> tuple[int, int]:
     """Queries and keys a program takes: fewer where a head's numbers are many bytes, so that all of it fits on chip."""
-    if tile is not None:
-        return tile, tile
+    if block is not None:
+        return block, block
     row, half = _bytes(q), q.element_size() < 4
     if half and row <= 128:
         return (64, 64) if back else (128, 64)

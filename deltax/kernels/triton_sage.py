@@ -41,7 +41,7 @@ def sage(
 
 
 def sage_2(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, largest: int = 7) -> Heads:
-    """`sage_attention_2` in tiles that stay on chip, or itself where `unfit` says why not. Shapes and errors are its."""
+    """`sage_attention_2` in tiles that stay on chip, itself where `unfit` says why not. Shapes and errors are its."""
 
     def compute(q: Queries, k: Keys, v: Values, rules: Rules) -> Heads:
         said = terms(rules, q.shape[1], k.shape[1], q.device)
@@ -82,6 +82,7 @@ def _attend(q: Quantized, k: Quantized, v: Values, said: Terms, added: Tensor | 
     """added (B, H, blocks of queries, S) are scores on top. -> (B, T, H, K) in float32."""
     b, t, h, width = q.whole.shape
     s, g = k.whole.shape[1:3]
+    half = v.dtype == torch.float16
     out = torch.empty(q.whole.shape, dtype=torch.float32, device=v.device)
     whole = [x.whole.to(torch.int8).contiguous() for x in (q, k)]
     steps = [x.step[..., 0].transpose(1, 2).contiguous() for x in (q, k)]
@@ -94,7 +95,7 @@ def _attend(q: Quantized, k: Quantized, v: Values, said: Terms, added: Tensor | 
         HEADS=h, SHARED=h // g, WIDTH=width, PADDED=max(32, triton.next_power_of_2(width)), ROWS=QUERIES, COLUMNS=KEYS,
         CAUSAL=said.causal, WINDOW=said.width, SLOPED=said.slope is not None, PLACED=said.q_at is not None,
         SEGMENTED=said.segments is not None, ADDED=added is not None,
-        WEIGHT=1.0 if v.dtype == torch.float16 else LARGEST, SUMS=tl.float16 if v.dtype == torch.float16 else tl.float32,
+        WEIGHT=1.0 if half else LARGEST, SUMS=tl.float16 if half else tl.float32,
     )  # fmt: skip
     return out
 

@@ -44,7 +44,7 @@ LARGEST = 448.0  # of the 8-bit floats with 4 bits of exponent and 3 of mantissa
 
 
 def smooth_queries(q: Queries, size: int = QUERIES) -> tuple[Queries, Queries]:
-    """Without the mean of each block of `size` queries, and that mean for each query (section 3.2). Two (B, T, H, K)."""
+    """Queries less the mean of their block of `size`, and that mean for each query (section 3.2). Two (B, T, H, K)."""
     pieces = q.split(size, 1)
     mean = torch.cat([p.mean(1, keepdim=True).expand_as(p) for p in pieces], 1)
     return q - mean, mean
