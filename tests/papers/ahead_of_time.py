@@ -6,7 +6,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deltax.kernels import triton_attention, triton_sage, triton_softmax
+from deltax.kernels import triton_attention, triton_sage
 
 TYPES = {"q_step": "*fp32", "k_step": "*fp32", "added": "*fp32", "slope": "*fp32", "total": "*fp32", "reached": "*fp32"}
 TYPES |= dict.fromkeys(("q_at", "k_at", "q_segments", "k_segments"), "*i64")
@@ -34,5 +34,3 @@ if __name__ == "__main__":
     tile = {"ROWS": 128, "COLUMNS": 64}
     small = {"ADDED": True, "WEIGHT": 448.0, "SUMS": tl.float32}
     compiled("_sage_2", triton_sage._sage, TYPES | SAGE | {"v": "*fp8e4nv"}, {**SIZES, **RULES, **tile, **small}, 90)
-    softmax = {"scores": "*fp32", "out": "*fp32"}
-    compiled("_softmax", triton_softmax._softmax, softmax, {"BLOCK": 1024, "WIDE": tl.float32}, 80)
