@@ -58,7 +58,7 @@ def test_eight_bits_are_nearer_than_four():
 @pytest.mark.parametrize("paper", [first.sage, second.sage_2], ids=["sage", "sage_2"])
 def test_a_gpt_with_it_decodes_and_does_not_train(paper):
     torch.manual_seed(0)
-    recipe = gpt.put("model.dim", 32).put("model.stack.depth", 1)
+    recipe = gpt.put("model.dim", 36).put("model.stack.depth", 1)
     plain, model = (r().build({"vocab": 11, "context": 9}).eval() for r in (recipe, recipe + paper))
     model.load_state_dict(plain.state_dict())
     tokens = torch.randint(11, (2, 9))
@@ -73,7 +73,7 @@ def test_a_gpt_with_it_decodes_and_does_not_train(paper):
 
 def test_the_measured_claims_reach_a_verdict():
     """With a lab that trains nothing: the path from a model to its verdict runs, and the kernel is in it."""
-    built, recipe = [], gpt.put("model.dim", 32).put("model.stack.depth", 1)
+    built, recipe = [], gpt.put("model.dim", 36).put("model.stack.depth", 1)
 
     class Task(SimpleNamespace):
         def evaluate(self, model, objective):
