@@ -8,14 +8,22 @@ from typing import Any
 
 import torch
 
+from deltax.kernels.activation import gelu_kept
 from deltax.kernels.attention import sdpa
 from deltax.kernels.choice import auto, has_triton
-from deltax.papers.language.softmax_attention import attend
+from deltax.kernels.projections import SideBySide
+from deltax.papers.language.softmax_attention import Projections, attend
+from deltax.parts.mlp import gelu_tanh
 from deltax.recipe import Part, part, takes
 
-_TWINS = {attend: (sdpa, "torch's fused kernel, or attend itself where a score is no bias")}
+# Reference -> its twin, and why it is taken.
+_TWINS = {
+    attend: (sdpa, "torch's fused kernel, or attend itself where a score is no bias"),
+    Projections: (SideBySide, "one product for query, key and value"),
+}
+_ON_A_CPU = {gelu_tanh: (gelu_kept, "its backward pass keeps the sigmoid")}
 _ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
-_IN_TRITON = {  # reference -> module and function of its twin
+_IN_TRITON = {  # where the reference is -> module and function of its twin
     "deltax.papers.systems.flash_attention.flash_attention": ("triton_attention", "flash"),
     "deltax.papers.systems.sage_attention.sage_attention": ("triton_sage", "sage"),
     "deltax.papers.systems.sage_attention_2.sage_attention_2": ("triton_sage", "sage_2"),
@@ -34,7 +42,7 @@ def fastest(recipe: Part, device: torch.device) -> Part:
 
 
 def said(recipe: Part, device: torch.device) -> list[str]:
-    """What `fastest` would put in place of what, and why: a line for each reference kernel of the recipe."""
+    """What `fastest` puts in place of what, and why: a line for each reference of the recipe that has a twin."""
     lines = {}
     for _, old in recipe.walk():
         if isinstance(old, Part) and (found := _twin(old.make, device))[0]:
@@ -52,8 +60,10 @@ def reference(recipe: Part) -> Part:
 
 
 def _twin(make: Any, device: torch.device) -> tuple[Callable[..., Any] | None, str]:
-    if make in (table := _ON_A_GPU if device.type == "cuda" else _TWINS):
-        return table[make]
+    own = {"cpu": _ON_A_CPU, "cuda": _ON_A_GPU}.get(device.type, {})
+    for table in (own, _TWINS):
+        if make in table:
+            return table[make]
     place = _IN_TRITON.get(f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', '')}")
     if device.type == "cuda" and place and has_triton():
         import importlib
