@@ -6,7 +6,7 @@ Keys that no query of the tile may see are skipped where positions count from ze
 """
 
 import math
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -143,6 +143,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 @triton.jit
+@no_type_check
 def ruled(
     scores, i, j, T, S, b, h, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SLOPED: tl.constexpr, PLACED: tl.constexpr, SEGMENTED: tl.constexpr,
@@ -168,6 +169,7 @@ def ruled(
 
 
 @triton.jit
+@no_type_check
 def keys_seen(
     start,
     S,
@@ -187,6 +189,7 @@ def keys_seen(
 
 
 @triton.jit
+@no_type_check
 def load_rows(x, start, stride, i, length, c, WIDTH: tl.constexpr):
     """Rows i of one head. -> (len(i), PADDED), zeros outside."""
     return tl.load(
@@ -195,6 +198,7 @@ def load_rows(x, start, stride, i, length, c, WIDTH: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _forward(
     q, k, v, out, total, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, T, S,
@@ -235,6 +239,7 @@ def _forward(
 
 
 @triton.jit
+@no_type_check
 def _backward_keys(
     q, k, v, d_out, total, reached, d_k, d_v, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, T, S,
@@ -279,6 +284,7 @@ def _backward_keys(
 
 
 @triton.jit
+@no_type_check
 def _backward_queries(
     q, k, v, d_out, total, reached, d_q, slope, q_at, k_at, q_each, k_each, q_segments, k_segments,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, T, S,

@@ -6,7 +6,7 @@ Sums of 8-bit floats are started anew for each block of keys; in how many bits t
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -101,6 +101,7 @@ def _attend(q: Quantized, k: Quantized, v: Values, said: Terms, added: Tensor | 
 
 
 @triton.jit
+@no_type_check
 def _sage(
     q, k, q_step, k_step, v, out, added, slope, q_at, k_at, q_each, k_each, q_segments, k_segments, T, S,
     HEADS: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,

@@ -4,7 +4,7 @@ Each lane keeps the pair (maximum, sum) of the columns that it has seen, as in o
 merged once, at the end of the first read.
 """
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -62,6 +62,7 @@ def _wide(x: Tensor) -> Any:
 
 
 @triton.jit
+@no_type_check
 def _softmax(scores, out, COLUMNS, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * COLUMNS
     lane = tl.arange(0, BLOCK)
@@ -83,6 +84,7 @@ def _softmax(scores, out, COLUMNS, BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _softmax_backward(out, d_out, d_scores, COLUMNS, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """dx = p (dp - sum of p dp)."""
     row = tl.program_id(0).to(tl.int64) * COLUMNS
