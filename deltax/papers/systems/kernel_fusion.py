@@ -126,7 +126,7 @@ def encoder_layer(b: int = 8, t: int = 512, h: int = 16, k: int = 64) -> tuple[l
 
 @claim
 def a_chain_moves_its_ends_alone():
-    """k elementwise operators on n numbers move 2 k n apart and 2 n as one, and what others read is still written."""
+    """Of n numbers, k elementwise operators move 2 k n apart and 2 n as one; what others read is still written."""
     for k in (2, 8):
         chain = [Operator(f"op{i}", (f"x{i}",), (f"x{i + 1}",), 7) for i in range(k)]
         sizes = {f"x{i}": 7 for i in range(k + 1)}

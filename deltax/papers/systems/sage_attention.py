@@ -190,8 +190,8 @@ def an_offset_of_all_keys_changes_no_bit():
 
 @claim
 def no_score_is_further_off_than_half_a_step_allows():
-    """|s - s'| <= (|q|_1 step_k + |k|_1 step_q) / 2 + K step_q step_k / 4, and outputs differ by (e^2E - 1) max |v| at
-    most, E the largest such error of the row; one step a token never allows more than one a block."""
+    """Scores are off by (|q|_1 step_k + |k|_1 step_q) / 2 + K step_q step_k / 4 at most, and outputs by
+    (e^2E - 1) max |v|, E the largest such error of the row; one step a token never allows more than one a block."""
     q, k, v = (x.detach() for x in drawn(61, 150))
     q = 3 * q
     exact, wanted = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(3, 2)) / math.sqrt(5), attend(q, k, v)
