@@ -121,7 +121,7 @@ def assign(
 def rescue(
     found: Int[Tensor, "*B N"], overlaps: Float[Tensor, "*B N M"], real: Bool[Tensor, "*B M"]
 ) -> Int[Tensor, "*B N"]:
-    """What `assign` found, but a box that is some object's best overlap answers for its own best object all the same."""
+    """What `assign` found, but a box that is the best overlap of any object answers for its own best object."""
     if not overlaps.shape[-1]:
         return found
     overlaps = overlaps.masked_fill(~real[..., None, :], 0.0)
@@ -174,8 +174,8 @@ def nms(
 
 
 def suppress(found: Detections, threshold: float = 0.5) -> Detections:
-    """Detections (cx, cy, w, h) after `nms` in each class of each image, all images at once; what is removed scores 0."""
-    order = found.scores.argsort(-1, descending=True, stable=True)
+    """Detections (cx, cy, w, h) after `nms` in each class of each image, all at once; what is removed scores 0."""
+    order = found.scores.argsort(dim=-1, descending=True, stable=True)
     boxes = corners(found.boxes).gather(1, order[..., None].expand(-1, -1, 4)).unbind(-1)
     labels = found.labels.gather(1, order)
     kept = _greedy(_covers(boxes, labels, boxes, labels, threshold).triu(1))
@@ -198,17 +198,17 @@ def gather(
     rank = torch.arange(len(order), device=image.device) - (count.cumsum(0) - count)[image[order]]
     order, rank = order[rank < most], rank[rank < most]
     row = image[order]
-    found = Detections(
-        scores.new_zeros(images, most), labels.new_zeros(images, most), boxes.new_zeros(images, most, 4)
-    )
+    found = Detections(scores.new_zeros(images, most), labels.new_zeros(images, most), boxes.new_zeros(images, most, 4))
     for empty, full in zip(found, (scores, labels, boxes), strict=True):
         empty[row, rank] = full[order]
     return found
 
 
 def _greedy(covers: Bool[Tensor, "*B N N"]) -> Bool[Tensor, "*B N"]:
-    """Who is kept when i removes j > i where covers[i, j] and i is kept: the k-th link of a chain of removals is settled
-    by the k-th round, so there are as many rounds as the longest chain has links."""
+    """Who is kept when i removes j > i where covers[i, j] and i is kept.
+
+    The k-th link of a chain of removals is settled by the k-th round, so the longest chain counts the rounds.
+    """
     kept = ~covers.any(-2)
     while True:
         after = ~(covers & kept[..., None]).any(-2)

@@ -10,10 +10,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from deltax.parts.boxes import (
-    Detections, anchor_grid, assign, centred, clip, corners, decode, encode, gather, iou, nms, sample,
+    Detections,
+    anchor_grid,
+    assign,
+    centred,
+    clip,
+    corners,
+    decode,
+    encode,
+    gather,
+    iou,
+    nms,
+    sample,
 )  # fmt: skip
 from deltax.parts.regions import Regions, stride_of
-from deltax.recipe import Part, part
+from deltax.recipe import Part
 from deltax.shapes import Images, PerExample
 
 SPREAD = (0.1, 0.1, 0.2, 0.2)  # of regions' offsets, as released code takes it; losses see them at unit variance
@@ -41,14 +52,12 @@ class Said(NamedTuple):
 
 
 class Anchors(nn.Module):
-    """Boxes centred on every cell of each map: `sides` (root of the area, pixels) level by level, and height over width.
+    """Boxes centred on every cell of each map: `sides` (root of the area, pixels) by level, and height over width.
 
     Grids of (rows, columns, stride) -> one (S, 4) of corners for each. Raises ValueError for another number of levels.
     """
 
-    def __init__(
-        self, *, sides: tuple[tuple[float, ...], ...] = ((9.0, 13.0),), ratios: tuple[float, ...] = (1.0, 1.6)
-    ):
+    def __init__(self, *, sides: tuple[tuple[float, ...], ...] = ((9.0, 13.0),), ratios: tuple[float, ...] = (1.4,)):
         super().__init__()
         if len({len(level) for level in sides}) != 1:
             raise ValueError(f"heads are shared, so each level has as many sides as the others, unlike {sides}")
@@ -65,9 +74,9 @@ class Anchors(nn.Module):
 
 
 class Windows(nn.Module):
-    """The same boxes for every image: anchors every `stride` pixels, whatever the maps show. It has nothing to learn."""
+    """The same boxes for every image: anchors every `stride` pixels, whatever the maps show. It does not learn."""
 
-    def __init__(self, width: int, *, stride: int = 4, anchors: Part = part(Anchors)):
+    def __init__(self, width: int, *, anchors: Part, stride: int = 4):
         super().__init__()
         self.stride, self.anchors = stride, anchors()
 

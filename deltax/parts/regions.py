@@ -25,7 +25,14 @@ def stride_of(images: Images, maps: Images) -> int:
 
 
 def roi_align(
-    maps: Images, regions: Regions, *, scale: float, out: int = 7, samples: int = 2, shift: float = 0.5, least: float = 0.0
+    maps: Images,
+    regions: Regions,
+    *,
+    scale: float,
+    out: int = 7,
+    samples: int = 2,
+    shift: float = 0.5,
+    least: float = 0.0,
 ) -> Float[Tensor, "N C P P"]:
     """Each region as out x out bins, a bin the mean of samples x samples bilinear samples (arXiv:1703.06870, section 3).
 
