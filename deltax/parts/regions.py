@@ -34,7 +34,7 @@ def roi_align(
     shift: float = 0.5,
     least: float = 0.0,
 ) -> Float[Tensor, "N C P P"]:
-    """Each region as out x out bins, a bin the mean of samples x samples bilinear samples (arXiv:1703.06870, section 3).
+    """Each region as out x out bins, a bin the mean of samples x samples bilinear samples (arXiv:1703.06870).
 
     scale    cells a pixel; a cell's value stands at its centre, `shift` from its corner
     samples  along each side of a bin; 0 takes one for each cell that the bin spans, rounded up

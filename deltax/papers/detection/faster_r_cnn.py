@@ -5,9 +5,9 @@ Fast R-CNN, but the proposals come from a small network on the shared map, which
 
 Once regions share a map, finding them elsewhere is what takes the time. A 3 x 3 convolution looks at every cell and
 says of each anchor there whether it is an object and how far off; the best of them, after suppression, are the
-proposals. One sigmoid an anchor stands for the paper's softmax of two. All losses are minimised at once, with no gradient
-through the corners of a proposal (section 3.2, "approximate joint training"); the box loss is divided by the sampled
-anchors, as in released code, which at the paper's sizes is its lambda = 10 over 2400 positions.
+proposals. One sigmoid an anchor stands for the paper's softmax of two. All losses are minimised at once, with no
+gradient through the corners of a proposal (section 3.2, "approximate joint training"); the box loss is divided by the
+sampled anchors, as in released code, which at the paper's sizes is its lambda = 10 over 2400 positions.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Focal Loss for Dense Object Detection. Lin, Goyal, Girshick, He, Dollár, 2017. arXiv:1708.02002
 
-A feature pyramid network, but of one stage: all anchors are classified at once, by a loss that fades out what is easy.
+A feature pyramid network, but in one stage: anchors are classified at once, by a loss that fades out what is easy.
 
-A second stage sees a balanced handful of regions; a first stage sees thousands of anchors, nearly all of them background
+A feature pyramid network, but in one stage: each anchor is classified, by a loss that fades out what is easy.
 and nearly all of those easy. Together their small losses drown the few objects. Focal loss multiplies cross-entropy by
 (1 - p)^gamma, so that what is known already weighs nothing, and the last bias starts at a prior of one object in a
 hundred, or the first step alone would be spent on the background.
@@ -114,7 +114,7 @@ class OneStage(nn.Module):
 
 
 def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float = 0.25) -> PerExample:
-    """Focal loss of every anchor and class and smooth L1 of the objects' offsets, over the anchors that are an object's,
+    """Focal loss of every anchor and class and smooth L1 of objects' offsets, over the anchors that are an object's,
     at least 1: those of IoU 0.5 on, where below 0.4 is background (section 4). One for each image."""
     boxes, real = truth(batch, batch.images)
     said = model(batch.images)
