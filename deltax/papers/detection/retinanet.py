@@ -1,11 +1,11 @@
 """Focal Loss for Dense Object Detection. Lin, Goyal, Girshick, He, Dollár, 2017. arXiv:1708.02002
 
-A feature pyramid network, but in one stage: anchors are classified at once, by a loss that fades out what is easy.
-
 A feature pyramid network, but in one stage: each anchor is classified, by a loss that fades out what is easy.
-and nearly all of those easy. Together their small losses drown the few objects. Focal loss multiplies cross-entropy by
-(1 - p)^gamma, so that what is known already weighs nothing, and the last bias starts at a prior of one object in a
-hundred, or the first step alone would be spent on the background.
+
+A second stage sees a balanced handful of regions; a first stage sees thousands of anchors, nearly all of them
+background and nearly all of those easy. Together their small losses drown the few objects. Focal loss multiplies
+cross-entropy by (1 - p)^gamma, so that what is known already weighs nothing, and the last bias starts at a prior of one
+object in a hundred, or the first steps would be spent on the background alone.
 """
 
 import math
