@@ -220,7 +220,10 @@ def draw(images: Images, found: Detections, truth: Batch | None = None, *, thres
         if i >= count:
             axes.set_axis_off()
             continue
-        axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
+        if images.shape[1] == 3:
+            axes.imshow((images[i].permute(1, 2, 0).numpy(force=True) + 1) / 2)
+        else:
+            axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
         wide, high = images.shape[-1], images.shape[-2]
         if truth is not None:
             for box in corners(truth.boxes[i][truth.labels[i] >= 0]).tolist():

@@ -27,7 +27,8 @@ from deltax.parts.regions import Regions, roi_align
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.shapes import Images
-from deltax.tasks.scenes import Scenes, draw
+from deltax.tasks.coco import CocoScenes
+from deltax.tasks.scenes import draw
 
 
 class Pixels(nn.Module):
@@ -88,7 +89,7 @@ def r_cnn(*, width: int = 8) -> Part:
             regions=part(Crops, backbone=backbone),
             region_head=SeparateHead,
         ),
-        task=part(Scenes, classes=4, held_out=128),
+        task=part(CocoScenes, classes=4, held_out=128),
         objective=region_loss,
         batches=from_task,
         optimizer=part(adamw, rate=2e-3, decay=1e-4),
