@@ -44,7 +44,7 @@ def area(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
 
 
-def iou(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
+def iou(a: Float[Tensor, "*#B 4"], b: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B"]:
     """Intersection over union of boxes given by their corners, pair by pair; the leading axes broadcast.
 
     All pairs of N and M boxes are `iou(a[:, None], b)`. Two boxes without area overlap by 0.
@@ -53,7 +53,7 @@ def iou(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B
     return inside / union.clamp(min=_TINY)
 
 
-def giou(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
+def giou(a: Float[Tensor, "*#B 4"], b: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B"]:
     """IoU less the share of the hull that neither box covers, in (-1, 1] (arXiv:1902.09630, Algorithm 1).
 
     Boxes by their corners, broadcast as in `iou`. Unlike IoU it has a gradient where boxes do not touch.
@@ -67,7 +67,7 @@ def clip(boxes: Float[Tensor, "*B 4"], rows: float, columns: float) -> Float[Ten
     return boxes.clamp(min=0).minimum(boxes.new_tensor([columns, rows, columns, rows]))
 
 
-def encode(boxes: Float[Tensor, "*B 4"], anchors: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
+def encode(boxes: Float[Tensor, "*#B 4"], anchors: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
     """The offsets (tx, ty, tw, th) that make `boxes` of `anchors`, both by their corners: how far the centre moves in
     widths and heights of the anchor, and the log of how much wider and higher it gets (arXiv:1311.2524, Eq. 6-9).
     """
@@ -76,7 +76,7 @@ def encode(boxes: Float[Tensor, "*B 4"], anchors: Float[Tensor, "*B 4"]) -> Floa
     return torch.cat([(ours[..., :2] - theirs[..., :2]) / theirs[..., 2:], scale], -1)
 
 
-def decode(offsets: Float[Tensor, "*B 4"], anchors: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
+def decode(offsets: Float[Tensor, "*#B 4"], anchors: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
     """The corners that the offsets make of the anchors (Eq. 1-4 there): the inverse of `encode`, up to `LARGEST`."""
     theirs = centred(anchors)
     centre = theirs[..., :2] + offsets[..., :2] * theirs[..., 2:]
@@ -106,7 +106,7 @@ def anchor_grid(
 
 
 def assign(
-    overlaps: Float[Tensor, "*B N M"], real: Bool[Tensor, "*B M"], *, low: float, high: float
+    overlaps: Float[Tensor, "*B N M"], real: Bool[Tensor, "*#B M"], *, low: float, high: float
 ) -> Int[Tensor, "*B N"]:
     """Of N boxes and M objects, which object each box answers for: its best overlap, if at least `high`.
 
@@ -119,7 +119,7 @@ def assign(
 
 
 def rescue(
-    found: Int[Tensor, "*B N"], overlaps: Float[Tensor, "*B N M"], real: Bool[Tensor, "*B M"]
+    found: Int[Tensor, "*B N"], overlaps: Float[Tensor, "*B N M"], real: Bool[Tensor, "*#B M"]
 ) -> Int[Tensor, "*B N"]:
     """What `assign` found, but a box that is the best overlap of any object answers for its own best object."""
     if not overlaps.shape[-1]:

@@ -25,7 +25,7 @@ from deltax.parts.boxes import (
 )  # fmt: skip
 from deltax.parts.regions import Regions, stride_of
 from deltax.recipe import Part
-from deltax.shapes import Images, PerExample
+from deltax.shapes import Images, Maps, PerExample
 
 SPREAD = (0.1, 0.1, 0.2, 0.2)  # of regions' offsets, as released code takes it; losses see them at unit variance
 
@@ -80,7 +80,7 @@ class Windows(nn.Module):
         super().__init__()
         self.stride, self.anchors = stride, anchors()
 
-    def forward(self, maps: list[Images], images: Images) -> Proposals:
+    def forward(self, maps: list[Maps], images: Images) -> Proposals:
         rows, columns = images.shape[-2:]
         [boxes] = self.anchors([(-(-rows // self.stride), -(-columns // self.stride), self.stride)], images.device)
         boxes = clip(boxes, rows, columns).expand(len(images), -1, -1)
@@ -173,7 +173,7 @@ def region_loss(model: nn.Module, batch: Any) -> PerExample:
     )
 
 
-def grids(maps: list[Images], images: Images) -> list[tuple[int, int, int]]:
+def grids(maps: list[Maps], images: Images) -> list[tuple[int, int, int]]:
     """Rows, columns and stride of each map."""
     return [(*m.shape[-2:], stride_of(images, m)) for m in maps]
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from deltax.shapes import Images
+from deltax.shapes import Images, Maps
 
 
 class Regions(NamedTuple):
@@ -19,7 +19,7 @@ class Regions(NamedTuple):
     image: Int[Tensor, "N"]
 
 
-def stride_of(images: Images, maps: Images) -> int:
+def stride_of(images: Images, maps: Maps) -> int:
     """How many pixels a cell of the maps stands for: the nearest power of two, since odd sizes are rounded up."""
     return 2 ** round(torch.tensor(images.shape[-2] / maps.shape[-2]).log2().item())
 

@@ -19,10 +19,10 @@ from deltax.papers.detection.r_cnn import SeparateHead, r_cnn
 from deltax.parts.boxes import corners
 from deltax.parts.linear import Glorot, Linear
 from deltax.parts.regions import Regions, stride_of
-from deltax.shapes import Images
+from deltax.shapes import Images, Maps
 
 
-def roi_pool(maps: Images, regions: Regions, *, scale: float, out: int = 7) -> Float[Tensor, "N C P P"]:
+def roi_pool(maps: Images, regions: Regions, *, scale: float, out: int = 7) -> Float[Tensor, "N _ P P"]:
     """The largest value in each of out x out bins of each region (section 2.1).
 
     Corners are rounded to cells and belong to the region; bins reach from floor to ceil, so neighbours may share a row;
@@ -67,7 +67,7 @@ class RoIPool(nn.Module):
         super().__init__()
         self.bins, self.width = bins, width * bins**2
 
-    def forward(self, maps: list[Images], images: Images, regions: Regions) -> Float[Tensor, "N C P P"]:
+    def forward(self, maps: list[Maps], images: Images, regions: Regions) -> Float[Tensor, "N _ P P"]:
         [shared] = maps
         return roi_pool(shared, regions, scale=1 / stride_of(images, shared), out=self.bins)
 
@@ -80,7 +80,7 @@ class SharedMap(nn.Module):
         self.backbone = backbone(channels)
         self.width = self.backbone.width
 
-    def forward(self, images: Images) -> list[Images]:
+    def forward(self, images: Images) -> list[Maps]:
         return [self.backbone(images)]
 
 
@@ -92,7 +92,7 @@ class JointHead(nn.Module):
         self.first, self.second = Glorot(width, hidden), Glorot(hidden, hidden)
         self.classes, self.offsets = Linear(hidden, classes + 1), Linear(hidden, 4 * classes)
 
-    def forward(self, features: Float[Tensor, "N C P P"]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Float[Tensor, "N _ P P"]) -> tuple[Tensor, Tensor]:
         x = torch.relu(self.second(torch.relu(self.first(features.flatten(1)))))
         return self.classes(x), self.offsets(x).unflatten(-1, (-1, 4))
 
@@ -173,7 +173,7 @@ def precision_is_kept(lab):
     return lab.at_least(gaps, -0.03, unit="AP50")
 
 
-def _bin_by_bin(maps: Images, regions: Regions, scale: float, out: int) -> Float[Tensor, "N C P P"]:
+def _bin_by_bin(maps: Images, regions: Regions, scale: float, out: int) -> Float[Tensor, "N _ P P"]:
     """Section 2.1 as it is written."""
     rows = []
     for box, image in zip(regions.boxes, regions.image.tolist(), strict=True):

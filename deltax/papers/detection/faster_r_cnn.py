@@ -33,7 +33,7 @@ from deltax.parts.boxes import (
     suppress,
 )  # fmt: skip
 from deltax.parts.detector import Proposals, by_cell, grids, truth
-from deltax.shapes import Images, PerExample
+from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.scenes import draw
 
 
@@ -60,7 +60,7 @@ class RPN(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: list[Images], images: Images) -> Proposals:
+    def forward(self, maps: list[Maps], images: Images) -> Proposals:
         anchors = torch.cat(self.anchors(grids(maps, images), images.device)).to(images.dtype)
         hidden = [torch.relu(self.conv(m)) for m in maps]
         scores = torch.cat([by_cell(self.objectness(h), 1) for h in hidden], 1)[..., 0]
@@ -152,7 +152,7 @@ def finds_nearly_all(lab):
 def better_than_windows(lab):
     """Its best 49 proposals find more of the objects than 49 windows do, spread evenly and of the usual size."""
 
-    def windows(maps: list[Images], images: Images) -> Proposals:
+    def windows(maps: list[Maps], images: Images) -> Proposals:
         boxes = anchor_grid(7, 7, images.shape[-1] / 7, sides=(10.0,), ratios=(1.4,)).expand(len(images), -1, -1)
         return Proposals(boxes, torch.ones(boxes.shape[:2], dtype=torch.bool))
 

@@ -18,11 +18,11 @@ from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import corners, iou
 from deltax.parts.detector import Anchors
 from deltax.parts.regions import Regions
-from deltax.shapes import Images
+from deltax.shapes import Images, Maps
 from deltax.tasks.scenes import Scenes
 
 
-def top_down(above: Images, lateral: Images) -> Images:
+def top_down(above: Maps, lateral: Maps) -> Maps:
     """The coarser level, each cell repeated, plus what the finer one has to add (Figure 3)."""
     return nn.functional.interpolate(above, size=lateral.shape[-2:], mode="nearest") + lateral
 
@@ -33,7 +33,7 @@ class Subsample(nn.Module):
     def __init__(self, deepest: int, dim: int):
         super().__init__()
 
-    def forward(self, deepest: Images, last: Images) -> list[Images]:
+    def forward(self, deepest: Maps, last: Maps) -> list[Maps]:
         return [last[..., ::2, ::2]]
 
 
@@ -60,7 +60,7 @@ class Pyramid(nn.Module):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, images: Images) -> list[Images]:
+    def forward(self, images: Images) -> list[Maps]:
         maps = list(self.backbone.each(images))[self.first :]
         *rest, x = [lateral(m) for lateral, m in zip(self.lateral, maps, strict=True)]
         merged = [x]
@@ -87,7 +87,7 @@ class ByLevel(nn.Module):
         self.inner = inner(width)
         self.width, self.levels, self.home, self.side = self.inner.width, levels, home, side
 
-    def forward(self, maps: list[Images], images: Images, regions: Regions) -> Float[Tensor, "N C P P"]:
+    def forward(self, maps: list[Maps], images: Images, regions: Regions) -> Float[Tensor, "N _ P P"]:
         level = level_of(regions.boxes, home=self.home, side=self.side, levels=self.levels)
         pieces, places = [], []
         for k, shared in enumerate(maps[: self.levels]):
@@ -159,7 +159,7 @@ def top_down_helps_small_objects(lab):
     return lab.at_least(gains, 0.05, unit="recall")
 
 
-def lateral_only(above: Images, lateral: Images) -> Images:
+def lateral_only(above: Maps, lateral: Maps) -> Maps:
     """Nothing comes down: the pyramid of Table 1 (d)."""
     return lateral
 

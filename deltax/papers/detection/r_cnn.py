@@ -26,7 +26,7 @@ from deltax.parts.optimizers import adamw
 from deltax.parts.regions import Regions, roi_align
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
-from deltax.shapes import Images
+from deltax.shapes import Images, Maps
 from deltax.tasks.coco import CocoScenes
 from deltax.tasks.scenes import draw
 
@@ -38,7 +38,7 @@ class Pixels(nn.Module):
         super().__init__()
         self.width = channels
 
-    def forward(self, images: Images) -> list[Images]:
+    def forward(self, images: Images) -> list[Maps]:
         return [images]
 
 
@@ -50,12 +50,12 @@ class Crops(nn.Module):
         self.backbone = backbone(channels)
         self.size, self.context, self.width = size, context, self.backbone.width
 
-    def forward(self, maps: list[Images], images: Images, regions: Regions) -> Float[Tensor, "N D"]:
+    def forward(self, maps: list[Maps], images: Images, regions: Regions) -> Float[Tensor, "N D"]:
         [pixels] = maps
         return self.backbone(warp(pixels, regions, size=self.size, context=self.context)).mean((-2, -1))
 
 
-def warp(images: Images, regions: Regions, *, size: int, context: int = 0) -> Float[Tensor, "N C P P"]:
+def warp(images: Images, regions: Regions, *, size: int, context: int = 0) -> Float[Tensor, "N _ P P"]:
     """Each region as an image of size x size, whose outer `context` pixels show what lies around it (section 2.1).
 
     What lies outside the image has the image's mean.

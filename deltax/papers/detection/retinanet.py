@@ -20,7 +20,7 @@ from deltax.papers.detection.fpn import Pyramid, fpn
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou
 from deltax.parts.detector import Anchors, by_cell, detections, grids, truth
-from deltax.shapes import Images, PerExample
+from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.scenes import Scenes, draw
 
 
@@ -50,7 +50,7 @@ class TopConvolutions(nn.Module):
         self.first = nn.Conv2d(deepest, dim, 3, stride=2, padding=1)
         self.second = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
-    def forward(self, deepest: Images, last: Images) -> list[Images]:
+    def forward(self, deepest: Maps, last: Maps) -> list[Maps]:
         x = self.first(deepest)
         return [x, self.second(torch.relu(x))]
 
@@ -75,7 +75,7 @@ class DenseHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.constant_(self.classes.bias, math.log(self.prior / (1 - self.prior)))
 
-    def forward(self, maps: list[Images]) -> tuple[Float[Tensor, "B S V"], Float[Tensor, "B S 4"]]:
+    def forward(self, maps: list[Maps]) -> tuple[Float[Tensor, "B S V"], Float[Tensor, "B S 4"]]:
         logits, offsets = [], []
         for x in maps:
             says, moves = x, x
