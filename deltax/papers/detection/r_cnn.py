@@ -6,8 +6,8 @@ A deep convolutional classifier, but it is run on every region proposal, cropped
 Detection becomes classification: where to look is somebody else's business, and what is there is asked crop by crop.
 A regressor on the same features then moves the box; it reads them and does not shape them. The paper takes 2000
 proposals from selective search, a pretrained AlexNet, and a linear SVM for each class on its features. Here windows
-slide, a small ResNet, which is two years younger, learns from nothing in AlexNet's place, and classes are scored by
-the softmax of the fine-tuning itself, which costs 3.3 points of mAP in appendix B.
+slide, a small network learns from nothing, and classes are scored by the softmax of the fine-tuning itself, which costs
+3.3 points of mAP in appendix B.
 """
 
 from copy import deepcopy
@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
-from deltax.papers.vision.resnet import resnet
 from deltax.parts.boxes import centred, corners, decode, encode, iou, nms
+from deltax.parts.convolution import ConvNet
 from deltax.parts.detector import Anchors, RegionDetector, Windows, region_loss
 from deltax.parts.linear import Linear
 from deltax.parts.optimizers import adamw
@@ -79,7 +79,7 @@ class SeparateHead(nn.Module):
 
 @paper(year=2013, arxiv="1311.2524")
 def r_cnn(*, width: int = 8) -> Part:
-    backbone = part(resnet["model.backbone"], stem_width=width, widths=(width, 2 * width, 4 * width), depths=(1, 1, 1))
+    backbone = part(ConvNet, widths=(width, 2 * width, 4 * width))
     return part(
         Run,
         model=part(

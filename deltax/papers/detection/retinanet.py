@@ -130,7 +130,7 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
 
 @paper(on=fpn, year=2017, arxiv="1708.02002")
 def retinanet(*, dim: int = 32, width: int = 8) -> Part:
-    backbone = part(r_cnn["model.regions.backbone"], stem_width=width, widths=(width, 2 * width, 4 * width))
+    backbone = part(r_cnn["model.regions.backbone"], widths=(width, 2 * width, 4 * width))
     sizes = (8.0, 11.0), (12.0, 15.0), (16.0, 20.0), (24.0, 30.0)
     model = part(
         OneStage,
