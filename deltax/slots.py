@@ -68,7 +68,7 @@ SLOTS: dict[str, Slot] = {
     ),
     # Images
     "backbone": Slot(
-        "ResNet, DETR", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
+        "ResNet, DETR, ...", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
     ),
     "stem": Slot(
         "Backbone", "(B, C, Y, X) -> (B, D, Y', X')", "what comes before the units", made="stem(channels, width)"
@@ -85,6 +85,41 @@ SLOTS: dict[str, Slot] = {
         "objects of a stream",
         made="detection_head(dim, classes)",
     ),
+    "maps": Slot(
+        "RegionDetector, OneStage",
+        "images (B, C, Y, X) -> [maps (B, .width, Y', X'), ...]",
+        "what regions are cut from",
+        made="maps(channels)",
+    ),
+    "proposals": Slot(
+        "RegionDetector",
+        "maps, images -> Proposals; .loss(proposals, boxes, real) -> (B,)",
+        "where to look",
+        made="proposals(width)",
+    ),
+    "regions": Slot(
+        "RegionDetector",
+        "maps, images, Regions -> (N, ...)",
+        "features of each region, .width in all",
+        made="regions(width)",
+    ),
+    "region_head": Slot(
+        "RegionDetector",
+        "features (N, ...) -> logits (N, V + 1), offsets (N, V, 4)",
+        "what is said of a region",
+        made="region_head(width, classes)",
+    ),
+    "dense_head": Slot(
+        "OneStage",
+        "[maps] -> logits (B, S, V), offsets (B, S, 4)",
+        "what is said of every anchor",
+        made="dense_head(width, classes, anchors of a cell)",
+    ),
+    "anchors": Slot(
+        "Windows, RPN, OneStage", "[(rows, columns, stride)] -> [(S, 4)]", "boxes of a map", made="anchors()"
+    ),
+    "merge": Slot("Pyramid", "coarser, finer (B, D, Y, X) -> (B, D, Y, X)", "what comes down from the level above"),
+    "top": Slot("Pyramid", "deepest, last (B, ., Y, X) -> [maps]", "levels beyond the last", made="top(deepest, dim)"),
     # Attention
     "project": Slot(
         "Attention",
