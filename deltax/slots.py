@@ -37,7 +37,10 @@ SLOTS: dict[str, Slot] = {
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"
     ),
     "position": Slot(
-        "LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "positions on the stream", made="position(dim, context)"
+        "LanguageModel, ViT",
+        "x (B, T, D), ctx -> (B, T, D)",
+        "positions on the stream",
+        made="position(dim, context), of an image position(dim, (rows, columns))",
     ),
     "stack": Slot("LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "depth", made="stack(dim)"),
     "norm": Slot("LanguageModel, residuals", "x (..., D) -> (..., D)", "normalisation", made="norm(dim)"),
@@ -78,7 +81,26 @@ SLOTS: dict[str, Slot] = {
     ),
     "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
     "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
-    "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
+    "classifier": Slot(
+        "ResNet, ImageClassifier", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"
+    ),
+    "trunk": Slot(
+        "ImageClassifier",
+        "images (B, C, Y, X) -> (B, T, .width)",
+        "images to a normed stream",
+        made="trunk(channels, size)",
+    ),
+    "patches": Slot(
+        "ViT",
+        "images (B, C, Y, X) -> (B, T, D), row by row; .grid(size) -> (rows, columns)",
+        "images to tokens",
+        made="patches(channels, dim)",
+    ),
+    "embed": Slot("Patches", "(B, T, F) -> (B, T, D)", "the pixels of a patch to a token", made="embed(F, dim)"),
+    "class_token": Slot(
+        "ViT", "x (B, T, D) -> (B, .count + T, D)", "what stands before the patches", made="class_token(dim)"
+    ),
+    "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
     "detection_head": Slot(
         "DETR",
         "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",
