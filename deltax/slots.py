@@ -42,7 +42,7 @@ SLOTS: dict[str, Slot] = {
         "positions on the stream",
         made="position(dim, context), of an image position(dim, (rows, columns))",
     ),
-    "stack": Slot("LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "depth", made="stack(dim)"),
+    "stack": Slot("LanguageModel, ViT", "x (B, T, D), ctx -> (B, T, .width)", "depth", made="stack(dim)"),
     "norm": Slot("LanguageModel, residuals", "x (..., D) -> (..., D)", "normalisation", made="norm(dim)"),
     "head": Slot("LanguageModel", "x (B, T, D), embedding -> (B, T, V)", "stream to logits", made="head(dim, vocab)"),
     "inner": Slot("wrapping parts", "as the slot that was wrapped", "what a part was wrapped around", made="as it was"),
@@ -86,7 +86,7 @@ SLOTS: dict[str, Slot] = {
     ),
     "trunk": Slot(
         "ImageClassifier",
-        "images (B, C, Y, X) -> (B, T, .width)",
+        "images (B, C, Y, X) -> (B, .prefix + T, .width), .grid the rows and columns of T",
         "images to a normed stream",
         made="trunk(channels, size)",
     ),
@@ -99,6 +99,12 @@ SLOTS: dict[str, Slot] = {
     "embed": Slot("Patches", "(B, T, F) -> (B, T, D)", "the pixels of a patch to a token", made="embed(F, dim)"),
     "class_token": Slot(
         "ViT", "x (B, T, D) -> (B, .count + T, D)", "what stands before the patches", made="class_token(dim)"
+    ),
+    "pixel_decoder": Slot(
+        "MaskedAutoencoder",
+        "latent (B, .prefix + T, W), kept (B, T) -> (B, N, F)",
+        "seen patches to the pixels of all",
+        made="pixel_decoder(trunk, F)",
     ),
     "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
     "detection_head": Slot(

@@ -50,10 +50,14 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` blocks, one after the other; `entry` is what the stream passes before the first."""
+    """`depth` blocks, one after the other; `entry` is what the stream passes before the first.
+
+    `width` is that of the stream that leaves.
+    """
 
     def __init__(self, dim: int, *, depth: int = 4, block: Part, entry: Part = part(Nothing)):
         super().__init__()
+        self.width = dim
         self.entry = entry(dim)
         self.blocks = nn.ModuleList(block(dim) for _ in range(depth))
         self.reset_parameters()

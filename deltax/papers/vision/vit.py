@@ -22,6 +22,7 @@ from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
 from deltax.papers.language.transformer import transformer
 from deltax.papers.optimization.layer_norm import LayerNorm
+from deltax.parts.checking import assert_equal, gradients, randomise, same_gradients
 from deltax.parts.context import Context
 from deltax.parts.mlp import gelu
 from deltax.parts.nothing import Nothing
@@ -48,9 +49,11 @@ from deltax.tasks.digits import Digits
 
 
 class ViT(nn.Module):
-    """patches -> position -> class token -> stack -> norm. Images (B, C, Y, X) -> stream (B, 1 + T, D) (Eqs. 1 to 4).
+    """patches -> position -> class token -> stack -> norm. Images (B, C, Y, X) -> stream (B, 1 + T, D)
+    (Eqs. 1 to 4).
 
-    `width` is D, `grid` the rows and columns of patches, `class_token.count` how many elements stand before them.
+    `width` is the width of what leaves the stack, `grid` the rows and columns of patches, `prefix` how many elements
+    stand before them.
     """
 
     def __init__(
@@ -66,13 +69,15 @@ class ViT(nn.Module):
         norm: Part,
     ):
         super().__init__()
-        self.width, self.size = dim, pair(size)
+        self.size = pair(size)
         self.patches = patches(channels, dim)
         self.grid = self.patches.grid(size)
         self.position = position(dim, self.grid)
         self.class_token = class_token(dim)
+        self.prefix = self.class_token.count
         self.stack = stack(dim)
-        self.norm = norm(dim)
+        self.width = self.stack.width
+        self.norm = norm(self.width)
 
     def tokens(self, images: Images, ctx: Context | None = None) -> Stream:
         """Each patch with its place, (B, T, D). Raises UserError for images of another size than was built for."""
@@ -186,11 +191,7 @@ def a_patch_embedding_is_a_convolution():
     patches = Patches(3, 7, patch=3).double()
     conv = nn.Conv2d(3, 7, 3, stride=3).double()
     patches.load_state_dict({"embed.weight": conv.weight.detach().flatten(1), "embed.bias": conv.bias.detach()})
-    ours, theirs = patches(images), conv(images).flatten(2).mT
-    torch.testing.assert_close(ours, theirs)
-    weight = torch.randn_like(ours)
-    (ours * weight).sum().backward()
-    (theirs * weight).sum().backward()
+    same_gradients(patches(images), conv(images).flatten(2).mT)
     torch.testing.assert_close(patches.embed.weight.grad, conv.weight.grad.flatten(1))
     assert torch.equal(unpatchify(patchify(images, 3), 3, (2, 5)), images)
 
@@ -204,7 +205,7 @@ def without_positions_a_picture_is_a_bag_of_patches():
     shuffled = unpatchify(patchify(images, 3)[:, order], 3, (2, 3))
     bag = mean_pooled(_tiny).fill("position", Nothing)
     for recipe, same in ((bag, True), (mean_pooled(_tiny), False)):
-        model = random(recipe().build({"channels": 2, "size": (6, 9), "classes": 5}))
+        model = randomise(recipe().build({"channels": 2, "size": (6, 9), "classes": 5}))
         assert torch.allclose(model(shuffled), model(images)) == same
         assert torch.allclose(model.trunk(shuffled), model.trunk(images)[:, order]) == same
 
@@ -217,38 +218,25 @@ def equals_transformers():
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
     config = ViTConfig(**shape, image_size=9, patch_size=3, num_channels=2, layer_norm_eps=1e-6)
-    theirs = random(ViTModel(config, add_pooling_layer=False).double())
+    theirs = randomise(ViTModel(config, add_pooling_layer=False).double())
     ours = _tiny["model.trunk"](2, 9).double()
     ours.load_state_dict(from_hf(theirs.state_dict()))
     back = from_hf(to_hf(ours.state_dict(), channels=2))
     assert all(torch.equal(back[k], v) for k, v in ours.state_dict().items())
 
     images = torch.randn(2, 2, 9, 9, dtype=torch.float64)
-    a, b = ours(images), theirs(images).last_hidden_state
-    torch.testing.assert_close(a, b)
-    weight = torch.randn_like(a)
-    (a * weight).sum().backward()
-    (b * weight).sum().backward()
-    gradients = to_hf({k: p.grad for k, p in ours.named_parameters()}, channels=2)
-    for name, parameter in theirs.named_parameters():
-        if name == "embeddings.position_embeddings":
-            gradients[name][:, 0] = gradients["embeddings.cls_token"][:, 0]
-        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+    same_gradients(ours(images), theirs(images).last_hidden_state)
+    peer = gradients(theirs)
+    places = peer["embeddings.position_embeddings"]
+    torch.testing.assert_close(places[:, :1], peer["embeddings.cls_token"])
+    places[:, 0] = 0
+    assert_equal(to_hf(gradients(ours), channels=2), peer)
 
     larger = _tiny["model.trunk"](2, (6, 15)).double()
     table = resized(ours.position.table.detach(), (3, 3), (2, 5))
     larger.load_state_dict({**ours.state_dict(), "position.table": table})
     images = torch.randn(2, 2, 6, 15, dtype=torch.float64)
     torch.testing.assert_close(larger(images), theirs(images, interpolate_pos_encoding=True).last_hidden_state)
-
-
-def random(model: nn.Module) -> nn.Module:
-    """The model in float64 with every parameter random and far from its start; for claims."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.double().parameters():
-            parameter.normal_(std=0.4)
-    return model
 
 
 _tiny = paper_of(vit)(dim=12, depth=2, heads=3, patch=3)

@@ -1,0 +1,35 @@
+"""What claims share when they compare two models."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, *, std: float = 0.4, seed: int = 0) -> nn.Module:
+    """The model in float64, every parameter drawn from N(0, std): nothing is left at a start that hides a mistake."""
+    torch.manual_seed(seed)
+    for parameter in model.double().parameters():
+        parameter.normal_(std=std)
+    return model
+
+
+def same_gradients(ours: Tensor, theirs: Tensor) -> None:
+    """Check two outputs, and run backward from both under one random weight: the gradients are then to be compared."""
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn_like(ours)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Each parameter's gradient by name, those without one left out."""
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """The same names, and close values under each."""
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, msg=lambda text, name=name: f"{name}: {text}")
