@@ -51,6 +51,9 @@ SLOTS: dict[str, Slot] = {
     "entry": Slot(
         "Stack", "x (B, T, D) -> (B, T, D)", "what the stream passes before the first block", made="entry(dim)"
     ),
+    "merge": Slot(
+        "Stages", "x (B, T, D), ctx with a grid -> (B, T', 2 D), ctx of theirs", "between stages", made="merge(dim)"
+    ),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),

@@ -76,3 +76,32 @@ class Stack(nn.Module):
         for after in self.each(x, ctx):
             x = after
         return x
+
+
+class Alternating(Stack):
+    """A `Stack` whose blocks take turns: `depth` blocks, of each kind in `blocks` one after the other."""
+
+    def __init__(self, dim: int, *, depth: int = 4, blocks: tuple[Part, ...], entry: Part = part(Nothing)):
+        turns = iter(range(depth))
+        super().__init__(dim, depth=depth, block=lambda dim: blocks[next(turns) % len(blocks)](dim), entry=entry)
+
+
+class Stages(nn.Module):
+    """One stack after the other, twice as wide each time; between them `merge` halves rows and columns.
+
+    Stream (B, T, D) with ctx.grid -> (B, T', .width). entry is what the stream passes first.
+    """
+
+    def __init__(self, dim: int, *, stages: tuple[Part, ...], merge: Part, entry: Part = part(Nothing)):
+        super().__init__()
+        self.width = dim * 2 ** (len(stages) - 1)
+        self.entry = entry(dim)
+        self.stages = nn.ModuleList(stage(dim * 2**i) for i, stage in enumerate(stages))
+        self.merges = nn.ModuleList(merge(dim * 2**i) for i in range(len(stages) - 1))
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        x = self.stages[0](self.entry(x), ctx)
+        for merge, stage in zip(self.merges, self.stages[1:], strict=True):
+            x, ctx = merge(x, ctx)
+            x = stage(x, ctx)
+        return x
