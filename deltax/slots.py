@@ -51,9 +51,11 @@ SLOTS: dict[str, Slot] = {
     "entry": Slot(
         "Stack", "x (B, T, D) -> (B, T, D)", "what the stream passes before the first block", made="entry(dim)"
     ),
-    "merge": Slot(
-        "Stages", "x (B, T, D), ctx with a grid -> (B, T', 2 D), ctx of theirs", "between stages", made="merge(dim)"
+    "stages": Slot("Stages", "as a stack", "a tuple: one stack after the other", made="stage(dim 2^i)"),
+    "merges": Slot(
+        "Stages", "x (B, T, D), ctx -> (B, T', 2 D), ctx of theirs", "a tuple: between stages", made="merge(dim 2^i)"
     ),
+    "skip": Slot("PooledBlock", "(..., D) -> (..., D')", "the stream to its new width", made="skip(D, D')"),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),

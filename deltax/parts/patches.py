@@ -42,7 +42,10 @@ class Patches(nn.Module):
     """A linear map of each patch. Images (B, C, Y, X) -> stream (B, T, D).
 
     It is a convolution of stride `patch`, whose weight (D, C, patch, patch) is `embed.weight` (D, C patch patch).
+    `raster` says that patches go row by row.
     """
+
+    raster = True
 
     def __init__(self, channels: int, dim: int, *, patch: int = 2, embed: Part = part(Linear)):
         super().__init__()

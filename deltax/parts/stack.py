@@ -87,21 +87,28 @@ class Alternating(Stack):
 
 
 class Stages(nn.Module):
-    """One stack after the other, twice as wide each time; between them `merge` halves rows and columns.
+    """One stack after the other, twice as wide each time; between them a `merge` makes the stream shorter and wider.
 
-    Stream (B, T, D) with ctx.grid -> (B, T', .width). entry is what the stream passes first.
+    Stream (B, T, D) -> (B, T', .width). entry is what the stream passes first.
     """
 
-    def __init__(self, dim: int, *, stages: tuple[Part, ...], merge: Part, entry: Part = part(Nothing)):
+    def __init__(self, dim: int, *, stages: tuple[Part, ...], merges: tuple[Part, ...], entry: Part = part(Nothing)):
         super().__init__()
-        self.width = dim * 2 ** (len(stages) - 1)
+        self.width = dim * 2 ** len(merges)
         self.entry = entry(dim)
         self.stages = nn.ModuleList(stage(dim * 2**i) for i, stage in enumerate(stages))
-        self.merges = nn.ModuleList(merge(dim * 2**i) for i in range(len(stages) - 1))
+        self.merges = nn.ModuleList(merge(dim * 2**i) for i, merge in enumerate(merges))
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
+    def each(self, x: Stream, ctx: Context) -> Iterator[Stream]:
+        """The stream after every stage."""
         x = self.stages[0](self.entry(x), ctx)
+        yield x
         for merge, stage in zip(self.merges, self.stages[1:], strict=True):
             x, ctx = merge(x, ctx)
             x = stage(x, ctx)
+            yield x
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        for after in self.each(x, ctx):
+            x = after
         return x

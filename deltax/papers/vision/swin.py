@@ -145,7 +145,8 @@ def swin(recipe: Part, *, window: int = 2, depths: tuple[int, ...] = (2, 2)) -> 
         local = block.set(Attention, heads=heads, score=part(RelativeBias, window=window))
         blocks = tuple(local.wrap("mixer", Windows, window=window, shift=shift) for shift in (0, window // 2))
         stages.append(part(Alternating, depth=depth, blocks=blocks))
-    stack = part(Stages, stages=tuple(stages), merge=PatchMerging, entry=LayerNorm)
+    merges = (part(PatchMerging),) * (len(depths) - 1)
+    stack = part(Stages, stages=tuple(stages), merges=merges, entry=LayerNorm)
     recipe = mean_pooled(recipe).fill("position", Nothing)
     return recipe.set(ViT, dim=trunk["dim"] >> (len(depths) - 1), stack=stack)
 

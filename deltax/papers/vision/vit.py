@@ -93,12 +93,13 @@ class ViT(nn.Module):
         return self.norm(self.stack(self.class_token(tokens), ctx or Context()))
 
     def forward(self, images: Images) -> Stream:
-        return self.read(self.tokens(images), Context(grid=self.grid))
+        return self.read(self.tokens(images), Context(grid=self.grid if self.patches.raster else None))
 
 
 def mean_pooled(recipe: Part) -> Part:
     """No class token: the classifier reads the mean over patches, which does as well (appendix D.3)."""
-    return recipe.fill("class_token", NoClassToken).fill("pool", Mean)
+    recipe = recipe.fill("class_token", NoClassToken) if "class_token" in recipe.slots() else recipe
+    return recipe.fill("pool", Mean) if "pool" in recipe.slots() else recipe
 
 
 def resized(table: Tensor, before: Grid, after: Grid) -> Tensor:
