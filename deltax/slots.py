@@ -111,6 +111,7 @@ SLOTS: dict[str, Slot] = {
         "seen patches to the pixels of all",
         made="pixel_decoder(trunk, F)",
     ),
+    "target": Slot("fill_in", "patches (B, T, F) -> (B, T, F)", "what masked patches are to be"),
     "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
     "detection_head": Slot(
         "DETR",

@@ -1,9 +1,12 @@
-"""What claims share when they compare two models."""
+"""What claims share: two models compared, a ratio of times judged."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from deltax.claim import Outcome
 
 
 @torch.no_grad()
@@ -33,3 +36,12 @@ def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> No
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def faster(ratio: Any, least: float) -> Outcome:
+    """What a `lab.ratio` of times says of the claim that it is at least `least`; below 1 it is the opposite."""
+    if ratio.low > least:
+        return "supported at this scale"
+    if ratio.high < 1:
+        return "opposite at this scale"
+    return "not seen at this scale" if ratio.high < least else "inconclusive"

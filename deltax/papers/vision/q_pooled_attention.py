@@ -18,7 +18,7 @@ from deltax import Part, UserError, claim, paper, part
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention, Projections
 from deltax.papers.vision.vit import ViT, mean_pooled, vit
-from deltax.parts.checking import randomise, same_gradients
+from deltax.parts.checking import faster, randomise, same_gradients
 from deltax.parts.context import Context
 from deltax.parts.linear import Glorot, Linear, Out
 from deltax.parts.patches import Grid, Patches
@@ -227,3 +227,16 @@ def a_stream_gets_shorter_and_wider():
     trunk = recipe["model.trunk"](2, (8, 12))
     x = trunk.tokens(torch.randn(1, 2, 8, 12))
     assert [tuple(y.shape) for y in trunk.stack.each(x, Context())] == [(1, 96, 6), (1, 24, 12), (1, 6, 24)]
+
+
+@claim.measured(paper="outperforms vision transformers that are 5 to 10 times more costly in computation (abstract)")
+def pooled_queries_cost_less(lab):
+    """Attention over 1024 elements, forward and backward, takes at least twice as long as with queries pooled by
+    four."""
+    x, ctx = torch.randn(2, 1024, 64), Context()
+    modules = [
+        Attention(64, heads=4, project=part(QPooled, stride=4)),
+        Attention(64, heads=4),
+    ]
+    found = lab.ratio(*(lambda module=module: module(x, ctx).sum().backward() for module in modules))
+    return lab.verdict(faster(found, 2.0), estimate=found.value, interval=found, unit="times the time")
