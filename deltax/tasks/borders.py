@@ -19,8 +19,8 @@ class Borders:
     """Images of zeros, `size` pixels wide, with a mark of 1 or -1 on each side of the middle, in a row drawn at random.
 
     The label is 1 where the two are alike. Either mark alone says nothing of it, so of all sums of what is seen on the
-    left and what is seen on the right the guess of one half is best, a loss of ln 2; by luck its sign may still be right
-    three times in four. The interface is that of `deltax.tasks.text.Text`.
+    left and what is seen on the right the guess of one half is best, a loss of ln 2; its sign may still be right three
+    times in four, by luck. The interface is that of `deltax.tasks.text.Text`.
     """
 
     unit = "nats"

@@ -329,7 +329,8 @@ def reconstructions(model: MaskedAutoencoder, task: Any, *, count: int = 10) -> 
     masked = said.masked[..., None]
     filled = said.pixels * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
     rows = (truth.masked_fill(masked, float("nan")), torch.where(masked, filled, truth), truth)
-    pictures = [torch.cat(list(unpatchify(row, model.patch, model.trunk.grid)[:, 0]), 1) for row in rows]
+    together = lambda images: torch.cat(list(images[:, 0]), 1).numpy()
+    pictures = [together(unpatchify(row, model.patch, model.trunk.grid)) for row in rows]
     figure = Figure(figsize=(0.6 * count, 2))
     axes = figure.subplots(3, 1)
     for ax, picture, word in zip(axes, pictures, ("seen", "filled in", "true"), strict=True):
