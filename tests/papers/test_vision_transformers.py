@@ -10,7 +10,7 @@ import torch
 from deltax import UserError, part
 from deltax.expression import recipe as read
 from deltax.paper import paper_of
-from deltax.papers.language.softmax_attention import Attention
+from deltax.papers.language.softmax_attention import Attention, attend
 from deltax.papers.language.transformer import sinusoids
 from deltax.papers.vision import vit as vit_module
 from deltax.papers.vision.hiera import InUnits, OverlappingPatches, hiera
@@ -152,6 +152,20 @@ def test_weights_of_a_classifier_are_taken_without_its_head():
     paper_of(vit)(dim=12, depth=2, heads=3)["model.trunk"](1, 4).load_state_dict(state)
     peer = ViTModel(ViTConfig(**shape, image_size=4, num_channels=1), add_pooling_layer=False)
     peer.load_state_dict(vit_module.to_hf(state, channels=1))
+
+
+def test_what_the_class_token_looks_at():
+    model = randomise(paper_of(vit)(dim=12, depth=2, heads=3)["model"](1, 4, 5))
+    images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    given = []
+    attention = model.trunk.stack.blocks[1].mixer
+    attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    maps = vit_module.attention_maps(model.trunk, images)
+    q, k, _ = attention.project.split(given[0])
+    scores = torch.einsum("bhk,bshk->bhs", q[:, 0], k) / 2
+    torch.testing.assert_close(maps.flatten(2), scores.softmax(-1)[..., 1:])
+    assert attention.kernel == part(attend)
+    assert len(vit_module.attention_figure(model.float(), images.float()).axes) == 6
 
 
 def test_registers_leave_positions_alone():
