@@ -37,9 +37,12 @@ SLOTS: dict[str, Slot] = {
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"
     ),
     "position": Slot(
-        "LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "positions on the stream", made="position(dim, context)"
+        "LanguageModel, ViT",
+        "x (B, T, D), ctx -> (B, T, D)",
+        "positions on the stream",
+        made="position(dim, context), of an image position(dim, (rows, columns))",
     ),
-    "stack": Slot("LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "depth", made="stack(dim)"),
+    "stack": Slot("LanguageModel, ViT", "x (B, T, D), ctx -> (B, T, .width)", "depth", made="stack(dim)"),
     "norm": Slot("LanguageModel, residuals", "x (..., D) -> (..., D)", "normalisation", made="norm(dim)"),
     "head": Slot("LanguageModel", "x (B, T, D), embedding -> (B, T, V)", "stream to logits", made="head(dim, vocab)"),
     "inner": Slot("wrapping parts", "as the slot that was wrapped", "what a part was wrapped around", made="as it was"),
@@ -48,6 +51,11 @@ SLOTS: dict[str, Slot] = {
     "entry": Slot(
         "Stack", "x (B, T, D) -> (B, T, D)", "what the stream passes before the first block", made="entry(dim)"
     ),
+    "stages": Slot("Stages", "as a stack", "a tuple: one stack after the other", made="stage(dim 2^i)"),
+    "merges": Slot(
+        "Stages", "x (B, T, D), ctx -> (B, T', 2 D), ctx of theirs", "a tuple: between stages", made="merge(dim 2^i)"
+    ),
+    "skip": Slot("PooledBlock", "(..., D) -> (..., D')", "the stream to its new width", made="skip(D, D')"),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),
@@ -78,7 +86,33 @@ SLOTS: dict[str, Slot] = {
     ),
     "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
     "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
-    "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
+    "classifier": Slot(
+        "ResNet, ImageClassifier", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"
+    ),
+    "trunk": Slot(
+        "ImageClassifier",
+        "images (B, C, Y, X) -> (B, .prefix + T, .width), .grid the rows and columns of T",
+        "images to a normed stream",
+        made="trunk(channels, size)",
+    ),
+    "patches": Slot(
+        "ViT",
+        "images (B, C, Y, X) -> (B, T, D), row by row; .grid(size) -> (rows, columns)",
+        "images to tokens",
+        made="patches(channels, dim)",
+    ),
+    "embed": Slot("Patches", "(B, T, F) -> (B, T, D)", "the pixels of a patch to a token", made="embed(F, dim)"),
+    "class_token": Slot(
+        "ViT", "x (B, T, D) -> (B, .count + T, D)", "what stands before the patches", made="class_token(dim)"
+    ),
+    "pixel_decoder": Slot(
+        "MaskedAutoencoder",
+        "latent (B, .prefix + T, W), kept (B, T) -> (B, N, F)",
+        "seen patches to the pixels of all",
+        made="pixel_decoder(trunk, F)",
+    ),
+    "target": Slot("fill_in", "patches (B, T, F) -> (B, T, F)", "what masked patches are to be"),
+    "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
     "detection_head": Slot(
         "DETR",
         "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",

@@ -50,10 +50,14 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` blocks, one after the other; `entry` is what the stream passes before the first."""
+    """`depth` blocks, one after the other; `entry` is what the stream passes before the first.
+
+    `width` is that of the stream that leaves.
+    """
 
     def __init__(self, dim: int, *, depth: int = 4, block: Part, entry: Part = part(Nothing)):
         super().__init__()
+        self.width = dim
         self.entry = entry(dim)
         self.blocks = nn.ModuleList(block(dim) for _ in range(depth))
         self.reset_parameters()
@@ -66,6 +70,42 @@ class Stack(nn.Module):
         x = self.entry(x)
         for block in self.blocks:
             x = block(x, ctx)
+            yield x
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        for after in self.each(x, ctx):
+            x = after
+        return x
+
+
+class Alternating(Stack):
+    """A `Stack` whose blocks take turns: `depth` blocks, of each kind in `blocks` one after the other."""
+
+    def __init__(self, dim: int, *, depth: int = 4, blocks: tuple[Part, ...], entry: Part = part(Nothing)):
+        turns = iter(range(depth))
+        super().__init__(dim, depth=depth, block=lambda dim: blocks[next(turns) % len(blocks)](dim), entry=entry)
+
+
+class Stages(nn.Module):
+    """One stack after the other, twice as wide each time; between them a `merge` makes the stream shorter and wider.
+
+    Stream (B, T, D) -> (B, T', .width). entry is what the stream passes first.
+    """
+
+    def __init__(self, dim: int, *, stages: tuple[Part, ...], merges: tuple[Part, ...], entry: Part = part(Nothing)):
+        super().__init__()
+        self.width = dim * 2 ** len(merges)
+        self.entry = entry(dim)
+        self.stages = nn.ModuleList(stage(dim * 2**i) for i, stage in enumerate(stages))
+        self.merges = nn.ModuleList(merge(dim * 2**i) for i, merge in enumerate(merges))
+
+    def each(self, x: Stream, ctx: Context) -> Iterator[Stream]:
+        """The stream after every stage."""
+        x = self.stages[0](self.entry(x), ctx)
+        yield x
+        for merge, stage in zip(self.merges, self.stages[1:], strict=True):
+            x, ctx = merge(x, ctx)
+            x = stage(x, ctx)
             yield x
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
