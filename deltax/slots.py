@@ -48,6 +48,8 @@ SLOTS: dict[str, Slot] = {
     "entry": Slot(
         "Stack", "x (B, T, D) -> (B, T, D)", "what the stream passes before the first block", made="entry(dim)"
     ),
+    "passage": Slot("Stack", "blocks, x (B, T, D), ctx -> (B, T, D)", "how the stream passes the blocks"),
+    "branches": Slot("Block", "block, x (B, T, D), ctx -> (B, T, D)", "how a block goes through its two branches"),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),

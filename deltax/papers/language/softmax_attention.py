@@ -94,6 +94,10 @@ class Attention(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        return self.project.join(self.kernel(*self.split(x, ctx)))
+
+    def split(self, x: Stream, ctx: Context) -> tuple[Queries, Keys, Values, Rules]:
+        """What the kernel is given."""
         standing = placed(x, ctx.place)
         q, k, v = self.project.split(standing, standing, x)
         here = ctx.where(x)
@@ -101,10 +105,8 @@ class Attention(nn.Module):
         k = self.position(self.key_norm(k), here)
         if ctx.state is not None:
             k, v, seen = ctx.state.append(self, (k, v, here), axes=(1, 1, -1))
-            rules = Rules(self.score, self.mask, here, seen)
-        else:
-            rules = Rules(self.score, self.mask, ctx.positions, ctx.positions, ctx.segments, ctx.segments)
-        return self.project.join(self.kernel(q, k, v, rules))
+            return q, k, v, Rules(self.score, self.mask, here, seen)
+        return q, k, v, Rules(self.score, self.mask, ctx.positions, ctx.positions, ctx.segments, ctx.segments)
 
 
 class CrossAttention(nn.Module):
