@@ -35,13 +35,14 @@ def checkpoint(function: Callable[..., Any], *args: Tensor, buffers: Iterable[Te
     """
     if not torch.is_grad_enabled():
         return function(*args)
-    # the empty leaf makes the output need a gradient even where only the parameters do
-    return _Checkpoint.apply(function, tuple(buffers), torch.empty(0, requires_grad=True), *args)
+    needed = any(t.requires_grad for t in args)
+    leaf = None if needed else torch.empty(0, requires_grad=True)  # the output needs a gradient: parameters may
+    return _Checkpoint.apply(function, tuple(buffers), leaf, *args)
 
 
 class _Checkpoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], buffers: tuple[Tensor, ...], _: Tensor, *args: Tensor) -> Any:
+    def forward(ctx: Any, function: Callable[..., Any], buffers: tuple[Tensor, ...], _: Tensor | None, *args: Tensor) -> Any:
         ctx.function, ctx.buffers = function, buffers
         ctx.surroundings = partial(_as_before, _random_state(args), _autocast(args))
         ctx.save_for_backward(*args)
