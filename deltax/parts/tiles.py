@@ -21,9 +21,7 @@ def tiles(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def tile_scores(
-    q: Queries, k: Keys, rules: Rules, rows: slice = slice(None), columns: slice = slice(None)
-) -> Scores:
+def tile_scores(q: Queries, k: Keys, rules: Rules, rows: slice = slice(None), columns: slice = slice(None)) -> Scores:
     """rules(q k' / sqrt(K)) of one tile, in float32 at least. -> (B, H, T, S)."""
     scores = torch.einsum("bthk,bshk->bhts", q, spread(k, q.shape[2])) / math.sqrt(q.shape[-1])
     return rules(scores.to(wide(scores)), rows, columns)

@@ -42,7 +42,9 @@ def checkpoint(function: Callable[..., Any], *args: Tensor, buffers: Iterable[Te
 
 class _Checkpoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], buffers: tuple[Tensor, ...], _: Tensor | None, *args: Tensor) -> Any:
+    def forward(
+        ctx: Any, function: Callable[..., Any], buffers: tuple[Tensor, ...], _: Tensor | None, *args: Tensor
+    ) -> Any:
         ctx.function, ctx.buffers = function, buffers
         ctx.surroundings = partial(_as_before, _random_state(args), _autocast(args))
         ctx.save_for_backward(*args)
@@ -79,12 +81,17 @@ def in_segments(blocks: Sequence[nn.Module], x: Stream, ctx: Context, *, count: 
     """Through all blocks, keeping the stream at the beginning of each of `count` segments, about sqrt(n) by default."""
     if ctx.state is not None:
         return straight(blocks, x, ctx)
-    beside = {f.name: getattr(ctx, f.name) for f in fields(ctx) if isinstance(getattr(ctx, f.name), Tensor)}
+    beside = tensors(ctx)
     for run in segments(len(blocks), count):
         through = partial(_through, list(blocks)[run], ctx, tuple(beside))
         buffers = [b for block in list(blocks)[run] for b in block.buffers()]
         x = checkpoint(through, x, *beside.values(), buffers=buffers)
     return x
+
+
+def tensors(ctx: Context) -> dict[str, Tensor]:
+    """What of the context may need a gradient, and so must be an argument of what is checkpointed."""
+    return {f.name: getattr(ctx, f.name) for f in fields(ctx) if isinstance(getattr(ctx, f.name), Tensor)}
 
 
 def _through(blocks: Sequence[nn.Module], ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> Stream:
