@@ -13,7 +13,7 @@ Kernel = Callable[..., Heads]
 
 
 def every_rule(time: int, heads: int = 6) -> dict[str, Rules]:
-    """What a kernel may be asked for, by name, for 2 examples of `time` positions: masks, penalties, padding, scores."""
+    """What a kernel may be asked for, by name, over 2 examples of `time` positions."""
     torch.manual_seed(0)
     padded = (torch.arange(time) >= torch.tensor([[time - time // 5], [time]])).long()
     shuffled = torch.stack([torch.randperm(time), torch.randperm(time)])

@@ -79,7 +79,7 @@ class Rules:
 
     @property
     def learned(self) -> dict[str, nn.Parameter]:
-        """The parameters of a score that is a module, by name: a kernel with a backward pass of its own owes them one."""
+        """Parameters of a score that is a module, by name: a kernel with its own backward pass owes them a gradient."""
         named = self.score.named_parameters() if isinstance(self.score, nn.Module) else ()
         return {name: p for name, p in named if p.requires_grad}
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from deltax.shapes import Stream
 
 
 def checkpoint(function: Callable[..., Any], *args: Tensor, buffers: Iterable[Tensor] = ()) -> Any:
-    """function(*args), of which only `args` are kept for the backward pass; there it runs again (section 4, Algorithm 1).
+    """function(*args), keeping only `args` for the backward pass, where it runs again (section 4).
 
     `function` gives a tensor or a tuple of them. Its second run draws the same random numbers and is under the same
     autocast as the first, and `buffers`, which it may write to, are left as the first run left them. Gradients reach
@@ -74,7 +75,7 @@ def segments(count: int, of: int | None = None) -> list[slice]:
     if count and not 1 <= of <= count:
         raise UserError(f"{count} blocks are cut into 1 to {count} segments, not {of}")
     ends = [count * i // of for i in range(of + 1)] if count else [0]
-    return [slice(a, b) for a, b in zip(ends, ends[1:])]
+    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def in_segments(blocks: Sequence[nn.Module], x: Stream, ctx: Context, *, count: int | None = None) -> Stream:
@@ -207,7 +208,7 @@ def the_same_to_the_bit():
 
 @claim
 def memory_grows_like_the_root_of_depth():
-    """The most tensors kept at once for 16, 64 and 256 layers double each time; in plain backpropagation, times four."""
+    """For 16, 64 and 256 layers the most tensors kept at once double each time; plainly, they grow four times."""
     once, plain = ([_most_kept(n, run) for n in (16, 64, 256)] for run in (in_segments, straight))
     assert once[1] <= 2 * once[0] and once[2] <= 2 * once[1]
     assert plain[1] >= 3.9 * plain[0] and plain[2] >= 3.9 * plain[1]
@@ -220,11 +221,11 @@ def one_more_forward_pass():
     runs = []
     for passage in (part(straight), part(in_segments), part(in_segments, count=3)):
         [(stack, x, ctx)] = _twins(7, (passage,))
-        times = [0]
+        times: list[nn.Module] = []
         for block in stack.blocks:
-            block.register_forward_hook(lambda *_: times.__setitem__(0, times[0] + 1))
+            block.register_forward_hook(lambda block, *_, times=times: times.append(block))
         _step(stack, x, ctx)
-        runs.append(times[0])
+        runs.append(len(times))
     assert runs == [7, 14, 14]
 
 
@@ -237,15 +238,18 @@ def equals_torch():
         (ours, x, ctx), (theirs, y, beside) = _twins(4, (part(in_segments, count=2), part(straight)))
         for block in (*ours.blocks, *theirs.blocks):
             block.norm = nn.Identity()
-        theirs.passage = lambda blocks, x, ctx: [
-            x := peer(partial(_through, blocks[run], ctx, ("memory",)), x, ctx.memory, use_reentrant=reentrant)
-            for run in (slice(0, 2), slice(2, 4))
-        ][-1]
+        theirs.passage = partial(_in_two, partial(peer, use_reentrant=reentrant))
         _same(_step(ours, x, ctx), _step(theirs, y, beside))
 
 
+def _in_two(peer: Callable[..., Tensor], blocks: Sequence[nn.Module], x: Stream, ctx: Context) -> Stream:
+    for run in (slice(0, 2), slice(2, 4)):
+        x = peer(partial(_through, blocks[run], ctx, ("memory",)), x, ctx.memory)
+    return x
+
+
 def _most_kept(depth: int, run: Callable[..., Tensor]) -> int:
-    """The most tensors held for the backward pass at one time, in a forward and backward pass through `depth` layers."""
+    """The most tensors held at one time for the backward pass, over a step through `depth` layers."""
     import weakref
 
     class Held:

@@ -35,7 +35,7 @@ from deltax.shapes import Heads, Keys, Queries, Scores, Values
 
 
 def take_in(held: Tile, new: Tile) -> Tile:
-    """A divided output scaled to what was seen before and with `new` (B, T, H, K), divided again (Algorithm 1, line 12)."""
+    """What was held, its output divided, and what is new: scaled, added, divided again (Algorithm 1, line 12)."""
     seen = online_softmax.merge(held.seen, new.seen)
     total = seen.sum.masked_fill(seen.sum == 0, 1.0)
     share = lambda tile, sum_: over_heads(relative(tile.seen.max, seen.max) * sum_ / total)
@@ -176,7 +176,7 @@ def flash(recipe: Part, *, tile: int = 64) -> Part:
 
 @claim
 def it_is_attention():
-    """Whatever the tile and the rules of who sees whom, output and gradients are attention's, at any length (Theorem 1)."""
+    """Whatever the tile and whoever sees whom, output and gradients are attention's, at any length (Theorem 1)."""
     is_attention(lambda tile: part(flash_attention, tile=tile), attend)
 
 
@@ -245,23 +245,20 @@ def it_learns_the_same(lab):
 
 @claim.measured(paper="up to 20 times less memory than exact attention, linear in length (section 4.3, Figure 3)")
 def memory_grows_with_length(lab):
-    """From 512 to 4096 positions, the exponent by which peak memory grows is at least 0.5 lower than attention's."""
+    """The exponent by which peak memory grows, to 32,768 positions, is at least 0.5 lower than attention's to 8192."""
     import numpy as np
     from matplotlib.figure import Figure
 
-    times = (512, 1024, 2048, 4096)
+    times = {"attend": (1024, 2048, 4096, 8192), "flash_attention": (2048, 4096, 8192, 32_768)}
     peak = lambda name, time: lab.peak_memory(_forward_and_backward, name, time, warm=(name, 64))
-    peaks = {
-        name: np.array([[peak(name, time) for time in times] for _ in range(2)])
-        for name in ("attend", "flash_attention")
-    }
-    exponent = lambda run: float(np.polyfit(np.log(times), np.log(run), 1)[0])
-    exponents = {name: [exponent(run) for run in runs] for name, runs in peaks.items()}
+    peaks = {name: np.array([[peak(name, time) for time in at] for _ in range(2)]) for name, at in times.items()}
+    exponent = lambda name, run: float(np.polyfit(np.log(times[name]), np.log(run), 1)[0])
+    exponents = {name: [exponent(name, run) for run in runs] for name, runs in peaks.items()}
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, runs in peaks.items():
-        axes.loglog(times, runs.mean(0) / 2**20, marker="o", label=name.replace("_", " "))
-    axes.set(xlabel="positions", ylabel="peak memory, MiB", xticks=times, xticklabels=times)
+        axes.loglog(times[name], runs.mean(0) / 2**20, marker="o", label=name.replace("_", " "))
+    axes.set(xlabel="positions", ylabel="peak memory, MiB")
     axes.legend(frameon=False)
     gaps = [a - b for a, b in zip(*exponents.values(), strict=True)]
     numbers = {
@@ -269,14 +266,14 @@ def memory_grows_with_length(lab):
         "positions": times,
         "bytes": {name: runs.tolist() for name, runs in peaks.items()},
     }
-    caption = "Memory of one forward and backward pass (1 example, 2 heads of 64, causal), above the process's own"
+    caption = "Memory of one forward and backward pass (1 example, 1 head of 64, causal), above the process's own"
     drawn = {caption: lab.figure(figure)}
     return lab.at_least(gaps, 0.5, unit="in the exponent", numbers=numbers, figures=drawn)
 
 
 def _forward_and_backward(kernel: str, time: int) -> None:
-    q, k, v = (torch.randn(1, time, 2, 64, requires_grad=True) for _ in range(3))
-    kernels = {"attend": attend, "flash_attention": part(flash_attention, tile=128)}
+    q, k, v = (torch.randn(1, time, 1, 64, requires_grad=True) for _ in range(3))
+    kernels = {"attend": attend, "flash_attention": part(flash_attention, tile=512)}
     kernels[kernel](q, k, v, Rules(mask=part(causal))).sum().backward()
 
 

@@ -104,7 +104,7 @@ def memory_efficient(recipe: Part, *, queries: int = 16, keys: int = 64) -> Part
 
 @claim
 def it_is_attention():
-    """Whatever the chunks and the rules of who sees whom, output and gradients are those of attention, at any length."""
+    """Whatever the chunks and whoever sees whom, output and gradients are those of attention, at any length."""
     is_attention(lambda size: part(memory_efficient_attention, queries=size, keys=4 * size), attend, (2, 7))
 
 
