@@ -9,7 +9,7 @@ through all of the block at once, and of all that only the tile's end is kept. I
 months later in FlashAttention-2, whose kernel is filled in here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,10 +29,12 @@ from deltax.papers.systems.memory_efficient_attention import memory_efficient
 from deltax.parts.agreement import Capped, slope
 from deltax.parts.context import Context
 from deltax.parts.mlp import MLP
-from deltax.parts.scores import Rules, causal, window
+from deltax.parts.scores import causal, window
 from deltax.parts.stack import Block, PostNorm, PreNorm, in_turn
 from deltax.parts.tiles import tiles
-from deltax.shapes import Keys, Queries, Stream, Values
+from deltax.shapes import Heads, Keys, Queries, Stream, Values
+
+Held = tuple[Tensor, ...]
 
 
 def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
@@ -44,39 +46,51 @@ def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> St
     """
     if ctx.state is not None:
         return in_turn(block, x, ctx)
+    q, k, v = heads(block, x, ctx)
+    rules = block.mixer.rules(ctx)
+
+    def attended(rows: slice) -> tuple[Callable[..., Heads], Held]:
+        return partial(block.mixer.kernel, rules=rules.of_queries(rows, x.device)), (q[:, rows], k, v)
+
+    return each_tile(block, x, ctx, tile, attended)
+
+
+def heads(block: Block, x: Stream, ctx: Context) -> tuple[Queries, Keys, Values]:
+    """Queries, keys and values of the whole stream, checkpointed. Raises UserError for a mixer that has none."""
     if not isinstance(block.mixer, Attention):
         raise UserError(f"bpt takes attention apart in tiles; a {type(block.mixer).__name__} has no keys to go over")
-    beside, rules = tensors(ctx), block.mixer.rules(ctx)
-    q, k, v = checkpoint(partial(_heads, block, ctx, tuple(beside)), x, *beside.values())
+    beside = tensors(ctx)
+    return checkpoint(partial(_heads, block, ctx, tuple(beside)), x, *beside.values())
+
+
+def each_tile(
+    block: Block, x: Stream, ctx: Context, tile: int, attended: Callable[[slice], tuple[Callable[..., Heads], Held]]
+) -> Stream:
+    """The rest of the block after attention, one tile of the stream after another, each checkpointed as a whole.
+
+    attended(rows) -> how the heads of these rows come from some tensors, and those tensors.
+    """
     through = []
     for rows in tiles(x.shape[1], tile):
-        here, own = rules.of_queries(rows, x.device), tensors(_rows(ctx, rows))
-        run = partial(_through, block, here, ctx, tuple(own))
-        through.append(checkpoint(run, x[:, rows], q[:, rows], k, v, *own.values()))
+        attend, given = attended(rows)
+        beside = tensors(_rows(ctx, rows))
+        run = partial(_through, block, ctx, tuple(beside), attend, len(given))
+        through.append(checkpoint(run, x[:, rows], *given, *beside.values()))
     return torch.cat(through, 1)
 
 
-def _heads(block: Block, ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values of the whole stream, from what the residual hands its branch."""
-    handed: list[Stream] = []
+def _heads(block: Block, ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> Held:
+    handed: list[Stream] = []  # what the residual hands its branch
     block.mixer_residual(x, lambda y: handed.append(y) or y)
     return block.mixer.heads(handed[0], replace(ctx, **dict(zip(names, beside, strict=True))))
 
 
 def _through(
-    block: Block,
-    rules: Rules,
-    ctx: Context,
-    names: Sequence[str],
-    x: Stream,
-    q: Queries,
-    k: Keys,
-    v: Values,
-    *beside: Tensor,
+    block: Block, ctx: Context, names: Sequence[str], attend: Callable[..., Heads], count: int, x: Stream, *rest: Tensor
 ) -> Stream:
-    """One tile of queries through both branches."""
-    mixer = block.mixer
-    x = block.mixer_residual(x, lambda _: mixer.project.join(mixer.kernel(q, k, v, rules)))
+    """One tile through both branches. `rest` are `count` tensors for `attend`, then those of the context."""
+    given, beside = rest[:count], rest[count:]
+    x = block.mixer_residual(x, lambda _: block.mixer.project.join(attend(*given)))
     return block.mlp_branch(x, replace(ctx, **dict(zip(names, beside, strict=True))))
 
 
