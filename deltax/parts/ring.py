@@ -175,7 +175,8 @@ def in_processes(size: int, call: Callable[..., Any], *args: Any, patience: floa
     `call` is a function of a module. Where one fails, its exception stands in place of what it returns; where one dies
     without a word, or is not done after `patience` seconds, a BrokenRing does.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, call.__module__])
     with TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         members = [

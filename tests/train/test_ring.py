@@ -140,7 +140,7 @@ def dies(member, rank, silent):
     with joined(ring):
         ring_attention(*ours, Rules(q_at=at, k_at=at))
         if ring.rank == rank:
-            time.sleep(30) if silent else os._exit(1)
+            time.sleep(12) if silent else os._exit(1)
         started = time.monotonic()
         try:
             ring_attention(*ours, Rules(q_at=at, k_at=at))

@@ -30,7 +30,7 @@ from deltax.parts.context import Context
 from deltax.parts.ring import Held, Ring, here, in_threads, share
 from deltax.parts.scores import Rules, causal
 from deltax.parts.stack import Block, in_turn
-from deltax.parts.tiles import as_autocast, wide
+from deltax.parts.tiles import as_autocast, tiles, wide
 from deltax.shapes import Heads, Keys, Queries, Stream, Values
 
 
@@ -132,7 +132,7 @@ def _same_everywhere(ring: Ring, block: Held) -> None:
 
 
 def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
-    """`tile_by_tile`, but attention is done for all tiles before the first goes on: keys go round once, not per tile."""
+    """`tile_by_tile`, but with attention done for all tiles first: keys go round once, not once a tile."""
     if ctx.state is not None:
         return in_turn(block, x, ctx)
     out = block.mixer.kernel(*heads(block, x, ctx), block.mixer.rules(ctx))
