@@ -175,23 +175,42 @@ def in_processes(size: int, call: Callable[..., Any], *args: Any, patience: floa
     `call` is a function of a module. Where one fails, its exception stands in place of what it returns; where one dies
     without a word, or is not done after `patience` seconds, a BrokenRing does.
     """
+    with TemporaryDirectory() as folder:
+        members = _started(range(size), size, f"{folder}/meet", call, args)
+        end = time.monotonic() + patience
+        found = [_heard(rank, pipe, end) for rank, (_, pipe) in enumerate(members)]
+        for process, _ in members:
+            process.join(max(0.0, min(5.0, end - time.monotonic())))
+            process.kill()
+    return found
+
+
+def as_first(size: int, call: Callable[..., Any], *args: Any) -> Any:
+    """The same, but this process is the first of them: what its own call(ring, *args) returns."""
+    with TemporaryDirectory() as folder:
+        others = _started(range(1, size), size, f"{folder}/meet", call, args)
+        try:
+            with joined(meet(0, size, f"{folder}/meet")) as ring:
+                return call(ring, *args)
+        finally:
+            distributed.destroy_process_group()
+            for process, _ in others:
+                process.join(5)
+                process.kill()
+
+
+def _started(ranks: Sequence[int], size: int, path: str, call: Callable[..., Any], args: tuple) -> list[tuple]:
+    """Processes that are members, each with the pipe on which it says what came of it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, call.__module__])
-    with TemporaryDirectory() as folder:
-        pipes = [context.Pipe(duplex=False) for _ in range(size)]
-        members = [
-            context.Process(target=_member, args=(rank, size, f"{folder}/meet", pipe, call, args), daemon=True)
-            for rank, (_, pipe) in enumerate(pipes)
-        ]
-        for member, (_, theirs) in zip(members, pipes, strict=True):
-            member.start()
-            theirs.close()
-        end = time.monotonic() + patience
-        found = [_heard(rank, ours, end) for rank, (ours, _) in enumerate(pipes)]
-        for member in members:
-            member.join(max(0.0, min(5.0, end - time.monotonic())))
-            member.kill()
-    return found
+    members = []
+    for rank in ranks:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_member, args=(rank, size, path, theirs, call, args), daemon=True)
+        process.start()
+        theirs.close()
+        members.append((process, ours))
+    return members
 
 
 def meet(rank: int, size: int, path: str, **settings: Any) -> Processes:

@@ -8,8 +8,9 @@ enough, and each process holds one P-th of the sequence and no more. In the back
 more, and their gradients travel a step behind, gathering each process's share, until they are home.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from deltax.papers.systems.memory_efficient_attention import finish, merge
 from deltax.papers.systems.online_softmax import log_sum
 from deltax.parts.agreement import every_rule
 from deltax.parts.context import Context
-from deltax.parts.ring import Held, Ring, here, in_threads, share
-from deltax.parts.scores import Rules, causal
+from deltax.parts.ring import Held, Ring, as_first, here, in_processes, in_threads, joined, share
+from deltax.parts.scores import Rules, causal, everywhere
 from deltax.parts.stack import Block, in_turn
 from deltax.parts.tiles import as_autocast, tiles, wide
 from deltax.shapes import Heads, Keys, Queries, Stream, Values
@@ -213,6 +214,79 @@ def the_next_block_is_under_way_while_this_one_is_used():
     for _ in travel(Told(), ()):
         diary.append("used")
     assert diary == ["begins", "used", "waited for"] * 3 + ["used"]
+
+
+@claim.measured(paper="activations of 6 b c h bytes a layer for blocks of c, whatever the length (Table 1, section 3)")
+def memory_falls_with_members(lab):
+    """From 1 to 4 processes, for 16,384 positions in all, each doubling takes a third or more off the memory of each."""
+    import numpy as np
+
+    sizes = (1, 2, 4)
+    peak = lambda size: lab.peak_memory(_first_of, size, 16_384, warm=(size, 64))
+    bytes_ = [[peak(size) for size in sizes] for _ in range(3)]
+    slopes = [float(np.polyfit(np.log2(sizes), np.log2(run), 1)[0]) for run in bytes_]
+    numbers = {"processes": sizes, "bytes": bytes_, "exponents": slopes}
+    return lab.at_most([2**slope for slope in slopes], 2 / 3, unit="of the memory", numbers=numbers)
+
+
+@claim.measured(paper="transfers are fully hidden where a block has at least F/B positions (section 3, Eq. 4)")
+def transfers_hide_behind_tiles(lab):
+    """Over two processes, waiting for a block takes at most half as long when tiles are computed meanwhile."""
+    both = in_processes(2, _waits, 8192, 6, patience=200)
+    for error in both:
+        if isinstance(error, Exception):
+            raise error
+    ratios = [computing / idle for turns in both for idle, computing in turns]
+    return lab.at_most(
+        [ratio - 0.5 for ratio in ratios], 0, unit="of the wait, less a half", numbers={"ratios": ratios}
+    )
+
+
+def _first_of(size: int, time: int) -> None:
+    as_first(size, _step, time)
+
+
+def _step(ring: Ring, time: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, time // ring.size, 1, 64, requires_grad=True) for _ in range(3))
+    at = share(torch.arange(time), ring, 0)
+    ring_attention(q, k, v, Rules(mask=part(causal), q_at=at, k_at=at), tile=512).sum().backward()
+
+
+def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
+    """Seconds spent waiting for a block, with nothing to do and with tiles to compute, in turn."""
+    timed = _Timed(ring)
+    at = share(torch.arange(time), ring, 0)
+    q, k, v = torch.randn(3, 1, time // ring.size, 8, 64)
+    rules = Rules(mask=part(everywhere), q_at=at, k_at=at)
+    idle, computing = lambda: list(travel(timed, (k, v, at))), lambda: ring_attention(q, k, v, rules, tile=512)
+
+    def waited(call: Callable[[], Any]) -> float:
+        ring.gather([0])
+        timed.waited = 0.0
+        with joined(timed), torch.no_grad():
+            call()
+        return timed.waited
+
+    return [(waited(idle), waited(computing)) for _ in range(turns + 1)][1:]
+
+
+class _Timed:
+    """A ring that adds up how long its arrivals are waited for."""
+
+    def __init__(self, inner: Ring):
+        self.rank, self.size, self.gather, self._inner, self.waited = inner.rank, inner.size, inner.gather, inner, 0.0
+
+    def pass_on(self, held: Held) -> Any:
+        arrival = self._inner.pass_on(held)
+
+        def wait() -> Held:
+            asked = perf_counter()
+            arrived = arrival()
+            self.waited += perf_counter() - asked
+            return arrived
+
+        return wait
 
 
 def _check(size: int, rules: Rules, time: int = 12) -> None:
