@@ -42,7 +42,7 @@ def take_in(held: Tile, new: Tile) -> Tile:
     return Tile(seen, held.out * share(held, held.seen.sum) + new.out * share(new, 1.0))
 
 
-def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping[int, Tile], sizes: tuple[int, int]) -> None:
+def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping, sizes: tuple[int, int]) -> None:
     """Every tile into `done`, one entry with a divided output for each tile of queries (Algorithm 1, lines 5 to 15).
 
     `sizes` are those of a tile, in queries and in keys. A tile in which no query may look is never loaded.
@@ -283,8 +283,10 @@ class _Transfers(dict):
     def __init__(self) -> None:
         self.moved, self.tiles = 0, 0
 
-    def slow(self, x: Tensor) -> Any:
-        return _Slow(x, self)
+    def slow(self, x: Tensor) -> Tensor:
+        x = x.as_subclass(_Slow)
+        x.memory = self
+        return x
 
     def __getitem__(self, i: int) -> Tile:
         return self._count(super().__getitem__(i))
@@ -298,13 +300,14 @@ class _Transfers(dict):
         return tile
 
 
-class _Slow:
-    def __init__(self, x: Tensor, memory: _Transfers):
-        self.shape, self.device, self._x, self._memory = x.shape, x.device, x, memory
+class _Slow(Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is handed out is a plain tensor
+    memory: _Transfers
 
     def __getitem__(self, place: Sequence[slice]) -> Tensor:
-        self._memory.moved += self._x[place].numel()
-        return self._x[place]
+        piece = super().__getitem__(place)
+        self.memory.moved += piece.numel()
+        return piece
 
 
 def _moved(time: int, width: int, fast: int, mask: Any) -> int:
