@@ -188,22 +188,24 @@ class _Largest(TorchDispatchMode):
 def longer_in_the_same_memory(lab):
     """In the memory that a block over FlashAttention needs for 4, 8 or 16 thousand positions, BPT takes twice as many.
 
-    Each is measured to 32,768 positions; bytes are linear in positions, and the longest is read off the fitted line.
+    BPT is measured to 32,768 positions. Its bytes are linear in positions: the longest are read off the fitted line.
     """
     import numpy as np
     from matplotlib.figure import Figure
 
-    times = (4096, 8192, 16384, 32768)
+    times = {"flash": (4096, 8192, 16384), "bpt": (4096, 8192, 16384, 32768)}
     peak = lambda name, time: lab.peak_memory(_train_block, name, time, warm=(name, 128))
-    bytes_ = {name: [peak(name, time) for time in times] for name in ("flash", "bpt")}
-    slope, start = np.polyfit(times, bytes_["bpt"], 1)
-    longest = {time: float((budget - start) / slope) for time, budget in zip(times[:3], bytes_["flash"], strict=False)}
-    exponents = {name: float(np.polyfit(np.log(times), np.log(b), 1)[0]) for name, b in bytes_.items()}
+    bytes_ = {name: [peak(name, time) for time in at] for name, at in times.items()}
+    slope, start = np.polyfit(times["bpt"], bytes_["bpt"], 1)
+    longest = {
+        time: float((budget - start) / slope) for time, budget in zip(times["flash"], bytes_["flash"], strict=True)
+    }
+    exponents = {name: float(np.polyfit(np.log(times[name]), np.log(b), 1)[0]) for name, b in bytes_.items()}
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, measured in bytes_.items():
-        axes.loglog(times, np.array(measured) / 2**20, marker="o", label=name)
-    axes.set(xlabel="positions", ylabel="peak memory, MiB", xticks=times, xticklabels=times)
+        axes.loglog(times[name], np.array(measured) / 2**20, marker="o", label=name)
+    axes.set(xlabel="positions", ylabel="peak memory, MiB")
     axes.legend(frameon=False)
     numbers = {"positions": times, "bytes": bytes_, "longest": longest, "exponents": exponents}
     drawn = {"Memory of a forward and backward pass of one block, width 128, one head": lab.figure(figure)}
