@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributed
@@ -29,6 +29,7 @@ class BrokenRing(UserError):
     """A member died, stalls, or computes something else. What the ring was doing is lost, on every member."""
 
 
+@runtime_checkable
 class Ring(Protocol):
     """`rank` counts from 0 to `size` - 1; all members call the same methods in the same order."""
 
@@ -127,7 +128,7 @@ class Processes:
 class _Threads:
     """One of several threads that pass tensors on through queues."""
 
-    def __init__(self, rank: int, wires: Sequence[queue.Queue], together: threading.Barrier, board: list):
+    def __init__(self, rank: int, wires: "list[queue.Queue[Held]]", together: threading.Barrier, board: list[Any]):
         self.rank, self.size = rank, len(wires)
         self._wires, self._together, self._board = wires, together, board
 
@@ -145,7 +146,7 @@ class _Threads:
 
 def in_threads(size: int, call: Callable[[Ring], Any]) -> list[Any]:
     """call(ring) for each member of a ring of threads, and what they return. Raises what the first of them raised."""
-    wires: list[queue.Queue] = [queue.Queue() for _ in range(size)]
+    wires: list[queue.Queue[Held]] = [queue.Queue() for _ in range(size)]
     together, board = threading.Barrier(size), [None] * size
     found: list[Any] = [None] * size
     errors: list[BaseException] = []
@@ -199,7 +200,7 @@ def as_first(size: int, call: Callable[..., Any], *args: Any) -> Any:
                 process.kill()
 
 
-def _started(ranks: Sequence[int], size: int, path: str, call: Callable[..., Any], args: tuple) -> list[tuple]:
+def _started(ranks: Sequence[int], size: int, path: str, call: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     """Processes that are members, each with the pipe on which it says what came of it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, call.__module__])
@@ -220,7 +221,7 @@ def meet(rank: int, size: int, path: str, **settings: Any) -> Processes:
     return Processes(**settings)
 
 
-def _member(rank: int, size: int, path: str, pipe: Any, call: Callable[..., Any], args: tuple) -> None:
+def _member(rank: int, size: int, path: str, pipe: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     try:
         with joined(meet(rank, size, path)) as ring:

@@ -1,6 +1,6 @@
 """Depth: residual branches, blocks of two branches, stacks of blocks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
@@ -59,7 +59,7 @@ class Block(nn.Module):
         return self.branches(self, x, ctx)
 
 
-def straight(blocks: Sequence[nn.Module], x: Stream, ctx: Context) -> Stream:
+def straight(blocks: Iterable[nn.Module], x: Stream, ctx: Context) -> Stream:
     """Through all blocks, one after the other."""
     for block in blocks:
         x = block(x, ctx)

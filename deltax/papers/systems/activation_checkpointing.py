@@ -78,14 +78,14 @@ def segments(count: int, of: int | None = None) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-def in_segments(blocks: Sequence[nn.Module], x: Stream, ctx: Context, *, count: int | None = None) -> Stream:
+def in_segments(blocks: Iterable[nn.Module], x: Stream, ctx: Context, *, count: int | None = None) -> Stream:
     """Through all blocks, keeping the stream at the beginning of each of `count` segments, about sqrt(n) by default."""
     if ctx.state is not None:
         return straight(blocks, x, ctx)
-    beside = tensors(ctx)
+    blocks, beside = list(blocks), tensors(ctx)
     for run in segments(len(blocks), count):
-        through = partial(_through, list(blocks)[run], ctx, tuple(beside))
-        buffers = [b for block in list(blocks)[run] for b in block.buffers()]
+        through = partial(_through, blocks[run], ctx, tuple(beside))
+        buffers = [b for block in blocks[run] for b in block.buffers()]
         x = checkpoint(through, x, *beside.values(), buffers=buffers)
     return x
 
@@ -95,7 +95,7 @@ def tensors(ctx: Context) -> dict[str, Tensor]:
     return {f.name: getattr(ctx, f.name) for f in fields(ctx) if isinstance(getattr(ctx, f.name), Tensor)}
 
 
-def _through(blocks: Sequence[nn.Module], ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> Stream:
+def _through(blocks: Iterable[nn.Module], ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> Stream:
     return straight(blocks, x, replace(ctx, **dict(zip(names, beside, strict=True))))
 
 
@@ -168,13 +168,13 @@ class _Draws(nn.Module):
 
 def _twins(depth: int, passages: Sequence[Any]) -> list[tuple[Stack, Tensor, Context]]:
     torch.manual_seed(0)
-    plain = Stack(5, depth=depth, block=_Draws).double()
+    plain = Stack(5, depth=depth, block=part(_Draws)).double()
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.5)
     x, memory = torch.randn(2, 2, 7, 5, dtype=torch.float64)
     found = []
     for passage in passages:
-        twin = Stack(5, depth=depth, block=_Draws, passage=passage).double()
+        twin = Stack(5, depth=depth, block=part(_Draws), passage=passage).double()
         twin.load_state_dict(plain.state_dict())
         ctx = Context(memory=memory.clone().requires_grad_())
         found.append((twin, x.clone().requires_grad_(), ctx))
@@ -242,7 +242,7 @@ def equals_torch():
         _same(_step(ours, x, ctx), _step(theirs, y, beside))
 
 
-def _in_two(peer: Callable[..., Tensor], blocks: Sequence[nn.Module], x: Stream, ctx: Context) -> Stream:
+def _in_two(peer: Callable[..., Tensor], blocks: nn.ModuleList, x: Stream, ctx: Context) -> Stream:
     for run in (slice(0, 2), slice(2, 4)):
         x = peer(partial(_through, blocks[run], ctx, ("memory",)), x, ctx.memory)
     return x
