@@ -113,8 +113,8 @@ def watched(member):
 
     paper.look_at_all = looking
     torch.manual_seed(0)
-    whole = torch.randn(3, 1, 4096, 8, width)
-    at = share(torch.arange(4096), ring, 0)
+    whole = torch.randn(3, 1, 2048, 8, width)
+    at = share(torch.arange(2048), ring, 0)
     with joined(ring), torch.no_grad(), torch.profiler.profile() as trace:
         ring_attention(*(share(t, ring) for t in whole), Rules(mask=part(causal), q_at=at, k_at=at), tile=512)
     spans = {}
@@ -134,13 +134,13 @@ def test_a_transfer_is_under_way_while_tiles_are_computed():
 
 
 def dies(member, rank, silent):
-    ring = Processes(seconds=3)
+    ring = Processes(seconds=2)
     at = share(torch.arange(24), ring, 0)
     ours = [share(t, ring) for t in heads()]
     with joined(ring):
         ring_attention(*ours, Rules(q_at=at, k_at=at))
         if ring.rank == rank:
-            time.sleep(12) if silent else os._exit(1)
+            time.sleep(6) if silent else os._exit(1)
         started = time.monotonic()
         try:
             ring_attention(*ours, Rules(q_at=at, k_at=at))
