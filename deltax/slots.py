@@ -56,6 +56,8 @@ SLOTS: dict[str, Slot] = {
         "Stages", "x (B, T, D), ctx -> (B, T', 2 D), ctx of theirs", "a tuple: between stages", made="merge(dim 2^i)"
     ),
     "skip": Slot("PooledBlock", "(..., D) -> (..., D')", "the stream to its new width", made="skip(D, D')"),
+    "passage": Slot("Stack", "blocks, x (B, T, D), ctx -> (B, T, D)", "how the stream passes the blocks"),
+    "branches": Slot("Block", "block, x (B, T, D), ctx -> (B, T, D)", "how a block goes through its two branches"),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),

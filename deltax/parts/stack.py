@@ -1,6 +1,6 @@
 """Depth: residual branches, blocks of two branches, stacks of blocks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
@@ -33,20 +33,37 @@ class PostNorm(nn.Module):
         return self.norm(x + branch(x))
 
 
+def in_turn(block: "Block", x: Stream, ctx: Context) -> Stream:
+    """One branch after the other, each for the whole stream."""
+    x = block.mixer_residual(x, lambda x: block.mixer(x, ctx))
+    return block.mlp_branch(x, ctx)
+
+
 class Block(nn.Module):
     """One branch that mixes positions and one that does not, each joined to the stream by a `residual`."""
 
-    def __init__(self, dim: int, *, mixer: Part, mlp: Part, residual: Part):
+    def __init__(self, dim: int, *, mixer: Part, mlp: Part, residual: Part, branches: Part = part(in_turn)):
         super().__init__()
         self.mixer_residual = residual(dim)
         self.mixer = mixer(dim)
         self.mlp_residual = residual(dim)
         self.mlp = mlp(dim)
+        self.branches = branches
         self._mlp_takes_context = takes_context(self.mlp)
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
-        x = self.mixer_residual(x, lambda x: self.mixer(x, ctx))
+    def mlp_branch(self, x: Stream, ctx: Context) -> Stream:
+        """The second branch, joined to the stream."""
         return self.mlp_residual(x, (lambda x: self.mlp(x, ctx)) if self._mlp_takes_context else self.mlp)
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        return self.branches(self, x, ctx)
+
+
+def straight(blocks: Iterable[nn.Module], x: Stream, ctx: Context) -> Stream:
+    """Through all blocks, one after the other."""
+    for block in blocks:
+        x = block(x, ctx)
+    return x
 
 
 class Stack(nn.Module):
@@ -55,9 +72,12 @@ class Stack(nn.Module):
     `width` is that of the stream that leaves.
     """
 
-    def __init__(self, dim: int, *, depth: int = 4, block: Part, entry: Part = part(Nothing)):
+    def __init__(
+        self, dim: int, *, depth: int = 4, block: Part, entry: Part = part(Nothing), passage: Part = part(straight)
+    ):
         super().__init__()
         self.width = dim
+        self.passage = passage
         self.entry = entry(dim)
         self.blocks = nn.ModuleList(block(dim) for _ in range(depth))
         self.reset_parameters()
@@ -73,9 +93,7 @@ class Stack(nn.Module):
             yield x
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
-        for after in self.each(x, ctx):
-            x = after
-        return x
+        return self.passage(self.blocks, self.entry(x), ctx)
 
 
 class Alternating(Stack):
