@@ -52,7 +52,7 @@ SLOTS: dict[str, Slot] = {
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),
     "up": Slot("MLP", "(..., D) -> (..., F)", "into the hidden width", made="up(dim, hidden)"),
-    "activation": Slot("MLP", "(..., F) -> (..., F)", "elementwise"),
+    "activation": Slot("MLP, LeNet, Perceptron", "(..., F) -> (..., F)", "elementwise"),
     "down": Slot("MLP", "(..., F) -> (..., D)", "back to the stream", made="down(hidden, dim)"),
     "gate": Slot("SwiGLU", "(..., D) -> (..., F)", "into the gate of the hidden width", made="gate(dim, hidden)"),
     # Encoder and decoder
@@ -77,8 +77,17 @@ SLOTS: dict[str, Slot] = {
         "Backbone", "(B, C, Y, X) -> (B, D, Y/stride, X/stride)", "one residual unit", made="unit(C, D, stride)"
     ),
     "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
-    "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
+    "map_norm": Slot(
+        "convolutions, Perceptron", "(B, C, ...) -> (B, C, ...)", "normalisation of maps", made="map_norm(C)"
+    ),
     "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
+    "dropout": Slot("LeNet, Perceptron", "units -> units", "noise on hidden units in training", made="dropout()"),
+    "view": Slot("contrast", "images (B, C, Y, X) -> images", "a random change that leaves what is shown"),
+    "projector": Slot("Contrastive", "features (B, D) -> (B, K)", "into the space of the loss", made="projector(dim)"),
+    "level": Slot(
+        "UNet", "x (B, C, Y, X), ctx -> (B, D, Y, X)", "the units at one resolution", made="level(C, D, dim)"
+    ),
+    "skip": Slot("UNet", "x, remembered (B, C, Y, X) -> x", "how a map meets the one of its size from the way down"),
     "detection_head": Slot(
         "DETR",
         "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",
