@@ -1,5 +1,7 @@
 """Layers that are wholly connected, from pixels to classes."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,11 @@ from deltax.shapes import Images, Logits
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent."""
     return torch.tanh(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return torch.sigmoid(x)
 
 
 class Dense(nn.Linear):
@@ -50,7 +57,7 @@ class Perceptron(nn.Module):
     ):
         super().__init__()
         sizes = (channels * size * size, *widths)
-        self.layers = nn.ModuleList(Dense(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(Dense(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(map_norm(width) for width in widths)
         self.dropouts = nn.ModuleList(dropout() for _ in widths)
         self.activation = activation
