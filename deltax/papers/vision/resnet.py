@@ -49,9 +49,7 @@ class Basic(Convolutions):
 class Bottleneck(Convolutions):
     """1 x 1 down to a `squeeze`-th of the channels, 3 x 3 with the stride, 1 x 1 up again (Figure 5, right)."""
 
-    def __init__(
-        self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(BatchNorm)
-    ):
+    def __init__(self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(BatchNorm)):
         inner = out // squeeze
         super().__init__(
             [
