@@ -8,16 +8,19 @@ pets/validation/cat/9.png ...
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from deltax.errors import UserError, nearest
 from deltax.tasks.digits import SPLITS, Batch, Digits
+from deltax.tasks.evaluation import Evaluation, held_out
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HELD_OUT = ("validation", "val", "test")
@@ -166,6 +169,15 @@ class Pictures(Digits):
     def _take(self, rows: np.ndarray) -> Batch:
         images = torch.from_numpy(self._pixels[rows]).movedim(-1, 1).float() / self._half - 1
         return Batch(images, torch.from_numpy(self._labels[rows].astype(np.int64)))
+
+
+class Drawings(Pictures):
+    """The same pictures, to be drawn: the score is whatever error the objective measures."""
+
+    unit = "squared error"
+
+    def evaluate(self, model: nn.Module, objective: Callable[..., Any], split: str = "validation") -> Evaluation:
+        return held_out(self, model, objective, split=split)
 
 
 def _stamps(root: Path) -> tuple[tuple[str, int, int], ...]:

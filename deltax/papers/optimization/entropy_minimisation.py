@@ -198,15 +198,8 @@ def _share_wrong(w: Tensor, points: Tensor, labels: Tensor) -> float:
 
 def _crossed(points: Tensor, labels: Tensor, others: Tensor, weight: float, folds: int = 5) -> float:
     fold = torch.arange(len(labels)) % folds
-    return float(
-        np.mean(
-            [
-                _share_wrong(
-                    _logistic(points[fold != i], labels[fold != i], others, weight),
-                    points[fold == i],
-                    labels[fold == i],
-                )
-                for i in range(folds)
-            ]
-        )
-    )
+    wrong = []
+    for i in range(folds):
+        w = _logistic(points[fold != i], labels[fold != i], others, weight)
+        wrong.append(_share_wrong(w, points[fold == i], labels[fold == i]))
+    return sum(wrong) / folds
