@@ -15,12 +15,12 @@ import torch
 
 from deltax import Part, UserError, claim, paper
 from deltax.paper import paper_of
+from deltax.papers.optimization.adamw import adamw
 from deltax.papers.optimization.cross_entropy import cross_entropy, surprise
 from deltax.papers.optimization.dropout import dropout
 from deltax.papers.vision.lenet_1989 import IMAGES, lenet_1989
 from deltax.papers.vision.shift_augmentation import shift_augmentation
 from deltax.parts.mlp import relu
-from deltax.parts.optimizers import adamw
 from deltax.parts.schedules import linear
 from deltax.recipe import diff
 
@@ -30,11 +30,6 @@ STOPS = {"1989": 0, "cross-entropy": 2, "AdamW": 5, "shifts": 7, "dropout": 10, 
 def slower(recipe: Part) -> Part:
     """A third of the learning rate, which softmax takes better."""
     return recipe.put("optimizer.rate", 0.01)
-
-
-def by_adamw(recipe: Part) -> Part:
-    """AdamW at 3e-4 in place of plain gradient steps."""
-    return recipe.fill("optimizer", adamw, rate=3e-4, beta2=0.999, decay=0.01)
 
 
 def decayed(recipe: Part) -> Part:
@@ -75,7 +70,7 @@ def more_images(recipe: Part) -> Part:
 RUNGS: tuple[Callable[[Part], Part], ...] = (
     cross_entropy,
     slower,
-    by_adamw,
+    adamw(rate=3e-4),
     decayed,
     longer,
     shift_augmentation,
@@ -87,7 +82,7 @@ RUNGS: tuple[Callable[[Part], Part], ...] = (
 )
 
 
-@paper(on=(lenet_1989, cross_entropy, dropout), year=2022, url="http://karpathy.github.io/2022/03/14/lecun1989/")
+@paper(on=(lenet_1989, cross_entropy, adamw, dropout), year=2022, url="http://karpathy.github.io/2022/03/14/lecun1989/")
 def lecun1989_rerun(*, rung: int = 10) -> Part:
     """The network of 1989 after the first `rung` changes, 0 to 11. Raises UserError for a rung that is not there."""
     if type(rung) is not int or not 0 <= rung <= len(RUNGS):

@@ -161,7 +161,7 @@ def the_copy_must_be_slow(lab):
 def small_batches_suffice(lab):
     """At batches of 16, both tuned, MoCo's features are read better by a linear classifier than SimCLR's."""
     x = simclr.put("loop.batch", 16)
-    return lab.compare(x, x + moco, pairs=3, ladder="off").better
+    return lab.compare(x, x + moco, budget="solid", pairs=3, ladder="off").better
 
 
 def _small(**settings) -> Momentum:

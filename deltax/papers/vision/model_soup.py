@@ -117,12 +117,12 @@ def equals_torch():
 @claim.measured(paper="greedy soup 81.03 against 80.38 % for the best of 72 fine-tuned CLIP ViT-B/32 (Table 3)")
 def better_than_the_best(lab):
     """Of eight networks fine-tuned from one start, at four rates and two seeds each, the greedy soup reads new digits
-    at least as well as the run that would be picked: less than 1 % more are wrong, at the edge of the interval.
+    better than the one that would be picked.
 
     Pre-trained on upright digits and fine-tuned on 100 turned by 40 degrees; one half of the held-out digits picks and
     fills the soup, the other half scores.
     """
-    losses, table = [], []
+    gains, table = [], []
     for seed in lab.seeds(5):
         states, picking, scoring = _fine_tuned(lab, seed, from_one_start=True)
         best = min(states, key=picking)
@@ -133,8 +133,8 @@ def better_than_the_best(lab):
             "greedy soup": scoring(soup(states, picking)),
         }
         table.append(row)
-        losses.append(row["greedy soup"] - row["picked"])
-    return lab.at_most(losses, 1.0, unit="% error", numbers={"error, %": table})
+        gains.append(row["picked"] - row["greedy soup"])
+    return lab.at_least(gains, 0.0, unit="% error", numbers={"error, %": table})
 
 
 @claim.measured(paper="runs that do not share a start are not linearly connected; soups are of one pre-trained model")
@@ -156,7 +156,7 @@ def _fine_tuned(lab, seed: int, *, from_one_start: bool):
     start = lab.train(upright, seed=seed).model.state_dict() if from_one_start else None
     runs = [
         lab.train(turned, seed=seed + 100 * copy, rate=rate, weights=start)
-        for rate in (0.3, 1.0, 2.0, 4.0)
+        for rate in (1.0, 2.0, 3.0, 4.0)
         for copy in (1, 2)
     ]
     model, held_out = runs[0].model, lab.task(turned).all()
