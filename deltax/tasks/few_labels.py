@@ -39,8 +39,16 @@ class FewLabels(Pictures):
 
     unit = "% error"
 
-    def __init__(self, *, labels: int = 30, source: str | None = None, size: int | None = None, held_out: int = 1000):
-        super().__init__(source=source, size=size, held_out=held_out)
+    def __init__(
+        self,
+        *,
+        labels: int = 30,
+        source: str | None = None,
+        size: int | None = None,
+        faults: str = "stop",
+        held_out: int = 1000,
+    ):
+        super().__init__(source=source, size=size, faults=faults, held_out=held_out)
         self._labelled = _chosen(self._rows["train"], self._labels, labels)
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:
@@ -76,8 +84,16 @@ class LinearProbe(Pictures):
 
     unit = "% error of a linear probe"
 
-    def __init__(self, *, labels: int = 50, source: str | None = None, size: int | None = None, held_out: int = 1000):
-        super().__init__(source=source, size=size, held_out=held_out)
+    def __init__(
+        self,
+        *,
+        labels: int = 50,
+        source: str | None = None,
+        size: int | None = None,
+        faults: str = "stop",
+        held_out: int = 1000,
+    ):
+        super().__init__(source=source, size=size, faults=faults, held_out=held_out)
         self._labelled = _chosen(self._rows["train"], self._labels, labels)
 
     @property

@@ -19,13 +19,22 @@ class ZipCodes(Pictures):
 
     The digits are drawn up bilinearly. The score is the error in percent, whatever the objective, so that networks
     trained on different losses can be compared; `metrics` has the training error. Training pictures past the first
-    `most` join validation, so that there is more to tell small errors apart by. `turn` turns every image, in degrees.
+    `most` join validation, so that there is more to tell small errors apart by. `turn` turns
+    every image, in degrees, counter-clockwise.
     """
 
     unit = "% error"
 
-    def __init__(self, *, images: int = 300, most: int = 1000, turn: float = 0.0, source: str | None = None):
-        super().__init__(source=source, size=16, channels=1)
+    def __init__(
+        self,
+        *,
+        images: int = 300,
+        most: int = 1000,
+        turn: float = 0.0,
+        source: str | None = None,
+        faults: str = "stop",
+    ):
+        super().__init__(source=source, size=16, channels=1, faults=faults)
         train = self._rows["train"]
         for name, value in (("images", images), ("most", most)):
             if type(value) is not int or value < 1:

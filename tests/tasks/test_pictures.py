@@ -80,7 +80,7 @@ def test_the_folder_may_say_what_is_held_out(folder, tmp_path_factory):
     for split, count in (("train", 4), ("test", 3)):
         for kind in ("cat", "dog"):
             for i in range(count):
-                draw(root / split / kind / f"{i}.png", hash((split, kind, i)) % 1000)
+                draw(root / split / kind / f"{i}.png", i + 10 * len(kind + split) + (kind == "cat") * 100)
     task = Pictures(source=str(root))
     assert {s: len(task.all(s).labels) for s in ("train", "validation", "sealed")} == {
         "train": 8,
@@ -147,7 +147,7 @@ def test_faults_may_be_skipped_with_a_warning(folder):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_may_not_be_read(folder):
     (folder / "cat" / "1.png").chmod(0)
-    with pytest.raises(UserError, match="cat/1.png cannot be read"):
+    with pytest.raises(UserError, match=r"cat/1\.png cannot be read"):
         Pictures(source=str(folder))
 
 
@@ -155,7 +155,7 @@ def test_a_class_missing_from_training(tmp_path):
     for split, kinds in (("train", "ab"), ("val", "abc")):
         for kind in kinds:
             draw(tmp_path / split / kind / "0.png", ord(kind) + len(split))
-    with pytest.raises(UserError, match="class c is missing from training: .* or remove val/c"):
+    with pytest.raises(UserError, match=r"class c is missing from training: .* or remove val/c"):
         Pictures(source=str(tmp_path))
     with pytest.warns(UserWarning, match="class c is missing"):
         task = Pictures(source=str(tmp_path), faults="skip")
@@ -217,7 +217,7 @@ def test_turned_digits_are_the_same_digits():
     plain, turned, whole = ZipCodes(), ZipCodes(turn=40.0), ZipCodes(turn=90.0)
     assert torch.equal(plain.all().labels, turned.all().labels)
     assert not torch.allclose(plain.all().images, turned.all().images)
-    torch.testing.assert_close(whole.all().images, plain.all().images.rot90(-1, (2, 3)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole.all().images, plain.all().images.rot90(1, (2, 3)), atol=1e-4, rtol=0)
 
 
 def test_few_labels():

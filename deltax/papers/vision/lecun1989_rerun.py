@@ -10,6 +10,7 @@ the output biases at 0 after the first change; softmax does not see a bias that 
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -99,7 +100,7 @@ def each_rung_is_one_line():
     1989 itself."""
     ladder = [paper_of(lecun1989_rerun)(rung=i) for i in range(len(RUNGS) + 1)]
     assert ladder[0] == lenet_1989
-    for below, above in zip(ladder, ladder[1:]):
+    for below, above in pairwise(ladder):
         assert len(diff(below, above)) == 1
 
 

@@ -1,4 +1,5 @@
-"""Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis. Simard, Steinkraus, Platt, 2003.
+"""Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis. Simard, Steinkraus,
+Platt, 2003.
 
 The same training set, but an image is moved a little each time it is shown.
 

@@ -4,9 +4,9 @@ An encoder and a decoder of convolutions, but the decoder also sees each map tha
 
 Going down a network learns what is there and loses where. The maps from the way down still have the where, so they
 are laid beside those on the way up, size by size. The paper's convolutions are not padded, so it crops; here, as
-in the diffusion models that took the shape over, they are padded, halve by stride, and every unit's map is remembered,
-not the last of each size alone. `Pair` is the unit of the paper, `Conditioned` that of DDPM's network (arXiv:2006.11239,
-appendix B), so that `UNet` can be the body of a `Denoiser`.
+in the diffusion models that took the shape over, they are padded, halve by stride, and the map of every unit is
+remembered, not the last of each size alone. `Pair` is the unit of the paper, `Conditioned` that of DDPM's network
+(arXiv:2006.11239, appendix B), so that `UNet` can be the body of a `Denoiser`.
 """
 
 import re
@@ -279,7 +279,8 @@ def equals_diffusers():
 
 @claim.measured(paper="the skips let the network localise; 92 % IoU against 83 % of the second best (Table 2)")
 def skips_restore_where_things_are(lab):
-    """With its skips cut, the same network restores held-out digits from noise with at least 10 % more squared error."""
+    """With its skips cut, the same network restores held-out digits from noise with at least 10 % more squared
+    error."""
     worse, runs = [], {}
     for seed in lab.seeds(3):
         runs = {"with skips": lab.train("u-net", seed=seed), "cut": lab.train(u_net.fill("skip", cut), seed=seed)}
