@@ -173,7 +173,10 @@ def _store_option(it: argparse.ArgumentParser) -> None:
 def _data_options(it: argparse.ArgumentParser) -> None:
     it.add_argument("--set", dest="settings", action="append", default=[], metavar="PATH=VALUE", help="set one leaf")
     it.add_argument(
-        "--data", metavar="SOURCE", help="a file or folder (.txt .md .py .jsonl .parquet .gz), or hf:NAME from the hub"
+        "--data",
+        metavar="SOURCE",
+        help="text: a file or folder (.txt .md .py .jsonl .parquet .gz) or hf:NAME from the hub; "
+        "pictures: a folder with one folder of PNG or JPEG files for each class",
     )
 
 
