@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax.parts.mlp import relu
@@ -13,7 +14,7 @@ from deltax.parts.roles import tag
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.recipe import Part, part
-from deltax.shapes import Images, Logits
+from deltax.shapes import Images
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class Perceptron(nn.Module):
             x = dropout(self.activation(norm(layer(x))))
         return x
 
-    def forward(self, images: Images) -> Logits:
+    def forward(self, images: Images) -> Float[Tensor, "B V"]:
         return self.classifier(self.features(images))
 
 

@@ -62,7 +62,7 @@ def test_dropout_finds_its_place():
     assert recipe("lenet-1989+dropout")["model.dropout"] == part(Dropout)
     tree = recipe("gpt+dropout(p=0.1)")
     assert tree["model.stack.block.mixer"].make is Thinned
-    thinned, whole = (build(r.put("model.dim", 32)(), _Facts, 0) for r in (tree, recipe("gpt")))
+    thinned, whole = (build(r.put("model.dim", 48)(), _Facts, 0) for r in (tree, recipe("gpt")))
     tokens = torch.arange(10).view(2, 5)
     assert not torch.equal(thinned(tokens), thinned(tokens))
     assert torch.equal(thinned.eval()(tokens), whole.eval()(tokens))

@@ -22,7 +22,7 @@ from deltax.parts.perceptron import tanh
 from deltax.parts.roles import tag
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import constant
-from deltax.shapes import Images, Logits, PerExample
+from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.digits import Batch
 from deltax.tasks.zip_codes import ZipCodes
 
@@ -48,7 +48,7 @@ class Detectors(nn.Module):
         _uniform(self.weight, self.weight[0].numel())
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Maps:
         padded = nn.functional.pad(x, (2, 2, 2, 2), value=PAPER)
         seen = torch.cat([padded[:, group] for group in self.groups], 1) if len(self.groups) > 1 else padded
         return nn.functional.conv2d(seen, self.weight, stride=2, groups=len(self.groups)) + self.bias
@@ -83,7 +83,7 @@ class LeNet(nn.Module):
         maps = self.activation(self.h2(self.activation(self.h1(images))))
         return self.activation(self.h3(self.dropout(maps.flatten(1))))
 
-    def forward(self, images: Images) -> Logits:
+    def forward(self, images: Images) -> Float[Tensor, "B V"]:
         return self.output(self.features(images))
 
 

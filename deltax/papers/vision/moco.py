@@ -62,7 +62,7 @@ class Momentum(nn.Module):
         self.queue.copy_(torch.cat([keys.to(self.queue), self.queue])[: len(self.queue)])
 
 
-def info_nce(queries: Vectors, keys: Vectors, others: Vectors, *, temperature: float = 0.5) -> PerExample:
+def info_nce(queries: Vectors, keys: Vectors, others: Float[Tensor, "M K"], *, temperature: float = 0.5) -> PerExample:
     """How surprising it is that queries[i] belongs to keys[i] and to none of the others, in nats (Eq. 1)."""
     own = (queries * keys).sum(-1, keepdim=True)
     scores = torch.cat([own, queries @ others.mT], -1).float() / temperature

@@ -22,7 +22,7 @@ from deltax.parts.perceptron import Dense
 from deltax.parts.roles import tag
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
-from deltax.shapes import Images, PerExample
+from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.digits import Batch
 from deltax.tasks.pictures import Drawings
 
@@ -47,7 +47,7 @@ class Pair(nn.Module):
         super().__init__()
         self.first, self.second = Window(channels, out), Window(out, out)
 
-    def forward(self, x: Images, ctx: Context) -> Images:
+    def forward(self, x: Images, ctx: Context) -> Maps:
         return torch.relu(self.second(torch.relu(self.first(x))))
 
 
@@ -61,18 +61,18 @@ class Conditioned(nn.Module):
         self.condition = Dense(dim, out)
         self.shortcut = nn.Identity() if channels == out else Window(channels, out, size=1, gain=1.0)
 
-    def forward(self, x: Images, ctx: Context) -> Images:
+    def forward(self, x: Images, ctx: Context) -> Maps:
         silu = nn.functional.silu
         hidden = self.first(silu(self.norm1(x))) + self.condition(silu(ctx.condition))[:, :, None, None]
         return self.shortcut(x) + self.second(silu(self.norm2(hidden)))
 
 
-def beside(x: Images, remembered: Images) -> Images:
+def beside(x: Maps, remembered: Maps) -> Maps:
     """The map from the way down laid beside the one on the way up."""
     return torch.cat([x, remembered], 1)
 
 
-def cut(x: Images, remembered: Images) -> Images:
+def cut(x: Maps, remembered: Maps) -> Maps:
     """`beside`, with nothing remembered: the network without its skips, of the same parameters."""
     return torch.cat([x, torch.zeros_like(remembered)], 1)
 
