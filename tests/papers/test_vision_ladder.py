@@ -24,7 +24,7 @@ from deltax.train.job import Job
 from deltax.train.loop import build, train
 
 
-def test_the_ladder_is_written_at_the_shell():
+def test_the_ladder_is_written_at_the_shell(unchecked):
     top = recipe("lecun1989-rerun(rung=5)")
     assert top == recipe("lenet-1989+cross-entropy+adamw(rate=3e-4)", ["loop.steps=13800"]).fill(
         "schedule", top["schedule"]
@@ -47,7 +47,7 @@ def test_rungs_share_their_start():
 
 
 def test_a_few_digits_are_learned():
-    outcome = train(Job(lenet_1989.put("task.images", 8), steps=60 * 8))
+    outcome = train(Job(lenet_1989.put("task.images", 4), steps=60 * 4))
     assert outcome.evaluation.metrics["training error"] == 0
 
 

@@ -116,7 +116,7 @@ def _uniform(weight: Tensor, fan_in: int) -> None:
 
 @claim
 def weights_and_connections_are_those_of_the_paper():
-    """1068 + 2592 + 5790 + 310 = 9760 weights make 64,660 connections (section 3)."""
+    """The layers have 1068 + 2592 + 5790 + 310 = 9760 weights, which make 64,660 connections (section 3)."""
     model = LeNet(16, 10)
     layers = (model.h1, model.h2, model.h3, model.output)
     assert [sum(p.numel() for p in layer.parameters()) for layer in layers] == [1068, 2592, 5790, 310]
