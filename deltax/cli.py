@@ -253,9 +253,7 @@ def _show(arguments: argparse.Namespace) -> None:
         print(f"{record.prose}\n")
     print(f"builds on   {', '.join(record.parents) or '(none here)'}")
     print(f"built on by {', '.join(children) or '(none here)'}")
-    usage = {"delta": f"dx compare gpt gpt+{record.key}", "recipe": f"dx train {record.key}"}
-    use = usage.get(record.kind, f"from {record.module} import {record.function}")
-    print(f"use         {use}\n\nclaims")
+    print(f"use         {catalog.use(record, catalog.papers())}\n\nclaims")
     for c in record.claims:
         print(f"  {c.kind:8}  {c.says}")
         if c.peer:

@@ -85,7 +85,7 @@ SLOTS: dict[str, Slot] = {
     ),
     "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
     "map_norm": Slot(
-        "convolutions, Perceptron", "(B, C, ...) -> (B, C, ...)", "normalisation of maps", made="map_norm(C)"
+        "convolutions, LeNet, Perceptron", "(B, C, ...) -> (B, C, ...)", "normalisation of maps", made="map_norm(C)"
     ),
     "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
     "dropout": Slot("LeNet, Perceptron", "units -> units", "noise on hidden units in training", made="dropout()"),

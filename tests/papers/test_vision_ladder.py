@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltax import UserError, part
+from deltax import UserError, catalog, part
 from deltax.expression import recipe
 from deltax.papers.generative.ddpm import ddpm
 from deltax.papers.optimization.batch_norm import BatchNorm
@@ -68,6 +68,12 @@ def test_dropout_finds_its_place():
     assert torch.equal(thinned.eval()(tokens), whole.eval()(tokens))
     with pytest.raises(UserError, match="share p"):
         Dropout(p=1.0)
+
+
+@pytest.mark.parametrize("change", ["batch-norm", "cross-entropy", "dropout", "shift-augmentation"])
+def test_what_the_page_tells_to_type_works(change):
+    assert catalog.use(catalog.find(change), catalog.papers()) == f"dx compare lenet-1989 lenet-1989+{change}"
+    assert train(Job(recipe(f"lenet-1989+{change}"), steps=2)).evaluation is not None
 
 
 def test_resnet_is_batch_normed():

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper
+from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.parts.objectives import classify, classify_softly
 from deltax.shapes import PerExample
 from deltax.tasks.digits import Batch
@@ -24,7 +25,7 @@ def surprise(logits: Float[Tensor, "B V"], labels: Int64[Tensor, "B"], *, smooth
     return logits.logsumexp(-1) - (1 - smoothing) * right - smoothing * logits.mean(-1)
 
 
-@paper(year=1990, url="https://doi.org/10.1007/978-3-642-76153-9_28")
+@paper(on=lenet_1989, year=1990, url="https://doi.org/10.1007/978-3-642-76153-9_28")
 def cross_entropy(recipe: Part, *, smoothing: float = 0.0) -> Part:
     return (
         recipe.fill("objective", classify_softly, smoothing=smoothing)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.parts.context import takes_context
 from deltax.parts.perceptron import Perceptron, classifier
 from deltax.tasks.zip_codes import ZipCodes
@@ -50,7 +51,7 @@ class Thinned(nn.Module):
         return self.dropout(self.inner(x, ctx) if self.told else self.inner(x))
 
 
-@paper(year=2014, url="https://jmlr.org/papers/v15/srivastava14a.html")
+@paper(on=lenet_1989, year=2014, url="https://jmlr.org/papers/v15/srivastava14a.html")
 def dropout(recipe: Part, *, p: float = 0.5) -> Part:
     """On hidden units where a network has a place for it; else on the branches of its blocks."""
     if "dropout" in recipe.slots():

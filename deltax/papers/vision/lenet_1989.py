@@ -70,17 +70,28 @@ class Units(nn.Linear):
 class LeNet(nn.Module):
     """Images (B, 1, 16, 16) -> logits (B, V): 12 maps of 8 by 8, 12 of 4 by 4, 30 units (Figure 3)."""
 
-    def __init__(self, size: int, classes: int, *, activation: Part = part(tanh), dropout: Part = part(Nothing)):
+    def __init__(
+        self,
+        size: int,
+        classes: int,
+        *,
+        activation: Part = part(tanh),
+        map_norm: Part = part(Nothing),
+        dropout: Part = part(Nothing),
+    ):
         super().__init__()
         self.h1 = Detectors(size, 12, ((0,),))
         self.h2 = Detectors(size // 2, 12, GROUPS)
         self.h3 = Units(12 * (size // 4) ** 2, 30)
         self.output = Units(30, classes, bias=-1.0)
+        self.norms = nn.ModuleList(map_norm(12) for _ in range(2))
         self.activation, self.dropout = activation, dropout()
 
     def features(self, images: Images) -> Float[Tensor, "B 30"]:
         """What H3 makes of an image."""
-        maps = self.activation(self.h2(self.activation(self.h1(images))))
+        first, second = self.norms
+        maps = self.activation(first(self.h1(images)))
+        maps = self.activation(second(self.h2(maps)))
         return self.activation(self.h3(self.dropout(maps.flatten(1))))
 
     def forward(self, images: Images) -> Float[Tensor, "B V"]:

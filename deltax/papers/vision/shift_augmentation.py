@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper
+from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.shapes import Images
 from deltax.tasks.digits import Batch
 
@@ -44,7 +45,7 @@ def shifted_batches(
     return batch._replace(images=shifted(batch.images, pixels=pixels))
 
 
-@paper(year=2003, url="https://doi.org/10.1109/ICDAR.2003.1227801")
+@paper(on=lenet_1989, year=2003, url="https://doi.org/10.1109/ICDAR.2003.1227801")
 def shift_augmentation(recipe: Part, *, pixels: int = 1) -> Part:
     return recipe.wrap("batches", shifted_batches, pixels=pixels)
 
