@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
-from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.parts.optimizers import sgd
 from deltax.parts.perceptron import Perceptron, classifier, sigmoid, tanh
 from deltax.parts.roles import tag
@@ -67,7 +66,7 @@ def folded(weight: Tensor, bias: Tensor | None, norm: BatchNorm) -> tuple[Tensor
     return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift
 
 
-@paper(on=lenet_1989, year=2015, arxiv="1502.03167")
+@paper(year=2015, arxiv="1502.03167")
 def batch_norm(recipe: Part, *, momentum: float = 0.1) -> Part:
     return recipe.fill("map_norm", BatchNorm, momentum=momentum)
 
