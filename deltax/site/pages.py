@@ -222,12 +222,7 @@ def marks(record: Record, stored: dict[str, Any]) -> list[str]:
 
 def use(record: Record, papers: Mapping[str, Record]) -> str:
     """The line that a reader would type next."""
-    if record.kind == "delta":
-        whole = next((p for p in record.on if p in papers and papers[p].kind == "recipe"), "gpt")
-        return f"dx compare {whole} {whole}+{record.key}"
-    if record.kind == "recipe":
-        return f"dx train {record.key}"
-    return f"from {record.module} import {record.function}"
+    return catalog.use(record, papers)
 
 
 def code(source: str) -> str:
