@@ -32,6 +32,13 @@ SLOTS: dict[str, Slot] = {
     "optimizer": Slot("training loop", "optimizer(model) -> torch Optimizer", "groups carry their own rate"),
     "schedule": Slot("training loop", "schedule(progress) -> factor", "the rate over the run, progress in [0, 1)"),
     "loop": Slot("training loop", "loop() -> Loop", "batch size, default length, clipping, accumulation"),
+    # Many workers
+    "outer": Slot("LocalSteps", "outer(weights) -> torch Optimizer", "steps along what a round's workers found"),
+    "exchange": Slot(
+        "LocalSteps", ".among(vectors), .over(group, vector) -> mean", "who sends what", made="exchange()"
+    ),
+    "code": Slot("Exchange", ".encode(vector) -> payload; .decode(payload) -> vector", "on the wire", made="code()"),
+    "attendance": Slot("LocalSteps", "attendance(round, worker) -> bool", "who takes part in a round's exchange"),
     # The language model
     "embedding": Slot(
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"
