@@ -46,7 +46,7 @@ class Exchange(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, workers: int, vector: Tensor) -> None:
-        """Make room for what is remembered of so many workers' vectors of this length. Called once, before the first."""
+        """Make room for what is remembered of so many workers' vectors of this length. Called once, at the start."""
 
     @abc.abstractmethod
     def memory(self) -> dict[str, Tensor]:

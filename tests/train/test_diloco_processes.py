@@ -76,14 +76,14 @@ class Island:
     def rounds(self):
         return {line["round"]: line for line in self.told() if "round" in line}
 
-    def wait(self, until, seconds=60.0):
+    def wait(self, until, seconds=150.0):
         deadline = time.monotonic() + seconds
         while not until(self):
             assert self.process.poll() in (None, 0), self.out.with_suffix(".err").read_text()
             assert time.monotonic() < deadline, f"nothing within {seconds} s"
             time.sleep(0.02)
 
-    def end(self, seconds=60.0):
+    def end(self, seconds=150.0):
         assert self.process.wait(seconds) == 0, self.out.with_suffix(".err").read_text()
         return self.told()[-1]
 

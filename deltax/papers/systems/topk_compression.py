@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.local_sgd import LocalSteps, average
 from deltax.papers.optimization.sgd import sgd
 from deltax.parts import optimizers
@@ -94,7 +95,7 @@ def topk_compression(recipe: Part, *, workers: int = 4, keep: float = 0.01, memo
 
 @claim
 def what_was_sent_and_what_was_kept_is_what_was_wanted():
-    """With memory, the messages of a worker so far and its residual sum to the vectors it was given; whatever the code."""
+    """With memory, the messages of a worker so far and its residual sum to the vectors that it was given."""
     torch.manual_seed(0)
     for keep in (0.03, 0.4):
         exchange = _exchange(3, 71, keep=keep)
@@ -125,7 +126,7 @@ def the_largest_entries_are_the_best_choice():
 
 @claim
 def all_entries_are_data_parallelism():
-    """With keep = 1 the mean is the mean, nothing is left over, and training equals that of SGD on the mean gradient."""
+    """With keep = 1 nothing is left over, and training is that of SGD on the mean gradient of the workers."""
     torch.manual_seed(0)
     exchange = _exchange(3, 17, keep=1.0)
     vectors = torch.randn(3, 17, dtype=torch.float64)
@@ -133,9 +134,7 @@ def all_entries_are_data_parallelism():
     assert not any(r.any() for r in exchange.residuals.values())
     apart, together = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
     together.load_state_dict(apart.state_dict())
-    ours = topk_compression.function(part(_Optimized, optimizer=optimizers.sgd), workers=2, keep=1.0)["optimizer"](
-        apart
-    )
+    ours = (gpt + sgd + topk_compression(workers=2, keep=1.0))["optimizer"](apart)
     theirs = optimizers.sgd(together)
     for _ in range(5):
         theirs.zero_grad()
@@ -178,6 +177,7 @@ def a_message_is_eight_bytes_an_entry():
     P - 1 others: at k = 1 % of N and 4 workers, 3 * (0.08 N + 4) bytes against the 6 N of a ring.
     """
     exchange = _exchange(4, 1000, keep=0.01)
+    exchange.prepare(4, torch.zeros(1000))
     exchange.among(dict(enumerate(torch.randn(4, 1000))))
     assert exchange.sent == 3 * (10 * 8 + 4) and ring_bytes(1000, 4) == 6 * 1000
 
@@ -191,13 +191,6 @@ def one_in_a_hundred_is_enough(lab):
     gaps = [a - b for a, b in zip(ours, whole, strict=True)]
     numbers = {"all": whole, "1 %": ours, "1 % without memory": forgetful}
     return lab.at_most(gaps, 0.1, unit="bits per byte", numbers=numbers)
-
-
-class _Optimized:
-    """A bare slot for an optimizer."""
-
-    def __init__(self, *, optimizer: Part):
-        self.optimizer = optimizer
 
 
 def _exchange(workers: int, numbers: int, *, keep: float, memory: float = 1.0) -> Remembered:
