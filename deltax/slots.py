@@ -33,11 +33,14 @@ SLOTS: dict[str, Slot] = {
     "schedule": Slot("training loop", "schedule(progress) -> factor", "the rate over the run, progress in [0, 1)"),
     "loop": Slot("training loop", "loop() -> Loop", "batch size, default length, clipping, accumulation"),
     # Many workers
-    "outer": Slot("LocalSteps", "outer(weights) -> torch Optimizer", "steps along what a round's workers found"),
+    "outer": Slot(
+        "LocalSteps, Asynchronous", "outer(weights) -> torch Optimizer", "steps along what a round's workers found"
+    ),
     "exchange": Slot(
         "LocalSteps", ".among(vectors), .over(group, vector) -> mean", "who sends what", made="exchange()"
     ),
     "code": Slot("Exchange", ".encode(vector) -> payload; .decode(payload) -> vector", "on the wire", made="code()"),
+    "pace": Slot("Asynchronous", "pace(speed, fastest, every) -> int", "steps of a worker between its pushes"),
     "attendance": Slot("LocalSteps", "attendance(round, worker) -> bool", "who takes part in a round's exchange"),
     # The language model
     "embedding": Slot(
