@@ -42,6 +42,8 @@ SLOTS: dict[str, Slot] = {
     "code": Slot("Exchange", ".encode(vector) -> payload; .decode(payload) -> vector", "on the wire", made="code()"),
     "pace": Slot("Asynchronous", "pace(speed, fastest, every) -> int", "steps of a worker between its pushes"),
     "attendance": Slot("LocalSteps", "attendance(round, worker) -> bool", "who takes part in a round's exchange"),
+    # Stages of a pipeline
+    "choose": Slot("Cut", "choose(x, keep) -> mask over x (B, T, D)", "what of the stream crosses to the next stage"),
     # The language model
     "embedding": Slot(
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"

@@ -26,7 +26,7 @@ from deltax.parts.stale import Stale
 def late_look_ahead(
     weight: Tensor, before: Tensor, late: Tensor, gradient: Callable[[Tensor], Tensor], *, rate: float, momentum: float
 ) -> Tensor:
-    """w + d - rate (1 - momentum) gradient(late), with d = momentum (w - before); `late` is w + d of some updates ago."""
+    """w + d - rate (1 - momentum) gradient(late), with d = momentum (w - before); `late` is an earlier w + d."""
     return weight + momentum * (weight - before) - rate * (1 - momentum) * gradient(late)
 
 
