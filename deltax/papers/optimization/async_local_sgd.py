@@ -116,7 +116,7 @@ class DelayedNesterov(torch.optim.Optimizer):
 def async_local_sgd(
     recipe: Part,
     *,
-    speeds: tuple[float, ...] = (1, 1, 2, 4),
+    speeds: Sequence[float] = (1, 1, 2, 4),
     every: int = 20,
     outer_rate: float = 0.7,
     outer_momentum: float = 0.9,
