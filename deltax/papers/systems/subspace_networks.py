@@ -5,9 +5,9 @@ A transformer over a pipeline, but all that its blocks write lies in one subspac
 position cross from stage to stage and nothing is lost.
 
 Let U (D, k) be orthonormal and the same everywhere. What attention and MLP write to the stream is projected onto its
-span, and so is the learned part of the embedding; a fixed table of random vectors F, known to all, keeps tokens apart in
-all D dimensions. Then the stream is F[t] and a vector in the span: c = (x - F[t]) U crosses the cut, x = c U' + F[t]
-comes out, and the gradient with respect to c is all that needs to come back. Norms stay inside branches (pre-norm).
+span, and so is the learned part of the embedding; a fixed table of random vectors F, known to all, keeps tokens apart
+in all D dimensions. Then the stream is F[t] and a vector in the span: c = (x - F[t]) U crosses the cut, out of which
+comes x = c U' + F[t], and the gradient with respect to c is all that needs to come back. Norms stay inside branches.
 
 The paper projects the weights after each step and shares AdamW's second moment within a column; here the projection is
 part of the forward pass, so the weights in effect are always in the span. It also turns U, every 500 steps or so, to
