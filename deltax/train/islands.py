@@ -11,6 +11,7 @@ goes on from what they share.
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,7 +54,8 @@ def train(
 
     within  seconds to wait to be let in
 
-    Raises UserError for a recipe without `LocalSteps`, another number of workers, a register that is gone.
+    Raises UserError for a recipe without `LocalSteps`, another number of workers or another job than the others', and
+    when the register is gone.
     """
     machine = machine or replace(Machine.here(), precision=job.dtype)
     torch.set_num_threads(machine.threads)
@@ -64,6 +66,7 @@ def train(
         raise UserError(f"{job.recipe.title} has one worker: add local-sgd or diloco to train it on islands")
     if len(workers.taken) != meeting.workers:
         raise UserError(f"{job.recipe.title} has {len(workers.taken)} workers, this meeting {meeting.workers}")
+    meeting.same(job.id)
     rates = [group["lr"] for group in workers.param_groups]
     progress, started = Progress(), time.monotonic()
     taken = _join(workers, meeting, within) if meeting.begun else 0
@@ -172,4 +175,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        raise SystemExit(f"deltax: {error}") from None
+        print(f"dx: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -8,7 +8,8 @@ comes back is handed what is shared by the first of the members, after a round t
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from deltax.errors import UserError
 
 Found = TypeVar("Found")
 POLL = 0.02
+ATTEMPTS = 20
 
 
 def register(port: int = 0) -> distributed.TCPStore:
@@ -49,6 +51,13 @@ class Meeting:
         except (ValueError, RuntimeError) as error:
             raise UserError(f"no register of a run answers at {at!r}: start one there first ({error})") from None
 
+    def same(self, name: str) -> None:
+        """Say which run this worker is of. Raises UserError when another worker of this register said another."""
+        with _reached():
+            said = json.loads(self.store.compare_set("run", "", json.dumps(name)))
+        if said != name:
+            raise UserError(f"the others train run {said}, this is {name}: give all workers one job, data and code")
+
     @property
     def begun(self) -> bool:
         """Whether a round has been held already."""
@@ -58,8 +67,8 @@ class Meeting:
         """What exchange(group) finds among the members of a round, which all of them have found; None where this worker
         came too late and the round went on without it. Raises UserError when the register is lost.
         """
-        try:
-            for attempt in range(1000):
+        with _reached():
+            for attempt in range(ATTEMPTS):
                 name = f"{round}.{attempt}"
                 self.members = self._agree_on_members(name)
                 if self.worker not in self.members:
@@ -68,12 +77,17 @@ class Meeting:
                 if found is not None:
                     self._write("roster", self.members)
                     return found
-        except distributed.DistNetworkError as error:
-            raise UserError(f"the register of the run is gone: {error}") from None
-        raise UserError(f"round {round} failed too often")
+        raise UserError(f"round {round} failed {ATTEMPTS} times: workers are lost faster than they can meet")
 
     def welcome(self, state: Callable[[], list[Tensor]]) -> list[int]:
-        """Hand the state to all who wait to join, if this worker is the first of the members; who was let in."""
+        """Hand the state to all who wait to join, if this worker is the first of the members; who was let in.
+
+        Raises UserError when the register is lost.
+        """
+        with _reached():
+            return self._welcome(state)
+
+    def _welcome(self, state: Callable[[], list[Tensor]]) -> list[int]:
         if self.worker != self.members[0]:
             return []
         let_in = []
@@ -94,7 +108,13 @@ class Meeting:
         return let_in
 
     def join(self, state: list[Tensor], *, within: float) -> None:
-        """Wait to be let in, and fill `state` with what was handed over. Raises UserError after `within` seconds."""
+        """Wait to be let in, and fill `state` with what was handed over. Raises UserError after `within` seconds, when
+        the run is over, and when the register is lost.
+        """
+        with _reached():
+            self._join(state, within)
+
+    def _join(self, state: list[Tensor], within: float) -> None:
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             token = f"{self.worker}.{self.store.add('tokens', 1)}"
@@ -116,7 +136,8 @@ class Meeting:
 
     def close(self) -> None:
         """The last round has been held."""
-        self._write("over", True)
+        with _reached():
+            self._write("over", True)
 
     def _agree_on_members(self, name: str) -> list[int]:
         self._write(f"{name}/here/{self.worker}", True)
@@ -166,6 +187,14 @@ class Meeting:
 
     def _write(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except distributed.DistNetworkError as error:
+        raise UserError(f"the register of the run is gone ({str(error).splitlines()[0]})") from None
 
 
 def numbers(*values: float) -> Tensor:

@@ -158,6 +158,30 @@ def test_the_command_trains_a_worker(job, tmp_path, capsys):
         islands.main(["work", str(path), "--worker", "0", "--at", address])
 
 
+def test_a_register_that_dies_ends_the_run_with_one_sentence(job, tmp_path):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job("gpt+diloco(workers=1, every=1)", steps=10**6).to_json()))
+    command, environment = [sys.executable, "-m", "deltax.train.islands"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    given = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([*command, "register", "0"], **given) as held:
+        port = held.stdout.readline().split()[-1]
+        address = ["--worker", "0", "--at", f"127.0.0.1:{port}", "--patience", "5"]
+        with subprocess.Popen([*command, "work", str(path), *address], stderr=subprocess.PIPE, **given) as worker:
+            assert json.loads(worker.stdout.readline())["round"] == 1
+            held.kill()
+            _, error = worker.communicate(timeout=120)
+    assert worker.returncode == 2 and error.splitlines()[-1].startswith("dx: the register of the run is gone")
+
+
+def test_another_job_is_one_sentence(job):
+    from deltax.train.islands import train as train_island
+
+    held, this = register(), job("gpt+diloco(workers=1)", steps=4)
+    train_island(this, Meeting(f"127.0.0.1:{held.port}", 0, 1))
+    with pytest.raises(UserError, match="give all workers one job"):
+        train_island(job("gpt+diloco(workers=1)", steps=5), Meeting(f"127.0.0.1:{held.port}", 0, 1))
+
+
 def test_no_register_is_one_sentence():
     with pytest.raises(UserError, match="no register of a run answers"):
         Meeting("127.0.0.1:1", 0, 2, patience=0.5)
