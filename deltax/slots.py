@@ -33,12 +33,17 @@ SLOTS: dict[str, Slot] = {
     "schedule": Slot("training loop", "schedule(progress) -> factor", "the rate over the run, progress in [0, 1)"),
     "loop": Slot("training loop", "loop() -> Loop", "batch size, default length, clipping, accumulation"),
     # Many workers
-    "outer": Slot("LocalSteps", "outer(weights) -> torch Optimizer", "steps along what a round's workers found"),
+    "outer": Slot(
+        "LocalSteps, Asynchronous", "outer(weights) -> torch Optimizer", "steps along what a round's workers found"
+    ),
     "exchange": Slot(
         "LocalSteps", ".among(vectors), .over(group, vector) -> mean", "who sends what", made="exchange()"
     ),
     "code": Slot("Exchange", ".encode(vector) -> payload; .decode(payload) -> vector", "on the wire", made="code()"),
+    "pace": Slot("Asynchronous", "pace(speed, fastest, every) -> int", "steps of a worker between its pushes"),
     "attendance": Slot("LocalSteps", "attendance(round, worker) -> bool", "who takes part in a round's exchange"),
+    # Stages of a pipeline
+    "choose": Slot("Cut", "choose(x, keep) -> mask over x (B, T, D)", "what of the stream crosses to the next stage"),
     # The language model
     "embedding": Slot(
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"

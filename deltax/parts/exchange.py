@@ -45,6 +45,10 @@ class Exchange(abc.ABC):
         """The mean over all of the group of each one's vector (N,). Raises RuntimeError when a peer is lost."""
 
     @abc.abstractmethod
+    def prepare(self, workers: int, vector: Tensor) -> None:
+        """Make room for what is remembered of so many workers' vectors of this length. Called once, at the start."""
+
+    @abc.abstractmethod
     def memory(self) -> dict[str, Tensor]:
         """What is remembered from one exchange to the next, to be restored in place."""
 
@@ -86,6 +90,9 @@ class Ring(Exchange):
             if hop < size - 1:
                 payload = self._pass_on(group, payload, form)
         return torch.cat(totals)[: len(vector)]
+
+    def prepare(self, workers: int, vector: Tensor) -> None:
+        pass
 
     def memory(self) -> dict[str, Tensor]:
         return {}

@@ -55,7 +55,7 @@ def meeting_every_step_without_momentum_is_data_parallelism():
         theirs.step()
         for p, q in zip(ours.shared, together.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
-    assert (apart[0].weight - _model()[0].weight).abs().max() > 0.05
+    assert (apart[0].weight - _model()[0].weight).abs().max() > 0.02
 
 
 @claim
@@ -113,8 +113,8 @@ def bytes_a_step_fall_as_one_over_h():
 
 @claim.measured(paper="8 workers on C4 match synchronous training with 8 times the batch, communicating 500 times less")
 def as_good_as_synchronous(lab):
-    """Of gpt, 4 workers that meet after every 20 of their 200 steps end at most 0.05 bits per byte above synchronous training
-    on the same data in batches 4 times as large, with a twentieth of its communication.
+    """Of gpt, 4 workers that meet after every 20 of their 200 steps end at most 0.05 bits per byte above synchronous
+    training on as much data in batches 4 times as large, with a twentieth of its communication.
     """
     apart, together = _sizes(lab)
     ends = lambda recipe, steps: [lab.train(recipe, seed=s, steps=steps).score for s in lab.seeds(3)]
@@ -125,8 +125,8 @@ def as_good_as_synchronous(lab):
 
 @claim.measured(paper="better than averaging the weights (FedAvg, outer SGD) at equal communication (Figure 6)")
 def better_than_averaging(lab):
-    """Of gpt, 4 workers that meet after every 20 of their 200 steps end at least 0.02 bits per byte below local SGD's average
-    with the same AdamW inside.
+    """Of gpt, 4 workers that meet after every 20 of their 200 steps end at least 0.02 bits per byte below the average
+    that local SGD takes, with the same AdamW inside.
     """
     apart, _ = _sizes(lab)
     ends = lambda recipe: [lab.train(recipe, seed=s, steps=800).score for s in lab.seeds(3)]

@@ -62,6 +62,7 @@ class LocalSteps(Replicas):
         super().__init__(model, inner=inner, workers=workers)
         self.every, self.attendance = every, attendance
         self.outer, self.exchange = outer(self.shared), exchange()
+        self.exchange.prepare(workers, flat(self.shared).detach())
 
     def next_worker(self) -> int:
         return sum(self.taken) % len(self.taken)

@@ -41,8 +41,8 @@ def nesterov(recipe: Part, *, rate: float = 0.1, momentum: float = 0.9) -> Part:
 
 @claim
 def two_ways_to_write_one_sequence():
-    """The weights that torch keeps are the look-ahead form's w + momentum (w - before), step for step, on any differentiable
-    function, as long as rate and momentum stay what they are.
+    """The weights that torch keeps are the look-ahead form's w + momentum (w - before), step for step, on any function
+    that can be differentiated, as long as rate and momentum stay what they are.
     """
     torch.manual_seed(0)
     root = torch.randn(7, 7, dtype=torch.float64) / 3
