@@ -6,7 +6,6 @@ They are forked from a server that has imported torch once, so a group of four s
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -20,6 +19,7 @@ from torch.distributed import TCPStore
 from deltax.errors import UserError
 from deltax.train import mesh
 
+
 def launch(
     size: int, work: Callable[..., Any], *args: Any, layout: mesh.Mesh | None = None, patience: float = mesh.PATIENCE
 ) -> list[Any]:
@@ -27,9 +27,9 @@ def launch(
 
     `work` is a module's function; it and what it is given and returns are pickled. Without a GPU the group is gloo's.
 
-    Where one process fails, dies or stalls, the others learn of it within `patience` seconds, each says so on stderr,
-    and all have ended within a few seconds more. Raises UserError: with the sentence of a process that knows the
-    mistake, else saying which process was lost.
+    Where one process fails, dies or stalls, the others learn of it within `patience` seconds, and all have ended within
+    a minute more. Raises UserError: with the sentence of a process that knows the mistake, else saying which process was
+    lost, and with what each of the others said as a note.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["deltax.train.loop"])
@@ -43,7 +43,7 @@ def launch(
             processes[-1].start()
             theirs.close()
             pipes.append(ours)
-        said = _listen(pipes, grace=patience + 5)
+        said = _listen(pipes, grace=min(patience, 60) + 2)
         ends = {rank: _end(processes[rank]) for rank in range(size) if rank not in said}
     finally:
         for process in processes:
@@ -73,11 +73,13 @@ def _results(said: dict[int, tuple[str, Any]], ends: dict[int, str], size: int) 
             raise RuntimeError(f"on rank {rank}:\n{value}")
     if mistakes := [value for what, value in said.values() if what == "mistake"]:
         raise UserError(mistakes[0])
-    if ends:
-        lost = ", ".join(f"{rank} ({how})" for rank, how in ends.items())
-        raise UserError(f"lost rank {lost} of {size}; start again to go on from the last checkpoint")
-    if losses := [value for what, value in said.values() if what == "lost"]:
-        raise UserError(losses[0])
+    lost = ", ".join(f"rank {rank} ({how})" for rank, how in ends.items()) or "a process"
+    sentences = [value for what, value in said.values() if what == "lost"]
+    if ends or sentences:
+        error = UserError(f"lost {lost} of {size}; start again to go on from the last checkpoint")
+        for sentence in sentences:
+            error.add_note(sentence)
+        raise error
     return [said[rank][1] for rank in range(size)]
 
 
@@ -119,7 +121,5 @@ def _process(
         found = ("mistake", str(error))
     except Exception:
         found = ("broke", traceback.format_exc())
-    if found[0] == "lost":
-        print(f"dx: {found[1]}", file=sys.stderr, flush=True)
     pipe.send(found)
     os._exit(2)  # no goodbye to a group that has lost a member: it could wait

@@ -10,6 +10,8 @@ A mesh says how many processes share each kind of work, from the slowest wire to
 The losses are those of one process. Draws of an objective or of dropout are per share of the batch.
 """
 
+import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +52,9 @@ class Mesh:
         return cls(**found)
 
     def __str__(self) -> str:
-        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) > 1) or "dp=1"
+        return (
+            ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) > 1) or "dp=1"
+        )
 
     @property
     def size(self) -> int:
@@ -69,9 +73,10 @@ class Lost(UserError):
 _layout, _grid = Mesh(), None
 
 
-def elected() -> bool:
-    """Whether torchrun, or `deltax.train.launch`, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def started() -> int:
+    """How many processes torchrun, or `deltax.train.launch`, started with this one, itself included; 0 where none."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return world if world > 1 else 0
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
     world = int(os.environ.get("WORLD_SIZE", "1"))
     layout = layout or Mesh(fsdp=world)
     if layout.size != world:
-        raise UserError(f"mesh {layout} wants {layout.size} processes, but {world} started; start {layout.size} of them")
+        raise UserError(f"mesh {layout} wants {layout.size} processes, but {world} started; start {layout.size}")
     if world == 1:
         yield True
         return
@@ -98,8 +103,8 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
     try:
         wait = timedelta(seconds=patience)
         distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=wait)
-        axes = {f.name: getattr(layout, f.name) for f in fields(layout)}
-        _grid = distributed.init_device_mesh(device, tuple(axes.values()), mesh_dim_names=tuple(axes))
+        axes = tuple(vars(layout))
+        _grid = distributed.init_device_mesh(device, tuple(vars(layout).values()), mesh_dim_names=axes)
         _layout = layout
         for axis in axes:
             distributed.distributed_c10d._set_pg_timeout(wait, _grid[axis].get_group())
@@ -183,6 +188,7 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
         tensor_parallel.split(model, grid("tp"))
     if _layout.fsdp > 1 or (_layout.dp > 1 and _layout.tp > 1):
         _shard(model, device)
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # gathers in two steps
     model.to(device)
     for name, parameter in model.named_parameters():
         if roles[name]:
@@ -192,14 +198,18 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 def engine(model: nn.Module, device: torch.device) -> nn.Module:
     """What computes the losses of a model that was placed: the model itself, its replica, or the pipeline."""
-    if _layout.dp > 1 and _layout.fsdp == _layout.tp == 1:
+    if _replicated():
         group = grid("dp").get_group()
-        model = Replica(model, process_group=group, broadcast_buffers=False, find_unused_parameters=True)
+        model = Replica(model, process_group=group)
     if _layout.pp > 1:
         from deltax.train.pipeline import Pipeline
 
         return Pipeline(model, device, grid("pp").get_group())
     return model
+
+
+def _replicated() -> bool:
+    return _layout.dp > 1 and _layout.fsdp == _layout.tp == 1
 
 
 def reader(model: nn.Module, engine: nn.Module) -> nn.Module:
@@ -249,19 +259,43 @@ def sorted_groups(optimizer: torch.optim.Optimizer) -> None:
 
 
 def clip(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their norm, taken over the whole model, is at most `largest`. Returns that norm."""
+    """Scale all gradients so that their norm, taken over the whole model, is at most `largest`. Returns that norm.
+
+    Raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
+    """
     if size() == 1:
         return nn.utils.clip_grad_norm_(model.parameters(), largest)
+    from deltax.train.pipeline import Table
+
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if _replicated() and unused:
+        raise UserError(
+            f"mesh {_layout} needs a gradient for {unused[0]}, and the loss has none; use fsdp in place of dp"
+        )
     kinds = _kinds([p for p in model.parameters() if p.grad is not None])
+    elsewhere = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
     square = torch.zeros((), device=grid("pp").device_type)
     for alike in kinds:
-        counted = [p.grad for p in alike if not getattr(p, "counted_elsewhere", False)]
-        square += whole(nn.utils.get_total_norm(counted)).square()
+        square += _square([p.grad for p in alike if id(p) not in elsewhere])
     distributed.all_reduce(square, group=grid("pp").get_group())
     norm = square.sqrt()
     for alike in kinds:
         nn.utils.clip_grads_with_norm_(alike, largest, norm)
     return norm
+
+
+def _square(gradients: list[Tensor]) -> Tensor | float:
+    """The squared norm of gradients that are spread alike, all their shards counted."""
+    if not gradients or not isinstance(gradients[0], DTensor):
+        return nn.utils.get_total_norm(gradients).square()
+    over = gradients[0].device_mesh
+    square = torch.zeros((), device=over.device_type)
+    for gradient in gradients:
+        copies = math.prod(over.size(i) for i, placed in enumerate(gradient.placements) if placed.is_replicate())
+        square += gradient.to_local().norm().square() / copies
+    for group in over.get_all_groups():
+        distributed.all_reduce(square, group=group)
+    return square
 
 
 def _kinds(parameters: list[Tensor]) -> list[list[Tensor]]:

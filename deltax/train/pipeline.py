@@ -24,7 +24,6 @@ class Table(Passed):
     def __init__(self, weight: nn.Parameter):
         super().__init__()
         self.weight = weight
-        weight.counted_elsewhere = True
 
 
 def cut(model: nn.Module, stage: int, stages: int) -> None:

@@ -51,7 +51,7 @@ def _is_attention(module: nn.Module) -> bool:
 def _split_heads(attention: Any, mesh: DeviceMesh, name: str) -> None:
     project, count = attention.project, mesh.size()
     if project.heads % count:
-        raise UserError(f"tp={count} does not divide the {project.heads} heads of {name}; set heads to a multiple of it")
+        raise UserError(f"tp={count} does not divide the {project.heads} heads of {name}; set heads to a multiple")
     parallelize_module(project, mesh, {**_columns(project, "query", "key", "value"), "out": RowwiseParallel()})
     project.heads //= count
     first = mesh.get_local_rank() * project.heads
