@@ -20,6 +20,9 @@ from deltax.errors import UserError
 from deltax.train import mesh
 
 
+_PRELOADED = ["deltax.train.loop", "deltax.train.tensor_parallel", "torch.distributed.fsdp", "torch._dynamo"]
+
+
 def launch(
     size: int, work: Callable[..., Any], *args: Any, layout: mesh.Mesh | None = None, patience: float = mesh.PATIENCE
 ) -> list[Any]:
@@ -28,11 +31,11 @@ def launch(
     `work` is a module's function; it and what it is given and returns are pickled. Without a GPU the group is gloo's.
 
     Where one process fails, dies or stalls, the others learn of it within `patience` seconds, and all have ended within
-    a minute more. Raises UserError: with the sentence of a process that knows the mistake, else saying which process was
-    lost, and with what each of the others said as a note.
+    a minute more. Raises UserError: with the sentence of a process that knows the mistake, else saying which process
+    was lost, and with what each of the others said as a note.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["deltax.train.loop"])
+    context.set_forkserver_preload(_PRELOADED)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=patience))
     pipes, processes = [], []
     try:

@@ -77,7 +77,7 @@ def train(
     mesh.sorted_groups(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
-    if save_to and save_to.exists():
+    if save_to and mesh.agreed(save_to.exists()):
         tensors, facts = checkpoint.load(save_to)
         checkpoint.restore(model, optimizer, tensors)
         progress = Progress(**facts)

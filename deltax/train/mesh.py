@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from deltax.errors import UserError, nearest
+from deltax.errors import UserError
 
 PATIENCE = 600.0  # seconds that a process waits for the others
 
@@ -45,7 +45,7 @@ class Mesh:
         for word in text.split(","):
             axis, _, count = word.strip().partition("=")
             if axis not in known:
-                raise UserError(f"a mesh has no {axis!r}{nearest(axis, known)}; write it as in dp=2,tp=2")
+                raise UserError(f"a mesh is written as in dp=2,tp=2, of {', '.join(known)}; there is no {axis!r}")
             if axis in found or not count.isdigit() or int(count) < 1:
                 raise UserError(f"{word.strip()!r} in a mesh needs one count of at least 1, as in {axis}=2")
             found[axis] = int(count)
@@ -318,6 +318,15 @@ def mean(value: Tensor) -> float:
         distributed.all_reduce(value)
         value /= size() / _layout.pp
     return float(value)
+
+
+def agreed(answer: bool) -> bool:
+    """The first process's answer, on all."""
+    if size() == 1:
+        return answer
+    said = torch.tensor(float(answer), device=grid("pp").device_type)
+    distributed.broadcast(said, 0)
+    return bool(said)
 
 
 def whole(tensor: Tensor) -> Tensor:
