@@ -19,7 +19,6 @@ from torch.distributed import TCPStore
 from deltax.errors import UserError
 from deltax.train import mesh
 
-
 _PRELOADED = ["deltax.train.loop", "deltax.train.tensor_parallel", "torch.distributed.fsdp", "torch._dynamo"]
 
 

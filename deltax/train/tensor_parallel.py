@@ -11,8 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from deltax.errors import UserError
-from deltax.parts.scores import causal, everywhere, unchanged, window
-from deltax.recipe import Part
+from deltax.parts.scores import of_heads
 
 _PER_HEAD = {"project", "query_norm", "key_norm", "position", "score"}  # what works on each head by itself
 
@@ -54,31 +53,11 @@ def _split_heads(attention: Any, mesh: DeviceMesh, name: str) -> None:
         raise UserError(f"tp={count} does not divide the {project.heads} heads of {name}; set heads to a multiple")
     parallelize_module(project, mesh, {**_columns(project, "query", "key", "value"), "out": RowwiseParallel()})
     project.heads //= count
-    first = mesh.get_local_rank() * project.heads
-    if isinstance(attention.score, nn.Module):
-        attention.score.forward = _shifted(attention.score.forward, first)
-    elif not _same_for_all_heads(attention.score):
-        attention.score = _shifted(attention.score, first)
-    if not _same_for_all_heads(attention.mask):
-        attention.mask = _shifted(attention.mask, first)
+    of_heads(attention, first=mesh.get_local_rank() * project.heads)
     for child, module in attention.named_children():
         if child != "project":
             for parameter in module.parameters():
                 parameter.register_hook(lambda gradient: _sum(gradient, mesh.get_group()))
-
-
-def _same_for_all_heads(rule: Any) -> bool:
-    return isinstance(rule, Part) and rule.make in (unchanged, causal, everywhere, window)
-
-
-def _shifted(rule: Any, first: int) -> Any:
-    """A score or mask that is told the heads' numbers in the whole model."""
-
-    def told(*given: Tensor) -> Tensor:
-        *scores, b, h, q, k = given
-        return rule(*scores, b, h + first, q, k)
-
-    return told
 
 
 def _is_linear(module: nn.Module, *names: str) -> bool:

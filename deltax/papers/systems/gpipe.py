@@ -173,8 +173,8 @@ def orders(schedule: type, stages: int, pieces: int) -> Order:
     bare._num_stages, bare._n_microbatches = stages, pieces
     kinds = {"F": False, "B": True}
     each = bare._get_pipeline_order()
-    acts = [[act for act in each[s] if act is not None and str(act.computation_type) in kinds] for s in range(stages)]
-    return [[Work(kinds[str(act.computation_type)], act.microbatch_index) for act in row] for row in acts]
+    acts = [[act for act in each[s] if act is not None and act.computation_type.value in kinds] for s in range(stages)]
+    return [[Work(kinds[act.computation_type.value], act.microbatch_index) for act in row] for row in acts]
 
 
 def layers(count: int) -> tuple[nn.ModuleList, Tensor, Tensor]:

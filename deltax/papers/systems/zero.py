@@ -172,5 +172,3 @@ def _gradient(rank: int, weights: Tensor) -> Tensor:
     draws = torch.Generator().manual_seed(rank + 1)
     x, y = (torch.randn(*shape, dtype=torch.float64, generator=draws) for shape in ((5, 17), (5,)))
     return x.T @ (x @ weights - y) / 5
-
-
