@@ -23,7 +23,7 @@ class Ring:
         self._called("reduce_scatter")
         chunks = [list(self._padded(t).clone().chunk(self.size)) for t in tensors]
         for step in range(self.size - 1):
-            self._pass(chunks, lambda rank: (rank - step - 1) % self.size, lambda here, comes: here + comes)
+            self._pass(chunks, -step - 1, lambda here, comes: here + comes)
         return [chunks[rank][rank] for rank in range(self.size)]
 
     def all_gather(self, shards: Sequence[Tensor]) -> list[Tensor]:
@@ -33,7 +33,7 @@ class Ring:
         for rank, shard in enumerate(shards):
             chunks[rank][rank] = shard.clone()
         for step in range(self.size - 1):
-            self._pass(chunks, lambda rank: (rank - step) % self.size, lambda here, comes: comes)
+            self._pass(chunks, -step, lambda here, comes: comes)
         return [torch.cat(each) for each in chunks]
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -42,14 +42,13 @@ class Ring:
         like = tensors[0]
         return [t[: like.numel()].view_as(like) for t in self.all_gather(self.reduce_scatter(tensors))]
 
-    def _pass(
-        self, chunks: list[list[Tensor]], which: Callable[[int], int], join: Callable[[Tensor, Tensor], Tensor]
-    ) -> None:
-        """Every rank sends one chunk to the next at the same time."""
-        moving = [chunks[rank][which(rank)].clone() for rank in range(self.size)]
-        for rank, chunk in enumerate(moving):
+    def _pass(self, chunks: list[list[Tensor]], ahead: int, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Every rank r sends its chunk r + ahead to the next, all at the same time."""
+        moving = [(rank + ahead) % self.size for rank in range(self.size)]
+        sent = [chunks[rank][i].clone() for rank, i in enumerate(moving)]
+        for rank, (i, chunk) in enumerate(zip(moving, sent)):
             to = (rank + 1) % self.size
-            chunks[to][which(rank)] = join(chunks[to][which(rank)], chunk)
+            chunks[to][i] = join(chunks[to][i], chunk)
             self.sent[rank] += chunk.numel()
 
     def _padded(self, tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import claim, paper
-from deltax.papers.systems.gpipe import Order, Work, all_forward_all_back, gpipe, layers, orders, run, timed
+from deltax.papers.systems.gpipe import Order, Work, against, all_forward_all_back, gpipe, layers, orders, run, timed
 
 
 def one_forward_one_back(stages: int, pieces: int) -> Order:
@@ -91,7 +91,7 @@ def with_a_flush_the_gradient_is_gpipe_s():
     """Gradients and loss are GPipe's, and those of the uncut model."""
     for count, cut in ((2, 4), (4, 6), (4, 3)):
         stages, x, y = layers(count)
-        loss = lambda piece, out: nn.functional.mse_loss(out, y.chunk(cut)[piece])
+        loss = against(y, cut)
         whole = torch.autograd.grad(
             nn.functional.mse_loss(nn.Sequential(*stages)(x), y), parameters := list(stages.parameters())
         )
@@ -125,7 +125,7 @@ def without_a_flush_gradients_are_as_old_as_the_way_is_long():
     """Once the pipe is full, stage s of K applies gradients K - 1 - s steps late, and keeps K - s versions."""
     stages, x, y = layers(4)
     stash = Stash(stages, rate=0.05)
-    stash.run(x.chunk(12), lambda piece, out: nn.functional.mse_loss(out, y.chunk(12)[piece]))
+    stash.run(x.chunk(12), against(y, 12))
     assert [late[4:] for late in stash.stale] == [[3 - s] * 8 for s in range(4)]
     assert stash.kept == [4 - s for s in range(4)]
 
@@ -136,7 +136,7 @@ def a_piece_goes_back_by_the_weights_it_came_by():
     ends = []
     for count in (1, 3):
         stages, x, y = layers(3)
-        loss = lambda piece, out: nn.functional.mse_loss(out, y.chunk(6)[piece])
+        loss = against(y, 6)
         cut = [nn.Sequential(*stages)] if count == 1 else stages
         Stash(cut, rate=0.1).run(x.chunk(6), loss)
         ends.append(torch.cat([p.detach().flatten() for p in stages.parameters()]))

@@ -96,7 +96,7 @@ def every_stage_ends_with_the_same_weights():
     for ranks in (2, 3, 4):
         alone = zero(_start(), 1, _adamw, stage=0, low=torch.float64)
         for _ in range(6):
-            alone.step(lambda _, w: torch.stack([_gradient(rank, w) for rank in range(ranks)]).mean(0))
+            alone.step(lambda _, w, n=ranks: torch.stack([_gradient(rank, w) for rank in range(n)]).mean(0))
         for stage in range(4):
             spread = zero(_start(), ranks, _adamw, stage=stage, low=torch.float64)
             for _ in range(6):
