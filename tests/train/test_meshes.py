@@ -61,10 +61,9 @@ def test_a_mesh_loses_as_one_process(tiny, alone, tmp_path, axes):
         assert here == whole if axes == "dp=2" else here < whole
     theirs, _ = checkpoint.load(path)
     assert set(theirs) == set(tensors)
-    for name in tensors:
-        torch.testing.assert_close(
-            theirs[name], tensors[name], rtol=1e-3, atol=1e-5, msg=lambda says: f"{name}: {says}"
-        )
+    # A key's bias moves no softmax: its gradient is rounding, which Adam scales to steps as large as any.
+    for name in (name for name in tensors if "key.bias" not in name):
+        torch.testing.assert_close(theirs[name], tensors[name], rtol=1e-3, atol=1e-5)
 
 
 def _break(job, path, how):

@@ -9,6 +9,7 @@ here are the flat units of the paper, with a meter on what a rank holds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Sharded:
                 kept.append([self._call(at, w, x) for w, x in zip(whole, kept[-1])])
         back: list[Tensor | None] = [None] * self.ring.size
         found: list[list[Tensor]] = []
-        for at, whole in zip(reversed(range(count)), self._gathered(reversed(range(count)))):
+        for whole, at in zip(self._gathered(reversed(range(count))), reversed(range(count))):
             summed = []
             for rank, (weights, x) in enumerate(zip(whole, kept[at])):
                 weights, x = weights.detach().requires_grad_(), x.detach().requires_grad_()
@@ -56,7 +57,7 @@ class Sharded:
         return found
 
     def _gathered(self, order: Iterable[int]) -> Iterator[list[Tensor]]:
-        """Each unit's weights on every rank; the next unit is gathered while this one is at work, and this one freed."""
+        """Each unit's weights on every rank: the next come while this one is at work, then this one is freed."""
         order = list(order)
         coming = self._gather(order[0])
         for following in [*order[1:], None]:
@@ -119,13 +120,13 @@ def a_rank_holds_its_shards_and_two_units():
             x, y = torch.randn(2, 8, 3, dtype=torch.float64)
             spread.gradients(x.chunk(ranks), _losses(y, ranks))
             padded = [n + -n % ranks for n in counts]
-            assert spread.most == sum(padded) // ranks + max(map(sum, zip(padded, padded[1:])))
+            assert spread.most == sum(padded) // ranks + max(map(sum, pairwise(padded)))
             assert spread.held == sum(padded) // ranks
 
 
 @claim
 def it_sends_what_the_third_stage_sends():
-    """Gathered on both ways and scattered once, each element travels 3 (P - 1) / P times, as under ZeRO's third stage."""
+    """Gathered both ways and scattered once, each element travels 3 (P - 1) / P times, as at ZeRO's third stage."""
     units, x, y = layers(4)
     for ranks in (2, 3):
         spread = fsdp(units, ranks)

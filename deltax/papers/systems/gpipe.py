@@ -134,7 +134,7 @@ def the_gradient_is_that_of_the_batch():
 
 @claim
 def the_bubble_is_its_closed_form():
-    """Of K stages and M pieces, (K - 1) / (M + K - 1) of all time is idle (section 2.3): under a fifth where M >= 4K."""
+    """Of K stages and M pieces, (K - 1) / (M + K - 1) of all time is idle (section 2.3): below a fifth at M >= 4K."""
     for stages in range(1, 6):
         for pieces in (1, 2, 3, 8, 4 * stages):
             bubble = timed(all_forward_all_back(stages, pieces)).bubble
@@ -168,18 +168,19 @@ def the_order_is_torch_s():
 
 
 def orders(schedule: type, stages: int, pieces: int) -> Order:
-    """What each stage does, in order, when a schedule of torch.distributed.pipelining runs over stages that do nothing."""
+    """What each stage does, in order, when a schedule of torch.distributed.pipelining runs stages that do nothing."""
     from unittest.mock import MagicMock
 
     order = []
     for at in range(stages):
-        stage, row = MagicMock(stage_index=at, num_stages=stages, is_first=at == 0, is_last=at == stages - 1), []
+        place = {"stage_index": at, "num_stages": stages, "is_first": at == 0, "is_last": at == stages - 1}
+        stage, row = MagicMock(device="cpu", **place), []
         for way, back in (("forward_one_chunk", False), ("backward_one_chunk", True)):
             getattr(stage, way).side_effect = lambda piece, *_, back=back, row=row, **__: row.append(Work(back, piece))
         for moves in ("get_fwd_recv_ops", "get_fwd_send_ops", "get_bwd_recv_ops", "get_bwd_send_ops"):
             getattr(stage, moves).return_value = []
         running = schedule(stage, pieces)
-        running._stage_forward_initialized = running._stage_backward_initialized = True
+        running._initialize_stage = lambda *given, **more: None
         running._step_microbatches([()] * pieces, [{}] * pieces)
         order.append(row)
     return order
