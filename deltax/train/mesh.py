@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from deltax.errors import UserError
 
 PATIENCE = 600.0  # seconds that a process waits for the others
+ARRIVAL = 60.0  # seconds that it waits for them to start, or its patience where that is longer
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,13 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
             raise UserError(f"mesh {layout} wants a GPU a process, and there are {torch.cuda.device_count()} here")
         torch.cuda.set_device(local)
     try:
-        wait = timedelta(seconds=patience)
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=wait)
+        arrival, wait = timedelta(seconds=max(patience, ARRIVAL)), timedelta(seconds=patience)
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=arrival)
         axes = tuple(vars(layout))
         _grid = distributed.init_device_mesh(device, tuple(vars(layout).values()), mesh_dim_names=axes)
         _layout = layout
-        for axis in axes:
-            distributed.distributed_c10d._set_pg_timeout(wait, _grid[axis].get_group())
+        for group in (distributed.group.WORLD, *_grid.get_all_groups()):
+            distributed.distributed_c10d._set_pg_timeout(wait, group)
         yield distributed.get_rank() == 0
     except RuntimeError as error:
         if not _of_the_group(error):

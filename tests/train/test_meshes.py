@@ -84,11 +84,11 @@ def _break(job, path, how):
     ],
 )
 def test_a_lost_process_is_named_on_every_other(tiny, tmp_path, axes, how, end):
-    began = time.monotonic()
+    began, patience = time.monotonic(), 4 if how == "stalls" else 60
     with pytest.raises(UserError, match=rf"lost rank 1 \({end}\) of 2; start again") as caught:
         layout = Mesh.parse(axes)
-        launch(2, _break, tiny(), tmp_path / "run.safetensors", how, layout=layout, patience=2)
-    assert time.monotonic() - began < 30
+        launch(2, _break, tiny(), tmp_path / "run.safetensors", how, layout=layout, patience=patience)
+    assert time.monotonic() - began < 50
     (said,) = caught.value.__notes__
     assert said.startswith("rank 0 of 2 lost another process (") and said.endswith("go on from the last checkpoint")
 
@@ -140,5 +140,6 @@ def test_a_process_that_never_comes_is_not_waited_for(monkeypatch):
     place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(mesh, "ARRIVAL", 1)
     with pytest.raises(Lost, match="rank 0 of 2 lost another process"), mesh.joined(patience=1):
         pass
