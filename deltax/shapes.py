@@ -5,15 +5,18 @@
     S  positions that are seen    K  width of one head      N     objects, queries, samples of a set
     D  width of the stream        F  hidden width           V     entries of the vocabulary, classes
 
-Annotations are for the reader, and are checked in the tests only.
+Annotations are for the reader, and are checked in the tests only. `_` is a size without a
+letter: the maps that a convolution makes of images have channels, rows and columns of their own.
 """
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Tokens = Int[Tensor, "B T"]
+Source = Int[Tensor, "B S"]
 Stream = Float[Tensor, "B T D"]
 Memory = Float[Tensor, "B S D"]
+Features = Float[Tensor, "*B D"]
 Logits = Float[Tensor, "B T V"]
 Queries = Float[Tensor, "B T H K"]
 Keys = Float[Tensor, "B S G K"]
@@ -22,5 +25,6 @@ Heads = Float[Tensor, "B T H K"]
 Scores = Float[Tensor, "B H T S"]
 Mask = Bool[Tensor, "#B #H T S"]
 Images = Float[Tensor, "B C Y X"]
+Maps = Float[Tensor, "B _ _ _"]
 Positions = Int[Tensor, "*B T"]
 PerExample = Float[Tensor, " B"]

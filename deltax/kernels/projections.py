@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from deltax.papers.language.softmax_attention import Projections
-from deltax.shapes import Keys, Queries, Stream, Values
+from deltax.shapes import Keys, Memory, Queries, Stream, Values
 
 
 class SideBySide(Projections):
@@ -16,7 +16,7 @@ class SideBySide(Projections):
     """
 
     def split(
-        self, x: Stream, memory: Stream | None = None, values: Stream | None = None
+        self, x: Stream, memory: Memory | None = None, values: Memory | None = None
     ) -> tuple[Queries, Keys, Values]:
         maps = (self.query, self.key, self.value)
         apart = any(other is not None and other is not x for other in (memory, values))

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from deltax.errors import StoreError, UserError, nearest
+from deltax.home import home
 
 if TYPE_CHECKING:
     from deltax.train.job import Job
@@ -128,7 +129,7 @@ class Store:
     """
 
     def __init__(self, path: Path | str | None = None):
-        self.folder = Path(path).expanduser() if path else _home()
+        self.folder = Path(path).expanduser() if path else home() / "runs"
         self.checkpoints, self.weights = self.folder / "checkpoints", self.folder / "weights"
         self.file = self.folder / "runs.sqlite"
         self._lock = threading.RLock()
@@ -375,11 +376,6 @@ def _connect(uri: str) -> sqlite3.Connection:
     db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     return db
-
-
-def _home() -> Path:
-    home = os.environ.get("DELTAX_HOME")
-    return (Path(home) if home else Path("~/.local/share/deltax")).expanduser() / "runs"
 
 
 @cache

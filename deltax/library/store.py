@@ -1,7 +1,6 @@
 """The library: one SQLite file with full-text search. What files say and what the reader edits are kept apart."""
 
 import json
-import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltax.errors import UserError
+from deltax.home import home
 from deltax.library import edits as edits_
 from deltax.library import match, works
 from deltax.library.identifiers import normal_title
@@ -34,12 +34,6 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(title, name, text, tags, tokenize='unicode61 remove_diacritics 2');
 """
 _WEIGHTS = "10.0, 8.0, 1.0, 4.0"
-
-
-def home() -> Path:
-    """The folder of the user's data: $DELTAX_HOME, else ~/.local/share/deltax."""
-    given = os.environ.get("DELTAX_HOME")
-    return Path(given) if given else Path.home() / ".local" / "share" / "deltax"
 
 
 @dataclass(frozen=True)

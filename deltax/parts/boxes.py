@@ -38,7 +38,7 @@ def area(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
 
 
-def iou(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
+def iou(a: Float[Tensor, "*#B 4"], b: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B"]:
     """Intersection over union of boxes given by their corners, pair by pair; the leading axes broadcast.
 
     All pairs of N and M boxes are `iou(a[:, None], b)`. Two boxes without area overlap by 0.
@@ -47,7 +47,7 @@ def iou(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B
     return inside / union.clamp(min=_TINY)
 
 
-def giou(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
+def giou(a: Float[Tensor, "*#B 4"], b: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B"]:
     """IoU less the share of the hull that neither box covers, in (-1, 1] (arXiv:1902.09630, Algorithm 1).
 
     Boxes by their corners, broadcast as in `iou`. Unlike IoU it has a gradient where boxes do not touch.

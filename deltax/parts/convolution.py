@@ -5,7 +5,7 @@ from torch import nn
 
 from deltax.parts.roles import tag
 from deltax.recipe import Part, part
-from deltax.shapes import Images
+from deltax.shapes import Images, Maps
 
 
 class Conv(nn.Conv2d):
@@ -46,7 +46,7 @@ class ConvNorm(nn.Module):
         self.conv = Conv(channels, out, size=size, stride=stride)
         self.norm = map_norm(out)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Maps:
         return self.norm(self.conv(x))
 
 
@@ -56,7 +56,7 @@ class Stem(ConvNorm):
     def __init__(self, channels: int, out: int, *, map_norm: Part = part(nn.BatchNorm2d)):
         super().__init__(channels, out, size=7, stride=2, map_norm=map_norm)
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images) -> Maps:
         return nn.functional.max_pool2d(torch.relu(super().forward(images)), 3, stride=2, padding=1)
 
 
@@ -66,5 +66,5 @@ class SmallStem(ConvNorm):
     def __init__(self, channels: int, out: int, *, stride: int = 1, map_norm: Part = part(nn.BatchNorm2d)):
         super().__init__(channels, out, stride=stride, map_norm=map_norm)
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images) -> Maps:
         return torch.relu(super().forward(images))

@@ -1,6 +1,7 @@
 """Text from a language model, one token at a time."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from deltax.errors import UserError
@@ -18,7 +19,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: Generator | None = None,
-) -> Tokens:
+) -> Int[Tensor, "B T+{length}"]:
     """The prompt and `length` tokens more. Tokens (B, T) -> (B, T + length).
 
     Each token is drawn from softmax(logits / temperature), among the `top_k` likeliest where that is given; at
@@ -38,8 +39,12 @@ def generate(
 
 
 def choose(
-    logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, generator: Generator | None = None
-) -> Tokens:
+    logits: Float[Tensor, "B V"],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: Generator | None = None,
+) -> Int[Tensor, "B 1"]:
     """One token for each row. Logits (B, V) -> tokens (B, 1). See `generate`."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)

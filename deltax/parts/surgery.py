@@ -4,6 +4,7 @@ The delta is run on a probe, a tree with every slot. What it left in the drop-in
 parts of that role.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ def apply(delta: Callable[[Part], Part], module: nn.Module) -> nn.Module:
         module = _operate(module, new, title)
     if changes:
         parts = ", ".join(f"{slot} ({getattr(p.make, '__name__', p)})" for slot, p in changes.items())
-        warnings.warn(f"{title} also changes {parts}, which is left out: that is no drop-in part", stacklevel=3)
+        _warn(f"{title} also changes {parts}, which is left out: that is no drop-in part")
     return module if whole is None else _around(whole, module)()
 
 
@@ -109,7 +110,7 @@ def _operate(module: nn.Module, new: dict[str, Part], title: str) -> nn.Module:
         raise UserError(f"{title} looks for parts that {type(module).__name__} does not have{found}; {looked}")
     if any(slot in ("query", "key", "value") for slot in new) and unknown + refused:
         left = ", ".join(dict.fromkeys(unknown + refused))
-        warnings.warn(f"{title} leaves {left} as it is: it cannot be taken apart", stacklevel=4)
+        _warn(f"{title} leaves {left} as it is: it cannot be taken apart")
     return module
 
 
@@ -200,6 +201,15 @@ def _forget(fused: Fused | FusedWeight, kind: type[nn.Module]) -> bool:
     for role in gone:
         del fused.parts[role]
     return bool(gone) and not fused.parts
+
+
+def _warn(message: str) -> None:
+    """A warning at the line that called Δx."""
+    frame, level, ours = sys._getframe(), 1, 1
+    while frame is not None:
+        ours = level if frame.f_globals.get("__name__", "").startswith("deltax.") else ours
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=ours + 1)
 
 
 def _own_class(owner: nn.Module) -> None:

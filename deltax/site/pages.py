@@ -15,7 +15,7 @@ from pygments.lexers import PythonLexer
 from deltax import catalog
 from deltax.catalog import ClaimRecord, Record
 from deltax.errors import UserError, nearest
-from deltax.library.store import home
+from deltax.home import home
 from deltax.site import notes as notes_
 from deltax.site.layout import ancestors, place
 from deltax.site.notes import Notes

@@ -92,7 +92,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int | np.integer) -> np.ndarray:
         """The bytes of one document, uint8."""
         return self.documents[self.offsets[index] : self.offsets[index + 1]]
 

@@ -76,29 +76,37 @@ def _task(task: Part) -> Any:
 
 @cache
 def code_version(recipe: Part) -> str:
-    """A hash of every source file of deltax that the recipe's parts and the training loop reach by imports."""
+    """A hash of every module of deltax that the recipe's parts and the training loop reach by imports.
+
+    Of the syntax trees, without docstrings: what is only said about the code changes nothing.
+    """
     makers = {recipe.make, *(v.make for _, v in recipe.walk() if isinstance(v, Part))}
     todo = {m.__module__ for m in makers} | {"deltax.train.loop"}
-    seen: dict[str, bytes] = {}
+    seen: dict[str, str] = {}
     while todo:
         module = todo.pop()
         if module in seen or not module.startswith("deltax"):
             continue
-        source = _source(module)
-        seen[module] = source
-        todo |= _imported(source)
-    digest = hashlib.sha256()
-    for module in sorted(seen):
-        digest.update(module.encode() + b"\0" + seen[module])
-    return digest.hexdigest()[:16]
+        seen[module], imported = _module(module)
+        todo |= imported
+    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()[:16]
 
 
 @cache
-def _source(module: str) -> bytes:
-    return Path(inspect.getfile(importlib.import_module(module))).read_bytes()
+def _module(name: str) -> tuple[str, frozenset[str]]:
+    return outline(Path(inspect.getfile(importlib.import_module(name))).read_bytes())
 
 
-@cache
-def _imported(source: bytes) -> frozenset[str]:
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
-    return frozenset(n.module for n in nodes if n.module and n.module.startswith("deltax."))
+def outline(source: bytes) -> tuple[str, frozenset[str]]:
+    """A hash of what a module does, whatever its comments and docstrings say, and the modules of deltax it imports."""
+    tree = ast.parse(source)
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltax."):
+            imported.add(node.module)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imported)
+
+
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

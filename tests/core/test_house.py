@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import deltax
+from deltax.home import home
 from deltax.slots import SLOTS
 
 HOUSE = Path(deltax.__file__).parent
-CORE = {"recipe", "paper", "claim", "catalog", "expression", "errors", "slots"}
+CORE = {"recipe", "paper", "claim", "catalog", "expression", "errors", "home", "slots"}
 FLOORS = {
     **dict.fromkeys(CORE, 0),
     "shapes": 0,
@@ -80,3 +81,12 @@ def test_every_slot_that_is_filled_is_in_the_glossary():
                 words = node.args.args + node.args.kwonlyargs
                 used |= {w.arg: path.name for w in words if w.annotation and ast.unparse(w.annotation) == "Part"}
     assert not {slot: where for slot, where in used.items() if slot not in SLOTS}
+
+
+def test_there_is_one_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, is_ in (("~/here", tmp_path / "here"), ("", tmp_path / ".local/share/deltax"), ("/a", Path("/a"))):
+        monkeypatch.setenv("DELTAX_HOME", given)
+        assert home() == is_
+    asking = [str(path.relative_to(HOUSE)) for path in FILES if 'environ.get("DELTAX_HOME")' in path.read_text()]
+    assert asking == ["home.py"]

@@ -75,6 +75,7 @@ def test_arguments_that_make_no_sense(given):
 @pytest.mark.parametrize(
     "prompt", [torch.zeros(3, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 3)]
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_prompt_is_rows_of_tokens(prompt):
     with pytest.raises(UserError, match="prompt"):
         generate(torch.nn.Identity(), prompt, length=1)

@@ -292,6 +292,12 @@ def test_what_is_no_drop_in_part_says_so(delta):
         delta.apply(Net())
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_recipe_is_no_module():
+    with pytest.raises(UserError, match=r"torch.nn.Module, not to a Part"):
+        dyt.apply(gpt)
+
+
 def test_errors_name_what_was_looked_for():
     with pytest.raises(
         UserError, match=r"dyt looks for parts that Linear does not have; norm: nn.LayerNorm, nn.RMSNorm"
@@ -301,8 +307,6 @@ def test_errors_name_what_was_looked_for():
         lora.apply(nn.ModuleDict({"query_key_value": nn.Linear(6, 18)}))
     with pytest.raises(UserError, match=r"dyt takes no 'alfa'; did you mean 'alpha'"):
         dyt.apply(Net(), alfa=0.3)
-    with pytest.raises(UserError, match=r"torch.nn.Module, not to a Part"):
-        dyt.apply(gpt)
     with pytest.raises(UserError, match="at least 1, not 0"):
         lora.apply(Net(), rank=0)
     with pytest.raises(UserError, match="Net has no adapters to merge"):

@@ -37,7 +37,7 @@ from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.scores import everywhere
 from deltax.parts.stack import Stack
-from deltax.shapes import Images, PerExample, Stream
+from deltax.shapes import Features, Images, PerExample
 from deltax.tasks.scenes import Batch, Scenes, draw
 
 
@@ -57,7 +57,7 @@ class DetectionHead(nn.Module):
         self.classes = Glorot(dim, classes + 1)
         self.box = nn.ModuleList([Glorot(dim, dim), Glorot(dim, dim), Glorot(dim, 4)])
 
-    def forward(self, x: Stream) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Features) -> tuple[Float[Tensor, "*B V"], Float[Tensor, "*B 4"]]:
         x = self.norm(x)
         first, second, last = self.box
         return self.classes(x), last(torch.relu(second(torch.relu(first(x))))).sigmoid()

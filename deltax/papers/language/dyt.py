@@ -19,11 +19,11 @@ from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.context import Context
 from deltax.parts.nothing import Nothing
 from deltax.parts.roles import tag
-from deltax.shapes import Stream
+from deltax.shapes import Features, Stream
 
 
 class DyT(nn.Module):
-    """gain * tanh(alpha * x) + bias, elementwise (Eq. 1). Stream (B, T, D) -> (B, T, D)."""
+    """gain * tanh(alpha * x) + bias, elementwise (Eq. 1). Features (..., D) -> (..., D)."""
 
     def __init__(self, dim: int, *, alpha: float = 0.5):
         super().__init__()
@@ -31,7 +31,7 @@ class DyT(nn.Module):
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
         self.bias = tag(nn.Parameter(torch.zeros(dim)), "vector")
 
-    def forward(self, x: Stream) -> Stream:
+    def forward(self, x: Features) -> Features:
         return self.gain * torch.tanh(self.alpha * x) + self.bias
 
 

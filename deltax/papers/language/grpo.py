@@ -67,7 +67,7 @@ def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(gap) - gap
 
 
-def log_probs(model: nn.Module, tokens: Tokens, length: int) -> PerToken:
+def log_probs(model: nn.Module, tokens: Tokens, length: int) -> Float[Tensor, "B {length}"]:
     """Log-probabilities of the last `length` tokens. Tokens (B, P + T) -> (B, T)."""
     logits = model(tokens[:, :-1])[:, -length:]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

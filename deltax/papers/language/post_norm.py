@@ -100,7 +100,9 @@ def equals_transformers():
         def forward(self, x, ctx):
             return theirs.self_attn(x, position_embeddings=turns, attention_mask=None)[0]
 
-    ours = Block(12, mixer=Attention, mlp=lambda dim: theirs.mlp, residual=part(BranchNorm, norm=RMSNorm)).double()
+    ours = Block(
+        12, mixer=Part(Attention), mlp=Part(lambda dim: theirs.mlp), residual=part(BranchNorm, norm=RMSNorm)
+    ).double()
     pairs = (
         (ours.mixer_residual.norm.gain, theirs.post_attention_layernorm.weight),
         (ours.mlp_residual.norm.gain, theirs.post_feedforward_layernorm.weight),

@@ -11,18 +11,18 @@ from torch import nn
 from deltax import Part, claim, paper
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.roles import tag
-from deltax.shapes import Stream
+from deltax.shapes import Features
 
 
 class RMSNorm(nn.Module):
-    """gain * x / sqrt(mean(x^2) + eps) (Eq. 4). Stream (B, T, D) -> (B, T, D)."""
+    """gain * x / sqrt(mean(x^2) + eps) (Eq. 4). Features (..., D) -> (..., D)."""
 
     def __init__(self, dim: int, *, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
 
-    def forward(self, x: Stream) -> Stream:
+    def forward(self, x: Features) -> Features:
         return nn.functional.rms_norm(x, self.gain.shape, self.gain, self.eps)
 
 

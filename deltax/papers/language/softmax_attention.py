@@ -17,7 +17,7 @@ from deltax.parts.context import Context, placed
 from deltax.parts.linear import Linear, Out
 from deltax.parts.nothing import Nothing
 from deltax.parts.scores import Rules, causal, everywhere, unchanged
-from deltax.shapes import Heads, Keys, Queries, Stream, Values
+from deltax.shapes import Heads, Keys, Memory, Queries, Stream, Values
 
 
 def attend(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
@@ -55,7 +55,7 @@ class Projections(nn.Module):
         self.out = out(dim, dim)
 
     def split(
-        self, x: Stream, memory: Stream | None = None, values: Stream | None = None
+        self, x: Stream, memory: Memory | None = None, values: Memory | None = None
     ) -> tuple[Queries, Keys, Values]:
         """Queries of x, keys of the memory, which is x by default, and values of `values`, the memory by default."""
         memory = x if memory is None else memory

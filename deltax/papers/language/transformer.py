@@ -15,6 +15,7 @@ two minutes on one core.
 import math
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
@@ -30,11 +31,11 @@ from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.scores import causal
 from deltax.parts.stack import Block, PostNorm, Stack
-from deltax.shapes import Logits, Memory, Stream, Tokens
+from deltax.shapes import Logits, Memory, Source, Stream, Tokens
 from deltax.tasks.sequences import PADDING, Reversal
 
 
-def sinusoids(positions: Tensor, dim: int) -> Tensor:
+def sinusoids(positions: Shaped[Tensor, "*B"], dim: int) -> Float[Tensor, "*B {dim}"]:
     """sin(p / 10000^(2i/D)) at feature 2i and the cosine at 2i + 1 (section 3.5). Positions (...) -> float64 (..., D).
 
     Positions need not be whole. Raises ValueError for an odd width.
@@ -108,11 +109,11 @@ class EncoderDecoder(nn.Module):
         self.decoder = decoder(dim)
         self.head = head(dim, vocab)
 
-    def encode(self, source: Tokens) -> Memory:
+    def encode(self, source: Source) -> Memory:
         ctx = Context(segments=_segments(source))
         return self.encoder(self.position(self.embedding(source), ctx), ctx)
 
-    def decode(self, inputs: Tokens, memory: Memory, source: Tokens, state: DecodingState | None = None) -> Logits:
+    def decode(self, inputs: Tokens, memory: Memory, source: Source, state: DecodingState | None = None) -> Logits:
         """Logits after each input; under a state, inputs go on where the last call ended."""
         ctx = Context(segments=_segments(inputs), memory=memory, memory_segments=_segments(source), state=state)
         logits = self.head(self.decoder(self.position(self.embedding(inputs), ctx), ctx), self.embedding)
@@ -120,10 +121,10 @@ class EncoderDecoder(nn.Module):
             state.seen += inputs.shape[1]
         return logits
 
-    def forward(self, source: Tokens, inputs: Tokens) -> Logits:
+    def forward(self, source: Source, inputs: Tokens) -> Logits:
         return self.decode(inputs, self.encode(source), source)
 
-    def greedy(self, source: Tokens, start: int, length: int) -> Tokens:
+    def greedy(self, source: Source, start: int, length: int) -> Int[Tensor, "B {length}"]:
         """The likeliest next token but padding, `length` times, from `start` on. Source (B, S) -> (B, length)."""
         memory, state = self.encode(source), DecodingState()
         said = [source.new_full((len(source), 1), start)]
@@ -304,7 +305,7 @@ def learns_to_reverse(lab):
     return lab.at_least(matches, 0.95, unit="exact match")
 
 
-def _tiny() -> tuple[EncoderDecoder, Tokens, Tokens]:
+def _tiny() -> tuple[EncoderDecoder, Source, Tokens]:
     """A small model in float64 with every parameter random, a source and inputs without padding."""
     torch.manual_seed(0)
     tree = transformer.put("model.dim", 12).set(Attention, heads=3).set(CrossAttention, heads=3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltax import Part, claim, paper
 from deltax.parts.roles import tag
-from deltax.shapes import Stream
+from deltax.shapes import Features
 
 
 def standardise(x: Tensor, eps: float = 0.0) -> Tensor:
@@ -21,7 +21,7 @@ def standardise(x: Tensor, eps: float = 0.0) -> Tensor:
 
 
 class LayerNorm(nn.Module):
-    """gain * standardise(x) + bias (Eq. 4). Stream (B, T, D) -> (B, T, D)."""
+    """gain * standardise(x) + bias (Eq. 4). Features (..., D) -> (..., D)."""
 
     def __init__(self, dim: int, *, eps: float = 1e-5):
         super().__init__()
@@ -29,7 +29,7 @@ class LayerNorm(nn.Module):
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
         self.bias = tag(nn.Parameter(torch.zeros(dim)), "vector")
 
-    def forward(self, x: Stream) -> Stream:
+    def forward(self, x: Features) -> Features:
         return nn.functional.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
 
 

@@ -21,6 +21,8 @@ from scipy import optimize, stats
 from deltax import UserError, claim, paper
 from deltax.papers.language.gpt import gpt
 
+Numbers = Sequence[float] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Law:
@@ -52,7 +54,7 @@ REFITTED = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
 
 @paper(on=gpt, year=2022, arxiv="2203.15556")
-def fit(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float], *, delta: float = 1e-3) -> Law:
+def fit(parameters: Numbers, tokens: Numbers, losses: Numbers, *, delta: float = 1e-3) -> Law:
     """The law of some finished runs, one number of each kind a run (approach 3, section 3.3 and appendix D.3).
 
     Least Huber loss of log L - logsumexp(log A - alpha log N, log B - beta log D, log E), by L-BFGS from the most
@@ -113,9 +115,7 @@ class IsoFlop:
     interval: tuple[float, float]
 
 
-def isoflop(
-    flops: Sequence[float], parameters: Sequence[float], losses: Sequence[float], *, level: float = 0.95
-) -> IsoFlop:
+def isoflop(flops: Numbers, parameters: Numbers, losses: Numbers, *, level: float = 0.95) -> IsoFlop:
     """A parabola in log N for each budget, and a line through the logarithms of their bottoms.
 
     The interval is by the delta method: the residuals of all parabolas, pooled, give the variance of a loss, that gives

@@ -59,7 +59,7 @@ def finish(tile: Tile) -> Heads:
     return tile.out / total.masked_fill(total == 0, 1.0)
 
 
-def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping[int, Tile], sizes: tuple[int, int]) -> None:
+def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping, sizes: tuple[int, int]) -> None:
     """Merge every tile into `done`, one entry for each tile of queries (Algorithm 1, lines 5 to 15).
 
     `sizes` are those of a tile, in queries and in keys. Keys and values are the outer loop, each loaded once. A tile in
@@ -356,8 +356,10 @@ class _Transfers(dict):
     def __init__(self) -> None:
         self.moved, self.tiles = 0, 0
 
-    def slow(self, x: Tensor) -> Any:
-        return _Slow(x, self)
+    def slow(self, x: Tensor) -> Tensor:
+        x = x.as_subclass(_Slow)
+        x.memory = self
+        return x
 
     def __getitem__(self, i: int) -> Tile:
         return self._count(super().__getitem__(i))
@@ -371,13 +373,14 @@ class _Transfers(dict):
         return tile
 
 
-class _Slow:
-    def __init__(self, x: Tensor, memory: _Transfers):
-        self.shape, self.device, self._x, self._memory = x.shape, x.device, x, memory
+class _Slow(Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is handed out is a plain tensor
+    memory: _Transfers
 
     def __getitem__(self, place: Sequence[slice]) -> Tensor:
-        self._memory.moved += self._x[place].numel()
-        return self._x[place]
+        piece = super().__getitem__(place)
+        self.memory.moved += piece.numel()
+        return piece
 
 
 def _moved(time: int, width: int, fast: int, mask: Any) -> int:

@@ -11,6 +11,7 @@ bottleneck sits on its 3 x 3 convolution, as in every released set of weights, n
 import re
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
@@ -21,14 +22,14 @@ from deltax.parts.objectives import classify
 from deltax.parts.optimizers import sgd
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
-from deltax.shapes import Images, Logits
+from deltax.shapes import Images, Maps
 from deltax.tasks.digits import Digits
 
 
 class Convolutions(nn.ModuleList):
     """Normed convolutions, one after the other, with a relu between. Images (B, C, Y, X) -> (B, D, Y', X')."""
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Maps:
         *inner, last = self
         for layer in inner:
             x = torch.relu(layer(x))
@@ -67,7 +68,7 @@ class Plain(nn.Module):
         super().__init__()
         self.branch = branch(channels, out, stride)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Maps:
         return torch.relu(self.branch(x))
 
 
@@ -88,7 +89,7 @@ class Residual(nn.Module):
         same = channels == out and stride == 1
         self.shortcut = nn.Identity() if same else ConvNorm(channels, out, size=1, stride=stride, map_norm=map_norm)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Maps:
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
@@ -118,7 +119,7 @@ class Backbone(nn.Module):
             before = width
         self.width = before
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images) -> Maps:
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
@@ -135,7 +136,7 @@ class ResNet(nn.Module):
         self.backbone = backbone(channels)
         self.classifier = classifier(self.backbone.width, classes)
 
-    def forward(self, images: Images) -> Logits:
+    def forward(self, images: Images) -> Float[Tensor, "B V"]:
         return self.classifier(self.backbone(images).mean((-2, -1)))
 
 
