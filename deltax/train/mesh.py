@@ -104,11 +104,8 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
     try:
         arrival, wait = timedelta(seconds=max(patience, ARRIVAL)), timedelta(seconds=patience)
         distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=arrival)
-        axes = tuple(vars(layout))
-        _grid = distributed.init_device_mesh(device, tuple(vars(layout).values()), mesh_dim_names=axes)
-        _layout = layout
-        for group in (distributed.group.WORLD, *_grid.get_all_groups()):
-            distributed.distributed_c10d._set_pg_timeout(wait, group)
+        distributed.distributed_c10d._set_pg_timeout(wait, distributed.group.WORLD)
+        _layout, _grid = layout, _lines(layout, device, wait)
         yield distributed.get_rank() == 0
     except RuntimeError as error:
         if not _of_the_group(error):
@@ -120,6 +117,18 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
         distributed.destroy_process_group()
     finally:
         _layout, _grid = Mesh(), None
+
+
+def _lines(layout: Mesh, device: str, wait: timedelta) -> DeviceMesh:
+    """The grid, a group for each line along each axis; those of `init_device_mesh` take no timeout."""
+    ranks = torch.arange(layout.size).view(*vars(layout).values())
+    groups = []
+    for axis in range(ranks.ndim):
+        for line in ranks.movedim(axis, -1).flatten(0, -2).tolist():
+            group = distributed.new_group(line, timeout=wait)
+            if distributed.get_rank() in line:
+                groups.append(group)
+    return DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=tuple(vars(layout)))
 
 
 def _of_the_group(error: RuntimeError) -> bool:

@@ -24,8 +24,8 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "numbers.txt"
     path.write_text(TEXT)
     sizes = ["model.dim=12", "model.stack.depth=2", "model.stack.block.mixer.heads=2", "loop.batch=8"]
-    data = ["task.context=16", "task.held_out=512", f"task.source={path}"]
-    return lambda expression="gpt", *settings: Job(recipe(expression, [*sizes, *data, *settings]), steps=4)
+    data = ["task.context=16", "task.held_out=128", f"task.source={path}"]
+    return lambda expression="gpt", *settings: Job(recipe(expression, [*sizes, *data, *settings]), steps=3)
 
 
 @pytest.fixture(scope="module")
