@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser(next(iter(words), "")).parse_args(words)
         return arguments.run(arguments) or 0
     except UserError as error:
-        print(f"dx: {error}", file=sys.stderr)
+        for sentence in (error, *getattr(error, "__notes__", ())):
+            print(f"dx: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndx: stopped; the same command goes on from here", file=sys.stderr)
@@ -82,6 +83,14 @@ def _add_training(commands: Any) -> None:
     it.add_argument("--seed", type=int, default=0, help="seed of the start and the data order (default 0)")
     it.add_argument("--rate", type=float, default=1.0, metavar="FACTOR", help="multiple of the recipe's learning rate")
     it.add_argument("--compile", action="store_true", help="train through torch.compile")
+    it.add_argument(
+        "--mesh",
+        metavar="AXES",
+        help="processes that share the run: dp (replicas), fsdp (shards), tp (tensors), pp (stages), as in dp=2,tp=2",
+    )
+    it.add_argument(
+        "--patience", type=float, default=600, metavar="SECONDS", help="how long they wait for each other (default 600)"
+    )
     it.add_argument("--log", action="append", default=[], metavar="TRACKER", help="tensorboard, wandb, trackio, mlflow")
     _data_options(it)
     _store_option(it)

@@ -15,30 +15,32 @@ from deltax.recipe import Part
 
 
 def train(recipe: Part, arguments: argparse.Namespace) -> None:
-    """`dx train`: one run, kept with its weights; under torchrun, over all the processes it started."""
+    """`dx train`: one run, kept with its weights; on a mesh, over processes that torchrun or this one starts."""
     from dataclasses import replace
 
     from deltax.lab.engine import execute
     from deltax.lab.terminal import Live
-    from deltax.lab.worker import result_of
-    from deltax.train import checkpoint, mesh
+    from deltax.train import mesh
     from deltax.train.job import Job, loop_of
-    from deltax.train.loop import train as run
+    from deltax.train.launch import launch
     from deltax.train.machine import Machine
 
     store = Store(arguments.store)
-    machine = replace(Machine.here(threads=os.cpu_count() or 1), compiled=arguments.compile)
+    layout = mesh.Mesh.parse(arguments.mesh) if arguments.mesh else None
+    here = mesh.started() or (layout.size if layout else 1)
+    threads = max(1, (os.cpu_count() or 1) // here)
+    machine = replace(Machine.here(threads=threads), compiled=arguments.compile)
     precision = str(machine.precision).removeprefix("torch.")
     job = Job(recipe, arguments.seed, arguments.steps or loop_of(recipe).steps, arguments.rate, precision)
     result = store.get(job)
-    if result is None and (int(os.environ.get("WORLD_SIZE", "1")) > 1 or arguments.compile):
-        with mesh.joined() as speaks:
-            outcome = run(job, machine, save_to=store.checkpoint_of(job))
-            if not outcome.diverged:
-                checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
+    if result is None and (here > 1 or arguments.compile):
+        if mesh.started() or here == 1:
+            with mesh.joined(layout, patience=arguments.patience) as speaks:
+                _together(job, machine, arguments.store)
             if not speaks:
                 return
-            store.put(result_of(job, outcome))
+        else:
+            launch(here, _together, job, machine, arguments.store, layout=layout, patience=arguments.patience)
     elif result is None or result.weights_file is None:
         with _trackers(arguments.log, store) as log, Live() as live:
             execute([job], store=store, engine="inline", on_event=_each(live.hear, *log), keep_weights=True)
@@ -54,6 +56,20 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
         spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
         print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
         print(f"run {job.id}; go on with: dx sample {job.id[:8]} 'Once'")
+
+
+def _together(job: Any, machine: Any, folder: str | None) -> None:
+    """One process's part of a run on a mesh; the first one stores it."""
+    from deltax.lab.worker import result_of
+    from deltax.train import checkpoint, mesh
+    from deltax.train.loop import train as run
+
+    store = Store(folder)
+    outcome = run(job, machine, save_to=store.checkpoint_of(job))
+    if not outcome.diverged:
+        checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
+    if mesh.rank() == 0:
+        store.put(result_of(job, outcome))
 
 
 def sample(arguments: argparse.Namespace) -> None:

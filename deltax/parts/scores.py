@@ -37,6 +37,28 @@ def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, width: int = 64) -> Te
     return (q >= k) & (q - k < width)
 
 
+def of_heads(attention: Any, *, first: int) -> None:
+    """Tell an attention's score and mask, from now on, that its heads are those from `first` on of a whole model."""
+    if isinstance(attention.score, nn.Module):
+        attention.score.forward = _shifted(attention.score.forward, first)
+    elif not _same_for_all_heads(attention.score):
+        attention.score = _shifted(attention.score, first)
+    if not _same_for_all_heads(attention.mask):
+        attention.mask = _shifted(attention.mask, first)
+
+
+def _same_for_all_heads(rule: Any) -> bool:
+    return isinstance(rule, Part) and rule.make in (unchanged, causal, everywhere, window)
+
+
+def _shifted(rule: Any, first: int) -> Any:
+    def told(*given: Tensor) -> Tensor:
+        *scores, b, h, q, k = given
+        return rule(*scores, b, h + first, q, k)
+
+    return told
+
+
 @dataclass(frozen=True)
 class Rules:
     """Who sees whom, and how strongly: a score part, a mask part, and where queries and keys stand.

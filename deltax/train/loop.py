@@ -18,6 +18,7 @@ from deltax.train import checkpoint, mesh
 from deltax.train.initialise import initialise, stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.machine import Machine
+from deltax.train.pipeline import Pipeline
 
 
 @dataclass
@@ -68,17 +69,19 @@ def train(
     machine = machine or replace(Machine.here(), precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
+    mesh.check(loop.batch, loop.accumulate)
     model = mesh.place(build(run, task, job.seed), machine.device)
     if weights is not None:
         checkpoint.load_model(model, weights)
     optimizer = run.optimizer(model)
+    mesh.sorted_groups(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
-    if save_to and save_to.exists():
+    if save_to and mesh.agreed(save_to.exists()):
         tensors, facts = checkpoint.load(save_to)
         checkpoint.restore(model, optimizer, tensors)
         progress = Progress(**facts)
-    step_model = torch.compile(model) if machine.compiled else model
+    engine = mesh.engine(torch.compile(model) if machine.compiled else model, machine.device)
     saved = started = time.monotonic() - progress.seconds
 
     while progress.step < job.steps:
@@ -87,10 +90,12 @@ def train(
             group["lr"] = rate * job.rate * at
         torch.manual_seed(stream("step", job.seed, progress.step))
         batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
-        loss = _accumulate(step_model, run, batch, loop.accumulate, machine)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+        if mesh.ours():
+            torch.manual_seed(stream("share", job.seed, progress.step, mesh.ours()))
+        loss = _accumulate(engine, run, batch, loop.accumulate, machine)
+        norm = mesh.clip(model, loop.clip)
         progress.losses.append((progress.step, loss))
-        if not (math.isfinite(loss) and mesh.whole(norm).isfinite()):
+        if not (math.isfinite(loss) and norm.isfinite()):
             return Outcome(model, progress, None)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -110,7 +115,7 @@ def train(
         optimizer.eval()  # what it trains at is not what it would have used
     model.eval()
     with machine.autocast():
-        evaluation = task.evaluate(model, run.objective)
+        evaluation = task.evaluate(mesh.reader(model, engine), run.objective)
     return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
 
 
@@ -129,13 +134,17 @@ def build(run: Run, task: Any, seed: int) -> nn.Module:
     return model.train()
 
 
-def _accumulate(model: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> float:
+def _accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> float:
     """Backward over this process's share of the batch, piece by piece; the mean loss over all of it."""
-    shares = mesh.share(batch.pieces(pieces * mesh.size()))
+    shares = mesh.share(batch.pieces(mesh.microbatches(pieces) * mesh.layout().shares))
+    shares = [piece.to(machine.device) for piece in shares]
+    if isinstance(engine, Pipeline):
+        with machine.autocast():
+            return mesh.mean(engine.backward(run.objective, shares))
     total = torch.zeros(())
     for piece in shares:
         with machine.autocast():
-            loss = run.objective(model, piece.to(machine.device)).mean() / len(shares)
+            loss = run.objective(engine, piece).mean() / len(shares)
         loss.backward()
         total += loss.detach().cpu().float()
     return mesh.mean(total)

@@ -1,38 +1,155 @@
-"""Training on several processes, when `torchrun` started them; on one process every function here is the identity.
+"""Training on several processes. On one process every function here is the identity.
 
-Parameters, gradients and optimizer state are sharded by FSDP2 (`fully_shard`), each process reads its own share of
-every batch, and the losses are those of one process. Draws of an objective or of dropout are per share.
+A mesh says how many processes share each kind of work, from the slowest wire to the fastest:
+
+    pp    stages of a pipeline, `deltax.train.pipeline`
+    dp    replicas, each with its share of every batch (DistributedDataParallel; with fsdp or tp, FSDP2's replicas)
+    fsdp  shards of parameters, gradients and optimizer state, each with its share of every batch (FSDP2)
+    tp    shards of every attention and feed-forward branch, `deltax.train.tensor_parallel`
+
+The losses are those of one process. Draws of an objective or of dropout are per share of the batch.
 """
 
+import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from deltax.errors import UserError
 
+PATIENCE = 600.0  # seconds that a process waits for the others
+ARRIVAL = 60.0  # seconds that it waits for them to start, or its patience where that is longer
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How many processes share each kind of work; written `dp=2,tp=2`."""
+
+    pp: int = 1
+    dp: int = 1
+    fsdp: int = 1
+    tp: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Mesh":
+        """Raises UserError for a word that names no axis, or a count below one."""
+        known, found = [f.name for f in fields(cls)], {}
+        for word in text.split(","):
+            axis, _, count = word.strip().partition("=")
+            if axis not in known:
+                raise UserError(f"a mesh is written as in dp=2,tp=2, of {', '.join(known)}; there is no {axis!r}")
+            if axis in found or not count.isdigit() or int(count) < 1:
+                raise UserError(f"{word.strip()!r} in a mesh needs one count of at least 1, as in {axis}=2")
+            found[axis] = int(count)
+        return cls(**found)
+
+    def __str__(self) -> str:
+        return (
+            ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) > 1) or "dp=1"
+        )
+
+    @property
+    def size(self) -> int:
+        return self.pp * self.dp * self.fsdp * self.tp
+
+    @property
+    def shares(self) -> int:
+        """Into how many every batch is cut."""
+        return self.dp * self.fsdp
+
+
+class Lost(UserError):
+    """Another process of the group died, or was not heard of in time."""
+
+
+_layout, _grid = Mesh(), None
+
+
+def started() -> int:
+    """How many processes torchrun, or `deltax.train.launch`, started with this one, itself included; 0 where none."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return world if world > 1 else 0
+
 
 @contextmanager
-def joined() -> Iterator[bool]:
-    """Join the processes that torchrun started, and leave them at the end. Yields whether this one speaks for all."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterator[bool]:
+    """Join the processes started with this one, and leave them at the end. Yields whether this one speaks for all.
+
+    Without a layout all of them shard the model (fsdp). Raises UserError where the layout wants another number of
+    processes or more GPUs than there are; Lost where another process ends, or is not heard of for `patience` seconds.
+    """
+    global _layout, _grid
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = layout or Mesh(fsdp=world)
+    if layout.size != world:
+        raise UserError(f"mesh {layout} wants {layout.size} processes, but {world} started; start {layout.size}")
+    if world == 1:
         yield True
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    local = int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(f"mesh {layout} wants a GPU a process, and there are {torch.cuda.device_count()} here")
+        torch.cuda.set_device(local)
     try:
+        arrival, wait = timedelta(seconds=max(patience, ARRIVAL)), timedelta(seconds=patience)
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=arrival)
+        distributed.distributed_c10d._set_pg_timeout(wait, distributed.group.WORLD)
+        _layout, _grid = layout, _lines(layout, device, wait)
         yield distributed.get_rank() == 0
-    finally:
+    except RuntimeError as error:
+        if not _of_the_group(error):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2].strip()
+        place = f"rank {os.environ['RANK']} of {world}"
+        raise Lost(f"{place} lost another process ({reason}); start again to go on from the last checkpoint") from error
+    else:
         distributed.destroy_process_group()
+    finally:
+        _layout, _grid = Mesh(), None
+
+
+def _lines(layout: Mesh, device: str, wait: timedelta) -> DeviceMesh:
+    """The grid, a group for each line along each axis; those of `init_device_mesh` take no timeout."""
+    ranks = torch.arange(layout.size).view(*vars(layout).values())
+    groups = []
+    for axis in range(ranks.ndim):
+        for line in ranks.movedim(axis, -1).flatten(0, -2).tolist():
+            group = distributed.new_group(line, timeout=wait)
+            if distributed.get_rank() in line:
+                groups.append(group)
+    return DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=tuple(vars(layout)))
+
+
+def _of_the_group(error: RuntimeError) -> bool:
+    said = str(error)
+    return isinstance(error, distributed.DistError) or "gloo" in said or "Connection" in said
+
+
+def layout() -> Mesh:
+    """How the processes that train together are laid out."""
+    return _layout
+
+
+def grid(*axes: str) -> DeviceMesh:
+    """The processes along these axes that work with this one."""
+    assert _grid is not None, "there is a grid only inside joined()"
+    return _grid[axes]
 
 
 def size() -> int:
     """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return _layout.size
 
 
 def rank() -> int:
@@ -40,14 +157,91 @@ def rank() -> int:
     return distributed.get_rank() if size() > 1 else 0
 
 
+def at(axis: str) -> int:
+    """This process's number along an axis."""
+    return grid(axis).get_local_rank() if size() > 1 else 0
+
+
+def ours() -> int:
+    """Which share of every batch is this process's."""
+    return at("dp") * _layout.fsdp + at("fsdp")
+
+
+def check(batch: int, accumulate: int) -> None:
+    """Raises UserError for a batch that does not divide over the mesh."""
+    pieces = microbatches(accumulate) * _layout.shares
+    if size() > 1 and batch % pieces:
+        raise UserError(
+            f"a batch of {batch} does not divide into the {pieces} pieces of mesh {_layout} with {accumulate} to "
+            f"accumulate; set loop.batch to a multiple of {pieces}"
+        )
+
+
+def microbatches(accumulate: int) -> int:
+    """Into how many pieces each process cuts its share: a pipeline needs as many as it has stages."""
+    return max(accumulate, _layout.pp)
+
+
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on the device, spread over the processes block by block: no device ever holds all of it."""
+    """This process's part of the model, on the device. The names of its parameters are those of the whole model.
+
+    Raises UserError where the mesh does not divide what it should.
+    """
     if size() == 1:
         return model.to(device)
+    from deltax.train import pipeline, tensor_parallel
+
+    roles = {name: vars(p).get("role") for name, p in model.named_parameters()}
+    if _layout.pp > 1:
+        pipeline.cut(model, at("pp"), _layout.pp)
+    if _layout.tp > 1:
+        tensor_parallel.split(model, grid("tp"))
+    if _layout.fsdp > 1 or (_layout.dp > 1 and _layout.tp > 1):
+        _shard(model, device)
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # gathers in two steps
+    model.to(device)
+    for name, parameter in model.named_parameters():
+        if roles[name]:
+            parameter.role = roles[name]
+    return model
+
+
+def engine(model: nn.Module, device: torch.device) -> nn.Module:
+    """What computes the losses of a model that was placed: the model itself, its replica, or the pipeline."""
+    if _replicated():
+        group = grid("dp").get_group()
+        model = Replica(model, process_group=group)
+    if _layout.pp > 1:
+        from deltax.train.pipeline import Pipeline
+
+        return Pipeline(model, device, grid("pp").get_group())
+    return model
+
+
+def _replicated() -> bool:
+    return _layout.dp > 1 and _layout.fsdp == _layout.tp == 1
+
+
+def reader(model: nn.Module, engine: nn.Module) -> nn.Module:
+    """What evaluates: the model, and the pipeline where no process has all of it."""
+    return engine if _layout.pp > 1 else model
+
+
+class Replica(nn.parallel.DistributedDataParallel):
+    """DDP, but what the model has beside its forward can still be asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.module, name)
+
+
+def _shard(model: nn.Module, device: torch.device) -> None:
+    """FSDP2, block by block: no device ever holds all of the model."""
     from torch.distributed.fsdp import fully_shard
 
-    grid = distributed.init_device_mesh(device.type, (size(),))
-    roles = {name: vars(p).get("role") for name, p in model.named_parameters()}
+    over = grid("dp", "fsdp") if _layout.dp > 1 else grid("fsdp")
     scalars = {p for p in model.parameters() if p.ndim == 0}  # FSDP2 cannot shard them: each process keeps all
     for parameter in scalars:
         parameter.data = parameter.data.to(device)
@@ -55,39 +249,108 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, nn.ModuleList):
             for block in module:
-                fully_shard(block, mesh=grid, ignored_params=scalars)
-    fully_shard(model, mesh=grid, ignored_params=scalars)
-    for name, parameter in model.named_parameters():
-        if roles[name]:
-            parameter.role = roles[name]
-    return model
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=over, ignored_params=scalars)
+    fully_shard(model, mesh=over, ignored_params=scalars)
 
 
 def _mean_gradient(gradient: Tensor) -> Tensor:
     gradient = gradient.clone()
-    distributed.all_reduce(gradient)
-    return gradient / size()
+    for axis in ("dp", "fsdp"):
+        distributed.all_reduce(gradient, group=grid(axis).get_group())
+    return gradient / _layout.shares
+
+
+def sorted_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Divide the optimizer's groups so that each holds parameters spread in one way: fused steps take no mixture."""
+    if size() > 1:
+        groups = optimizer.param_groups
+        groups[:] = [{**group, "params": alike} for group in groups for alike in _kinds(group["params"])]
+
+
+def clip(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients so that their norm, taken over the whole model, is at most `largest`. Returns that norm.
+
+    Raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
+    """
+    if size() == 1:
+        return nn.utils.clip_grad_norm_(model.parameters(), largest)
+    from deltax.train.pipeline import Table
+
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if _replicated() and unused:
+        raise UserError(
+            f"mesh {_layout} needs a gradient for {unused[0]}, and the loss has none; use fsdp in place of dp"
+        )
+    kinds = _kinds([p for p in model.parameters() if p.grad is not None])
+    elsewhere = {id(m.weight) for m in model.modules() if isinstance(m, Table)}
+    square = torch.zeros((), device=grid("pp").device_type)
+    for alike in kinds:
+        square += _square([p.grad for p in alike if id(p) not in elsewhere])
+    distributed.all_reduce(square, group=grid("pp").get_group())
+    norm = square.sqrt()
+    for alike in kinds:
+        nn.utils.clip_grads_with_norm_(alike, largest, norm)
+    return norm
+
+
+def _square(gradients: list[Tensor]) -> Tensor | float:
+    """The squared norm of gradients that are spread alike, all their shards counted."""
+    if not gradients or not isinstance(gradients[0], DTensor):
+        return nn.utils.get_total_norm(gradients).square()
+    over = gradients[0].device_mesh
+    square = torch.zeros((), device=over.device_type)
+    for gradient in gradients:
+        copies = math.prod(over.size(i) for i, placed in enumerate(gradient.placements) if placed.is_replicate())
+        square += gradient.to_local().norm().square() / copies
+    for group in over.get_all_groups():
+        distributed.all_reduce(square, group=group)
+    return square
+
+
+def _kinds(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """The parameters, those together that are spread over the same processes."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        kinds.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(kinds.values())
 
 
 def share(pieces: list) -> list:
-    """Every n-th piece, beginning with this process's own. Raises UserError where there are too few to go round."""
-    if len(pieces) % size():
-        raise UserError(f"a batch in {len(pieces)} pieces does not divide over {size()} processes; use a larger batch")
-    return pieces[rank() :: size()]
+    """Every n-th piece, beginning with this process's own."""
+    return pieces[ours() :: _layout.shares]
 
 
 def mean(value: Tensor) -> float:
-    """The mean over all processes."""
+    """The mean over all shares of the batch; along a pipeline, of the sum of its stages' values."""
     if size() > 1:
-        value = value.clone()
+        value = value.clone().to(grid("pp").device_type)
         distributed.all_reduce(value)
-        value /= size()
+        value /= size() / _layout.pp
     return float(value)
+
+
+def agreed(answer: bool) -> bool:
+    """The first process's answer, on all."""
+    if size() == 1:
+        return answer
+    said = torch.tensor(float(answer), device=grid("pp").device_type)
+    distributed.broadcast(said, 0)
+    return bool(said)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered from every process where it is sharded; each process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def of_all_stages(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of every stage of the pipeline; each process must ask."""
+    if _layout.pp == 1:
+        return tensors
+    found: list[Any] = [None] * _layout.pp
+    distributed.all_gather_object(found, tensors, group=grid("pp").get_group())
+    return {name: tensor for stage in reversed(found) for name, tensor in stage.items()}
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:

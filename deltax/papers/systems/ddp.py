@@ -1,0 +1,131 @@
+"""PyTorch Distributed: Experiences on Accelerating Data Parallel Training.
+Li, Zhao, Varma, Salpekar, Noordhuis, Li, Paszke, Smith, Vaughan, Damania, Chintala, 2020. arXiv:2006.15704
+
+Gradient descent, but every worker has the model and a share of the batch, and they average gradients bucket by bucket.
+
+A mean over the batch is a mean of means, so workers need to agree on nothing but the gradient. The backward pass
+finishes the last layers first; a bucket of gradients travels while the layers before it are still at work. The engine
+that `dx train --mesh dp=2` runs is torch's own; here are its buckets, its sum around a ring, and its clock.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deltax import claim, paper
+from deltax.papers.language.gpt import gpt
+from deltax.parts.collectives import CountingRing, flat, unflat
+from deltax.parts.objectives import next_token
+from deltax.tasks.text import Batch
+
+
+@paper(on=gpt, year=2020, arxiv="2006.15704")
+def ddp(gradients: Sequence[Sequence[Tensor]], ring: CountingRing, *, bucket: int = 25 * 2**20) -> list[list[Tensor]]:
+    """The ranks' gradients, one list of tensors a rank, each replaced by its mean over the ranks (Algorithm 1).
+
+    Buckets of at least `bucket` bytes are summed around the ring, the last parameters' first (section 3.2.3).
+    """
+    averaged: list[dict[int, Tensor]] = [{} for _ in gradients]
+    for indices in reversed(buckets(gradients[0], bucket)):
+        packed = [flat([rank[i] for i in indices]) for rank in gradients]
+        for mine, total in zip(averaged, ring.all_reduce(packed)):
+            mine.update(zip(indices, unflat(total / ring.size, [gradients[0][i] for i in indices])))
+    return [[mine[i] for i in range(len(mine))] for mine in averaged]
+
+
+def buckets(tensors: Sequence[Tensor], limit: int) -> list[list[int]]:
+    """Indices in order, a new bucket begun where the one before has reached `limit` bytes."""
+    made: list[list[int]] = []
+    held = limit
+    for i, tensor in enumerate(tensors):
+        if held >= limit:
+            made.append([])
+            held = 0
+        made[-1].append(i)
+        held += tensor.numel() * tensor.element_size()
+    return made
+
+
+def finish(compute: Sequence[float], wire: Sequence[float]) -> float:
+    """When the last bucket has arrived: bucket i is ready after compute[0..i], and the wire carries one at a time."""
+    ready = sent = 0.0
+    for working, travelling in zip(compute, wire, strict=True):
+        ready += working
+        sent = max(ready, sent) + travelling
+    return sent
+
+
+@claim
+def many_workers_are_one():
+    """Workers with equal shares of a batch, averaging gradients, have the weights of one worker with all of it."""
+    batch = _batch(8)
+    one, model = _trained([batch]), _trained(batch.pieces(4))
+    torch.testing.assert_close(model, one, rtol=1e-10, atol=1e-12)
+
+
+@claim
+def unequal_shares_are_another_gradient():
+    """Where one worker's share is larger, the mean of the workers' means is not the mean over the batch."""
+    batch = _batch(8)
+    shares = [Batch(*(t[:6] for t in batch)), Batch(*(t[6:] for t in batch))]
+    assert (_trained(shares) - _trained([batch])).abs().max() > 1e-4
+
+
+@claim
+def buckets_change_when_and_not_what():
+    """Whatever a bucket holds, the averages are the same, and each rank sends 2 (P - 1) / P of the gradient."""
+    torch.manual_seed(0)
+    for size in (2, 3, 5):
+        gradients = [[torch.randn(n, 30, dtype=torch.float64) for n in (1, 2, 7, 4)] for _ in range(size)]
+        mean = [torch.stack(each).mean(0) for each in zip(*gradients)]
+        for limit in (1, 1000, 10**6):
+            ring = CountingRing(size)
+            for rank in ddp(gradients, ring, bucket=limit):
+                torch.testing.assert_close(rank, mean, rtol=1e-12, atol=1e-12)
+            assert ring.sent == [2 * (size - 1) * 14 * 30 // size] * size
+            assert ring.calls["all_reduce"] == len(buckets(gradients[0], limit))
+
+
+@claim
+def the_wire_hides_behind_the_backward_pass():
+    """Where each bucket travels in less time than the next takes to compute, only the last one is waited for."""
+    compute, wire = [3.0, 2.0, 4.0, 1.5], [1.0, 1.5, 1.2, 0.7]
+    assert finish(compute, wire) == sum(compute) + wire[-1]
+    assert finish([sum(compute)], [sum(wire)]) == sum(compute) + sum(wire)
+    slow = [5 * w for w in wire]
+    assert compute[0] + sum(slow) <= finish(compute, slow) < sum(compute) + sum(slow)
+
+
+@claim.parity(peer="torch.distributed, the bucket assignment of DistributedDataParallel")
+def buckets_are_torch_s():
+    """The buckets are those that torch makes of the same tensors and limit."""
+    from torch.distributed import _compute_bucket_assignment_by_size as assign
+
+    torch.manual_seed(0)
+    for limit in (100, 4000, 10**6):
+        tensors = [torch.empty(int(n)) for n in torch.randint(1, 900, (40,))]
+        assert buckets(tensors, limit) == assign(tensors, [limit])[0]
+
+
+def _batch(size: int) -> Batch:
+    torch.manual_seed(1)
+    tokens = torch.randint(0, 11, (size, 10))
+    return Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+def _trained(shares: Sequence[Batch], steps: int = 5) -> Tensor:
+    """The weights of a small gpt after some steps of descent with momentum, one share a worker."""
+    torch.manual_seed(0)
+    model = gpt.put("model.dim", 6).put("model.stack.depth", 1)().build({"vocab": 11, "context": 9}).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
+    ring = CountingRing(len(shares))
+    for _ in range(steps):
+        gradients = [torch.autograd.grad(next_token(model, share).mean(), parameters) for share in shares]
+        for parameter, gradient in zip(parameters, ddp(gradients, ring, bucket=500)[0]):
+            parameter.grad = gradient
+        optimizer.step()
+    return flat(parameters).detach()

@@ -1,0 +1,199 @@
+"""GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism.
+Huang, Cheng, Bapna, Firat, Chen, Chen, Lee, Ngiam, Le, Wu, Chen, 2018. arXiv:1811.06965
+
+Gradient descent, but the layers are cut into stages, each on its own device, and the batch into pieces that stream by.
+
+All pieces go forward, then all go back, then one step is taken: the gradient is that of the whole batch, and the price
+is a bubble while the pipe fills and drains. A stage keeps only what entered it, and computes its inside again on the
+way back. `dx train --mesh pp=2` runs torch's engine; here a schedule is a table that can be counted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deltax import claim, paper
+from deltax.papers.language.gpt import gpt
+
+
+class Work(NamedTuple):
+    """One piece passing one stage, forward or back."""
+
+    back: bool
+    piece: int
+
+
+Order = list[list[Work]]  # what each stage does, in order
+
+
+@dataclass(frozen=True)
+class Table:
+    """When each stage does what: a row a stage, a column a tick; None is idle. Back takes as long as forward."""
+
+    rows: list[list[Work | None]]
+
+    @property
+    def bubble(self) -> float:
+        """The share of all ticks of all stages that is idle."""
+        slots = [work for row in self.rows for work in row]
+        return slots.count(None) / len(slots)
+
+    def held(self, stage: int) -> int:
+        """The most pieces whose inputs the stage holds at once, waiting for their way back."""
+        most = now = 0
+        for work in self.rows[stage]:
+            now += 0 if work is None else -1 if work.back else 1
+            most = max(most, now)
+        return most
+
+
+def all_forward_all_back(stages: int, pieces: int) -> Order:
+    """GPipe's order: every piece forward, then every piece back (Figure 2c)."""
+    return [[Work(back, piece) for back in (False, True) for piece in range(pieces)] for _ in range(stages)]
+
+
+def timed(order: Order) -> Table:
+    """Each stage does its next work as soon as the neighbour has done that piece, in an earlier tick.
+
+    Raises ValueError for an order in which stages wait for each other forever.
+    """
+    stages = len(order)
+    done: list[set[Work]] = [set() for _ in range(stages)]
+    rows: list[list[Work | None]] = [[] for _ in range(stages)]
+    while any(len(done[s]) < len(order[s]) for s in range(stages)):
+        now: list[Work | None] = []
+        for stage in range(stages):
+            work = order[stage][len(done[stage])] if len(done[stage]) < len(order[stage]) else None
+            source = stage + 1 if work and work.back else stage - 1
+            ready = work and (not 0 <= source < stages or work in done[source])
+            if work and work.back:
+                ready = ready and Work(False, work.piece) in done[stage]
+            now.append(work if ready else None)
+        if not any(now):
+            raise ValueError("every stage waits for another")
+        for stage, work in enumerate(now):
+            rows[stage].append(work)
+            if work:
+                done[stage].add(work)
+    return Table(rows)
+
+
+def run(
+    table: Table, stages: Sequence[nn.Module], pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Do what the table says, tick by tick; gradients of the mean of `loss(piece, output)` add up in the stages.
+
+    A stage keeps its input and computes the rest again on the way back. Returns the mean loss.
+    """
+    inputs: list[dict[int, Tensor]] = [dict(enumerate(pieces)), *({} for _ in stages[1:])]
+    back: list[dict[int, Tensor]] = [{} for _ in stages]
+    total = torch.zeros((), dtype=pieces[0].dtype if pieces[0].is_floating_point() else None)
+    for tick in zip(*table.rows):
+        for at, work in enumerate(tick):
+            if work is None:
+                continue
+            if not work.back:
+                with torch.no_grad():
+                    if at + 1 < len(stages):
+                        inputs[at + 1][work.piece] = stages[at](inputs[at][work.piece])
+                continue
+            x = inputs[at].pop(work.piece)
+            x = x.detach().requires_grad_(x.is_floating_point())
+            y = stages[at](x)
+            if at + 1 == len(stages):
+                y = loss(work.piece, y) / len(pieces)
+                total = total + y.detach()
+                y.backward()
+            else:
+                y.backward(back[at].pop(work.piece))
+            if at:
+                back[at - 1][work.piece] = x.grad
+    return total
+
+
+@paper(on=gpt, year=2018, arxiv="1811.06965")
+def gpipe(stages: Sequence[nn.Module], pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Gradients of the mean loss over the pieces of a batch, in every stage; returns that loss."""
+    return run(timed(all_forward_all_back(len(stages), len(pieces))), stages, pieces, loss)
+
+
+@claim
+def the_gradient_is_that_of_the_batch():
+    """Gradients and loss are those of the uncut model on the whole batch, for any number of stages and pieces."""
+    for count, cut in ((1, 3), (2, 4), (4, 2), (5, 12)):
+        stages, x, y = layers(count)
+        expected = nn.functional.mse_loss(nn.Sequential(*stages)(x), y)
+        whole = torch.autograd.grad(expected, list(stages.parameters()))
+        loss = gpipe(stages, x.chunk(cut), against(y, cut))
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close([p.grad for p in stages.parameters()], list(whole), rtol=1e-10, atol=1e-12)
+
+
+@claim
+def the_bubble_is_its_closed_form():
+    """Of K stages and M pieces, (K - 1) / (M + K - 1) of all time is idle (section 2.3): below a fifth at M >= 4K."""
+    for stages in range(1, 6):
+        for pieces in (1, 2, 3, 8, 4 * stages):
+            bubble = timed(all_forward_all_back(stages, pieces)).bubble
+            assert abs(bubble - (stages - 1) / (pieces + stages - 1)) < 1e-12
+            assert pieces < 4 * stages or bubble < 0.2
+
+
+@claim
+def a_stage_holds_every_piece():
+    """Before the first way back begins, each stage holds the inputs of all M pieces."""
+    table = timed(all_forward_all_back(4, 7))
+    assert [table.held(stage) for stage in range(4)] == [7] * 4
+
+
+@claim
+def statistics_over_a_batch_are_not_cut():
+    """A layer that takes statistics over its batch takes them over a piece: the gradient is then another one."""
+    stages, x, y = layers(2)
+    stages = nn.ModuleList([*stages, nn.BatchNorm1d(3).double()])
+    whole = torch.autograd.grad(nn.functional.mse_loss(nn.Sequential(*stages)(x), y), stages[0][0].weight)[0]
+    gpipe(stages, x.chunk(4), against(y, 4))
+    assert (stages[0][0].weight.grad - whole).abs().max() > 1e-3
+
+
+@claim.parity(peer="torch.distributed.pipelining.ScheduleGPipe")
+def the_order_is_torch_s():
+    """Each stage does the same work in the same order as under torch's schedule."""
+    from torch.distributed.pipelining import ScheduleGPipe
+
+    assert all(all_forward_all_back(k, m) == orders(ScheduleGPipe, k, m) for k, m in ((2, 3), (3, 8), (4, 4)))
+
+
+def orders(schedule: type, stages: int, pieces: int) -> Order:
+    """What each stage does, in order, when a schedule of torch.distributed.pipelining runs stages that do nothing."""
+    from unittest.mock import MagicMock
+
+    order = []
+    for at in range(stages):
+        place = {"stage_index": at, "num_stages": stages, "is_first": at == 0, "is_last": at == stages - 1}
+        stage, row = MagicMock(device="cpu", **place), []
+        for way, back in (("forward_one_chunk", False), ("backward_one_chunk", True)):
+            getattr(stage, way).side_effect = lambda piece, *_, back=back, row=row, **__: row.append(Work(back, piece))
+        for moves in ("get_fwd_recv_ops", "get_fwd_send_ops", "get_bwd_recv_ops", "get_bwd_send_ops"):
+            getattr(stage, moves).return_value = []
+        running = schedule(stage, pieces)
+        running._initialize_stage = lambda *given, **more: None
+        running._step_microbatches([()] * pieces, [{}] * pieces)
+        order.append(row)
+    return order
+
+
+def against(y: Tensor, pieces: int) -> Callable[[int, Tensor], Tensor]:
+    """The mean squared distance of a piece's output from its share of y."""
+    targets = y.chunk(pieces)
+    return lambda piece, out: nn.functional.mse_loss(out, targets[piece])
+
+
+def layers(count: int) -> tuple[nn.ModuleList, Tensor, Tensor]:
+    """Stages of a small tanh network in float64, inputs (12, 3) and targets (12, 3)."""
+    torch.manual_seed(0)
+    stages = nn.ModuleList(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)) for _ in range(count)).double()
+    return stages, *torch.randn(2, 12, 3, dtype=torch.float64)

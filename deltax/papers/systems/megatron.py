@@ -1,0 +1,190 @@
+"""Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism.
+Shoeybi, Patwary, Puri, LeGresley, Casper, Catanzaro, 2019. arXiv:1909.08053
+
+A transformer, but each branch is cut over ranks, its first maps by columns and its last by rows.
+
+Heads do not see each other, nor do hidden units, until the last map adds them up. So a rank can do its own from the
+stream to its part of the sum, and a block needs one sum over the ranks for each branch on the way forward and one on
+the way back. `dx train --mesh tp=2` runs torch's engine over processes; here the ranks are simulated in one.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deltax import Part, claim, paper
+from deltax.papers.language.alibi import alibi
+from deltax.papers.language.gpt import gpt
+from deltax.papers.language.swiglu import swiglu
+from deltax.papers.language.transformer import transformer
+from deltax.parts.collectives import CountingRing
+from deltax.parts.context import Context, takes_context
+from deltax.parts.scores import of_heads
+from deltax.shapes import Stream
+
+_ROWS = {"out", "down"}
+
+
+class Spread(torch.autograd.Function):
+    """f (section 3): what enters a branch goes to every rank; on the way back the ranks' gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ring: CountingRing) -> tuple[Tensor, ...]:
+        ctx.ring = ring
+        return tuple(x.clone() for _ in range(ring.size))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.ring.all_reduce(gradients)[0], None
+
+
+class Gather(torch.autograd.Function):
+    """g (section 3): the ranks' parts are summed; on the way back every rank has the same gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, ring: CountingRing, *parts: Tensor) -> Tensor:
+        ctx.size = ring.size
+        return ring.all_reduce(parts)[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
+        return None, *(gradient.clone() for _ in range(ctx.size))
+
+
+class Split(nn.Module):
+    """A branch computed by ranks that each have some of its heads or hidden units. Stream (B, T, D) -> (B, T, D).
+
+    The parameters are the branch's own, under its names. Raises ValueError where the ranks do not divide them.
+    """
+
+    def __init__(self, dim: int, *, inner: Part, ranks: int = 2):
+        super().__init__()
+        self.inner = inner(dim)
+        self.ring = CountingRing(ranks)
+        self._ranks = [_of_rank(self.inner, rank, ranks) for rank in range(ranks)]
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        parts = []
+        for rank, (branch, here) in enumerate(zip(self._ranks, Spread.apply(x, self.ring))):
+            shard = {name: _shard(name, p, rank, self.ring.size) for name, p in self.inner.named_parameters()}
+            parts.append(functional_call(branch, shard, (here, ctx) if takes_context(branch) else (here,)))
+        return Gather.apply(self.ring, *parts)
+
+
+def _of_rank(branch: nn.Module, rank: int, ranks: int) -> nn.Module:
+    """A copy of the branch that counts its own heads only."""
+    branch = deepcopy(branch)
+    if project := getattr(branch, "project", None):
+        if project.heads % ranks:
+            raise ValueError(f"{ranks} ranks do not divide {project.heads} heads")
+        project.heads //= ranks
+        of_heads(branch, first=rank * project.heads)
+    elif branch.down.in_features % ranks:
+        raise ValueError(f"{ranks} ranks do not divide {branch.down.in_features} hidden units")
+    return branch
+
+
+def _shard(name: str, parameter: Tensor, rank: int, ranks: int) -> Tensor:
+    """A rank's columns or rows. A bias after rows is added once: by the first rank."""
+    *_, owner, kind = name.split(".")
+    if owner in _ROWS:
+        return parameter.chunk(ranks, 1)[rank] if kind == "weight" else parameter * (rank == 0)
+    return parameter.chunk(ranks)[rank]
+
+
+@paper(on=transformer, year=2019, arxiv="1909.08053")
+def megatron(recipe: Part, *, ranks: int = 2) -> Part:
+    return recipe.wrap("mixer", Split, ranks=ranks).wrap("mlp", Split, ranks=ranks)
+
+
+def cross_entropy(logits: list[Tensor], targets: Tensor, ring: CountingRing) -> Tensor:
+    """Each target's cross-entropy (N,), of logits (N, V) whose vocabulary is cut over the ranks (section 3).
+
+    Three numbers a token are exchanged, the largest logit, the sum of exponentials and the target's logit; no logits.
+    The vocabulary's shards are equal.
+    """
+    each = logits[0].shape[-1]
+    largest = torch.stack([x.detach().max(-1).values for x in logits]).max(0).values
+    sums, said = [], []
+    for rank, x in enumerate(logits):
+        x = x - largest[:, None]
+        here = targets - rank * each
+        mine = (here >= 0) & (here < each)
+        sums.append(x.exp().sum(-1))
+        said.append(x.gather(-1, here.clamp(0, each - 1)[:, None])[:, 0] * mine)
+    return Gather.apply(ring, *sums).log() - Gather.apply(ring, *said)
+
+
+@claim
+def cut_it_computes_what_it_did_whole():
+    """Logits and all gradients are those of the uncut model, on 1, 2 and 4 ranks, with heads that differ and gates."""
+    for ranks in (1, 2, 4):
+        for whole in (gpt, gpt + alibi + swiglu):
+            ours, theirs = _random(whole + megatron(ranks=ranks)), _random(whole)
+            theirs.load_state_dict({k.replace(".inner.", "."): v for k, v in ours.state_dict().items()})
+            tokens = torch.randint(0, 11, (2, 7))
+            weight = torch.randn(2, 7, 11, dtype=torch.float64)
+            for model in (ours, theirs):
+                (model(tokens) * weight).sum().backward()
+            torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=1e-10, atol=1e-12)
+            for a, b in zip(ours.parameters(), theirs.parameters()):
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+@claim
+def a_block_sums_four_times():
+    """A block sums over its ranks twice on the way forward and twice on the way back (Figure 4), each time a stream:
+    every rank sends 8 (P - 1) / P of B T D elements."""
+    for ranks in (2, 4):
+        block = _random(gpt + megatron(ranks=ranks)).stack.blocks[0]
+        x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
+        rings = block.mixer.ring, block.mlp.ring
+        y = block(x, Context())
+        assert [ring.calls["all_reduce"] for ring in rings] == [1, 1]
+        y.sum().backward()
+        assert [ring.calls["all_reduce"] for ring in rings] == [2, 2]
+        assert rings[0].sent[0] + rings[1].sent[0] == 8 * (ranks - 1) * x.numel() // ranks
+
+
+@claim
+def the_loss_needs_no_logits_of_others():
+    """Cut by vocabulary, cross-entropy and its gradient are those of all logits, and two sums of one number a token are
+    exchanged after the maximum."""
+    torch.manual_seed(0)
+    for ranks in (2, 4):
+        logits = (30 * torch.randn(5, 12, dtype=torch.float64)).requires_grad_()
+        targets, weight, ring = torch.randint(0, 12, (5,)), torch.randn(5, dtype=torch.float64), CountingRing(ranks)
+        ours = cross_entropy(list(logits.chunk(ranks, -1)), targets, ring)
+        theirs = nn.functional.cross_entropy(logits, targets, reduction="none")
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        gradients = [torch.autograd.grad((loss * weight).sum(), logits)[0] for loss in (ours, theirs)]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+        assert ring.calls["all_reduce"] == 2
+        assert ring.sent[0] < 3 * len(targets) * 2
+
+
+@claim
+def a_bias_after_rows_is_added_once():
+    """If every rank added the bias of its last map, the branch would be off by that bias for each rank but one."""
+    block = _random(gpt + megatron(ranks=2)).stack.blocks[0]
+    mlp, x = block.mlp, torch.randn(1, 3, 12, dtype=torch.float64)
+    own = [{n: _shard(n, p, rank, 2) for n, p in mlp.inner.named_parameters()} for rank in range(2)]
+    parts = lambda: sum(functional_call(branch, shard, (x,)) for branch, shard in zip(mlp._ranks, own))
+    torch.testing.assert_close(parts(), mlp.inner(x), rtol=1e-12, atol=1e-12)
+    own[1]["down.bias"] = mlp.inner.down.bias
+    torch.testing.assert_close(parts(), mlp.inner(x) + mlp.inner.down.bias, rtol=1e-12, atol=1e-12)
+
+
+def _random(recipe: Part) -> Any:
+    """A small model of the recipe in float64, every parameter drawn."""
+    torch.manual_seed(0)
+    for path, value in (("model.dim", 12), ("model.stack.depth", 1)):
+        recipe = recipe.put(path, value)
+    heads = "model.stack.block.mixer.inner.heads" if "Split" in repr(recipe) else "model.stack.block.mixer.heads"
+    model = recipe.put(heads, 4)().build({"vocab": 11, "context": 9}).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
