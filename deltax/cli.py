@@ -330,6 +330,10 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from deltax.lab import warm
+
+    if arguments.engine == "local" and not arguments.plan:
+        warm.up()
     from deltax.lab import shell
 
     shell.compare([_recipe(r, arguments) for r in arguments.recipes], arguments)

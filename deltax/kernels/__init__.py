@@ -5,16 +5,21 @@ A recipe names the reference; the machine picks the twin. `fastest` swaps them b
 
 import torch
 
+from deltax.kernels.activation import gelu_kept
 from deltax.kernels.attention import sdpa
-from deltax.papers.language.softmax_attention import attend
+from deltax.kernels.projections import SideBySide
+from deltax.papers.language.softmax_attention import Projections, attend
+from deltax.parts.mlp import gelu_tanh
 from deltax.recipe import Part, part
 
-_TWINS = {attend: sdpa}
+_TWINS = {attend: sdpa, Projections: SideBySide}
+_CPU_TWINS = {gelu_tanh: gelu_kept}
 
 
 def fastest(recipe: Part, device: torch.device) -> Part:
     """The recipe with every reference kernel replaced by its fastest twin for the device."""
-    return recipe.rewrite(lambda _, old: part(_TWINS[old.make], **dict(old.given)) if old.make in _TWINS else old)
+    twins = {**_TWINS, **_CPU_TWINS} if device.type == "cpu" else _TWINS
+    return recipe.rewrite(lambda _, old: part(twins[old.make], **dict(old.given)) if old.make in twins else old)
 
 
 def reference(recipe: Part) -> Part:

@@ -1,7 +1,7 @@
 """What a comparison found: rows, verdicts as claims take them, and all of it as JSON for reports and the store."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -14,7 +14,7 @@ from deltax.lab.gain import Gain, Position
 from deltax.lab.measure import Cost
 from deltax.lab.plan import FACTORS, TUNING_SEED, Plan, command, pair_seeds
 from deltax.lab.rates import Edge
-from deltax.lab.statistics import Difference, Outcome, Verdict
+from deltax.lab.statistics import Difference, Outcome, Verdict, asked_margin
 from deltax.lab.tuning import Strip, Tuned
 from deltax.recipe import diff, to_json
 
@@ -119,28 +119,33 @@ class Comparison:
     @property
     def no_worse(self) -> ClaimVerdict:
         """Whether the second recipe is at most the equivalence margin worse than the first: the interval decides."""
-        return self._claim(self._within(-math.inf, self._against.verdict.margin))
+        return self._claim(self._within(lambda margin: (-math.inf, margin)))
 
     @property
     def equivalent(self) -> ClaimVerdict:
         """Whether the difference lies within the equivalence margin: the interval decides."""
-        margin = self._against.verdict.margin
-        return self._claim(self._within(-margin, margin))
+        return self._claim(self._within(lambda margin: (-margin, margin)))
 
     @property
     def _against(self) -> Against:
         assert self.rows[1].against
         return self.rows[1].against
 
-    def _within(self, low: float, high: float) -> ClaimOutcome:
+    def _within(self, bounds: Callable[[float], tuple[float, float]]) -> ClaimOutcome:
+        """Whether the interval lies inside the bounds that a margin gives; beyond them only by the margin asked for.
+
+        Noise widens the margin inside which a difference is too small to matter; it excuses none that is seen.
+        """
         found = self._against
         if found.verdict.outcome is Outcome.NO_VERDICT:
             return "inconclusive"
         interval = found.difference.interval
         if found.difference.diverged:
             return "opposite at this scale" if found.verdict.outcome is Outcome.WORSE else "inconclusive"
+        low, high = bounds(found.verdict.margin)
         if low <= interval.low and interval.high <= high:
             return "supported at this scale"
+        low, high = bounds(asked_margin(found.gains["token"].slope) if "token" in found.gains else 0.0)
         return "opposite at this scale" if interval.low > high or interval.high < low else "inconclusive"
 
     def _claim(self, outcome: ClaimOutcome) -> ClaimVerdict:

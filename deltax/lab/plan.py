@@ -41,7 +41,7 @@ class Effort:
 
 EFFORTS = {
     "smoke": Effort(SMOKE_PAIRS, 1 / 8),
-    "quick": Effort(5, 1 / 4),
+    "quick": Effort(5, 1 / 6),
     "solid": Effort(8, 1),
     "claim": Effort(12, 2),
 }

@@ -1,17 +1,17 @@
 """The engines of one machine: worker processes with a thread each, or no other process at all."""
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, process, resource_tracker
+from multiprocessing import connection, process
 from pathlib import Path
 from typing import Any
 
 from deltax.errors import UserError
+from deltax.lab import warm
 from deltax.lab.store import Store, Worker
 from deltax.lab.worker import UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
@@ -94,12 +94,11 @@ class Processes:
             self.tell(message)
 
     def _hire(self, core: int | None) -> _Hand:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # torch is loaded once, not by each of them
+        context = warm.context()
         ours, theirs = context.Pipe()
         args = (theirs, self.store.folder, core, self.keep_weights)
         hired = context.Process(target=_serve, args=args, name="deltax worker", daemon=True)
-        with _deaf():
+        with warm.deaf():
             hired.start()
         theirs.close()
         return _Hand(hired, ours, Worker.here(hired.pid), core)
@@ -180,17 +179,6 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_wei
         work(job, store, Worker.here(), tell, stop, keep_weights)
         busy.clear()
     os._exit(0)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, not even while they start."""
-    resource_tracker.ensure_running()  # it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

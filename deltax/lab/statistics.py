@@ -291,12 +291,14 @@ def holm(pvalues: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def equivalence_margin(difference: Difference, slope: float = 0.0, gain: float = 1.02) -> float:
-    """±2 % compute-equivalent gain in nats, or what the comparison could detect if that is larger (A.1 "Verdicts").
+def asked_margin(slope: float) -> float:
+    """±2 % compute-equivalent gain in nats (A.1 "Verdicts"); `slope` is nats per e-fold of compute, 0 if unknown."""
+    return abs(slope) * math.log(1.02)
 
-    `slope` is nats per e-fold of compute; 0 when X's ladder was not trained.
-    """
-    return max(abs(slope) * math.log(gain), difference.detectable)
+
+def equivalence_margin(difference: Difference, slope: float = 0.0) -> float:
+    """The margin that is asked for, or what the comparison could detect if that is larger (A.1 "Verdicts")."""
+    return max(asked_margin(slope), difference.detectable)
 
 
 def verdict(difference: Difference, margin: float, adjusted_p: float | None = None) -> Verdict:

@@ -4,16 +4,17 @@ import torch
 from torch import nn
 
 from deltax.parts.context import Context
+from deltax.parts.linear import faint
 from deltax.parts.roles import tag
 from deltax.recipe import Part
 from deltax.shapes import Logits, Stream, Tokens
 
 
 class Embedding(nn.Embedding):
-    """A table (V, D), drawn from N(0, std). Tokens (B, T) -> stream (B, T, D)."""
+    """A table (V, D), drawn from N(0, std), `faint(dim)` by default. Tokens (B, T) -> stream (B, T, D)."""
 
-    def __init__(self, vocab: int, dim: int, *, std: float = 0.02):
-        self.std = std
+    def __init__(self, vocab: int, dim: int, *, std: float | None = None):
+        self.std = faint(dim) if std is None else std
         super().__init__(vocab, dim)
         tag(self.weight, "embedding")
 
@@ -22,11 +23,11 @@ class Embedding(nn.Embedding):
 
 
 class Learned(nn.Module):
-    """Adds a learned vector for each position. Positions from `context` on raise IndexError."""
+    """Adds a learned vector for each position, `faint` as the tokens. Positions from `context` on raise IndexError."""
 
-    def __init__(self, dim: int, context: int, *, std: float = 0.02):
+    def __init__(self, dim: int, context: int, *, std: float | None = None):
         super().__init__()
-        self.std = std
+        self.std = faint(dim) if std is None else std
         self.table = tag(nn.Parameter(torch.empty(context, dim)), "embedding")
         self.reset_parameters()
 

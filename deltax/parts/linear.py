@@ -1,16 +1,23 @@
 """Linear maps. A part that wants another start or no bias fills its slot with another of these."""
 
+import math
+
 import torch
 from torch import nn
 
 from deltax.parts.roles import tag
 
 
-class Linear(nn.Linear):
-    """x W' + b with W ~ N(0, std) and b = 0, the start of GPT-2. (..., D) -> (..., F)."""
+def faint(width: int) -> float:
+    """The deviation of GPT-2's weights at any width: their 0.02 belongs to width 768, and goes as 1/sqrt(width)."""
+    return 0.02 * math.sqrt(768 / width)
 
-    def __init__(self, dim: int, out: int, *, std: float = 0.02):
-        self.std = std
+
+class Linear(nn.Linear):
+    """x W' + b with W ~ N(0, std), `faint(dim)` by default, and b = 0. (..., D) -> (..., F)."""
+
+    def __init__(self, dim: int, out: int, *, std: float | None = None):
+        self.std = faint(dim) if std is None else std
         super().__init__(dim, out)
         tag(self.weight, "matrix")
 
@@ -35,7 +42,7 @@ class Out(Linear):
 class Matrix(Linear):
     """A `Linear` without bias."""
 
-    def __init__(self, dim: int, out: int, *, std: float = 0.02):
+    def __init__(self, dim: int, out: int, *, std: float | None = None):
         super().__init__(dim, out, std=std)
         self.register_parameter("bias", None)
 

@@ -26,7 +26,7 @@ def tiny(text):
 
     def make(words: str = "gpt"):
         settings = ["model.dim=8", "model.stack.depth=1", "model.stack.block.mixer.heads=2"]
-        settings += ["task.context=16", "loop.batch=4", f"loop.steps={4 * STEPS}", "task.held_out=512"]
+        settings += ["task.context=16", "loop.batch=4", f"loop.steps={6 * STEPS}", "task.held_out=512"]
         return recipe(words, [*settings, f"task.source={text}"])
 
     return make

@@ -92,6 +92,19 @@ def test_claims_read_the_second_recipe(tiny, store, world):
     assert {v.outcome for v in (smoke.better, smoke.no_worse, smoke.equivalent)} == {"inconclusive"}
 
 
+def test_noise_excuses_no_difference_that_is_seen(tiny, tmp_path, world):
+    """A noisy arm has a wide margin of equivalence; where it is worse all the same, it is not 'no worse'."""
+    hidden = 0
+    for salt in range(8):
+        world({"gpt+dyt": Truth(gain=0.4)}, sd=0.12, salt=salt)
+        c = compare(tiny(), tiny("gpt+dyt"), store=Store(tmp_path / str(salt)))
+        found = c.rows[1].against
+        if found.verdict.outcome is Outcome.WORSE:
+            assert c.no_worse.outcome == c.equivalent.outcome == "opposite at this scale"
+            hidden += found.difference.interval.low < found.verdict.margin
+    assert hidden
+
+
 def test_an_edge_extends_every_arm_alike(tiny, store, world):
     made = world({"gpt+dyt": Truth(best=16.0)}, bowl=0.2, sd=0.001)
     x, y = compare(tiny(), tiny("gpt+dyt"), store=store).rows

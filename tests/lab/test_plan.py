@@ -50,7 +50,7 @@ def test_seconds_are_converted_once(tiny, store):
 
 def test_named_budgets_are_shares_of_the_recipes_own_steps(tiny, store, calm):
     steps = {name: make_plan([tiny(), tiny("gpt+dyt")], store, budget=name).x.steps for name in plan.EFFORTS}
-    assert steps == {"smoke": 20, "quick": 40, "solid": 160, "claim": 320}
+    assert steps == {"smoke": 30, "quick": 40, "solid": 240, "claim": 480}
     pairs = [make_plan([tiny(), tiny("gpt+dyt")], store, budget=name).pairs for name in plan.EFFORTS]
     assert pairs == [3, 5, 8, 12]
 

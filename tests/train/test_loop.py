@@ -85,7 +85,9 @@ def test_a_run_that_diverges_ends_there(tiny):
 
 def test_accumulating_pieces_is_the_whole_batch(tiny):
     whole, pieces = train(tiny()), train(tiny("gpt", "loop.accumulate=4"))
-    torch.testing.assert_close(weights(whole), weights(pieces), rtol=1e-3, atol=1e-5)
+    # Not the weights: AdamW makes a whole step of the rounding in a gradient that is zero, as a key's bias has.
+    assert len(whole.progress.losses) > 5
+    torch.testing.assert_close(whole.progress.losses, pieces.progress.losses, rtol=1e-5, atol=0)
 
 
 def test_a_recipe_that_cannot_be_built_is_one_sentence(tiny):

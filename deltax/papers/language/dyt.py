@@ -8,6 +8,8 @@ unlike a norm, is not blind to scale: the stream has to start at order one, so i
 lifts what the embedding gives (section 5; `shared_scale` in the released code).
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -34,15 +36,11 @@ class DyT(nn.Module):
 
 
 class Lift(nn.Module):
-    """scale * x, with one learned scalar. Stream (B, T, D) -> (B, T, D).
+    """scale * x, with one learned scalar that starts at sqrt(D) (section 5). Stream (B, T, D) -> (B, T, D)."""
 
-    A table drawn with deviation 0.02 times 50 is of order one. The paper starts the scalar at sqrt(D), which comes to
-    the same at the widths of LLaMA.
-    """
-
-    def __init__(self, dim: int, *, start: float = 50.0):
+    def __init__(self, dim: int):
         super().__init__()
-        self.scale = tag(nn.Parameter(torch.tensor(start)), "gate")
+        self.scale = tag(nn.Parameter(torch.tensor(math.sqrt(dim))), "gate")
 
     def forward(self, x: Stream) -> Stream:
         return self.scale * x
@@ -77,7 +75,7 @@ def linear_near_zero():
 
 @claim
 def the_stream_starts_at_order_one():
-    """With DyT a fresh gpt's stream enters the first block with a variance between 1 and 3; without, below 0.001."""
+    """With DyT a fresh gpt's stream enters the first block with a variance between 0.3 and 3; without, below 0.01."""
     torch.manual_seed(0)
     ctx, tokens = Context(), torch.arange(256)[None]
 
@@ -85,8 +83,8 @@ def the_stream_starts_at_order_one():
         model = recipe().build({"vocab": 256, "context": 256})
         return model.stack.entry(model.position(model.embedding(tokens), ctx)).var().item()
 
-    assert 1 < variance(gpt + dyt) < 3
-    assert variance(gpt) < 1e-3
+    assert 0.3 < variance(gpt + dyt) < 3
+    assert variance(gpt) < 0.01
 
 
 @claim.measured(paper="ViT-B 82.5 against 82.3 with LayerNorm, ConvNeXt-B 83.7 against 83.7 (Table 1)")
@@ -97,11 +95,8 @@ def as_good_as_the_norm(lab):
 
 @claim.measured(paper="LLaMA needs the scalar after the embedding (section 5)")
 def without_the_lift_it_does_not_learn(lab):
-    """With the stream left at its usual scale, DyT ends at least 0.5 bits per byte above DyT with the lift.
-
-    Both at a quarter of gpt's rate: through the lift, a step of the table moves the stream fifty times as far.
-    """
+    """With the stream left at its usual scale, DyT ends at least 0.5 bits per byte above DyT with the lift."""
     lifted = lab.recipe("gpt+dyt")
     plain = lifted.fill("entry", Nothing)
-    ends = lambda recipe, seed: lab.train(recipe, seed=seed, rate=0.25).score
+    ends = lambda recipe, seed: lab.train(recipe, seed=seed).score
     return lab.at_least([ends(plain, s) - ends(lifted, s) for s in lab.seeds(3)], 0.5, unit="bits per byte")

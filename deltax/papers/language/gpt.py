@@ -127,10 +127,14 @@ def a_cache_changes_nothing():
 
 @claim
 def the_start_is_the_uniform_guess():
-    """A fresh model gives each of V tokens nearly the same chance: the entropy of its guess is within 1 % of ln V."""
+    """A fresh model gives each of 256 tokens nearly the same chance: its guess has an entropy within 5 % of ln 256.
+
+    Its logits are products with embeddings that are `faint` at any width: their deviation is 0.55.
+    """
     torch.manual_seed(0)
-    guess = torch.distributions.Categorical(logits=_tiny()(torch.randint(11, (4, 9))))
-    assert (guess.entropy() / torch.tensor(11.0).log() - 1).abs().max() < 0.01
+    model = gpt().build({"vocab": 256, "context": 9})
+    guess = torch.distributions.Categorical(logits=model(torch.randint(256, (4, 9))))
+    assert (guess.entropy() / torch.tensor(256.0).log() - 1).abs().max() < 0.05
 
 
 @claim.parity(peer="transformers GPT2LMHeadModel")

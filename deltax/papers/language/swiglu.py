@@ -110,5 +110,8 @@ def equals_transformers():
 
 @claim.measured(paper="log-perplexity 1.636 against 1.679 with GELU after 524k steps of T5-base (Table 1)")
 def gates_save_compute(lab):
-    """Tuned alike, gpt + swiglu reaches gpt's loss with less compute."""
-    return lab.compare("gpt", "gpt+swiglu").better
+    """Tuned alike, gpt + swiglu reaches gpt's loss with less compute.
+
+    On half a million tokens: a quarter of that does not tell the two apart.
+    """
+    return lab.compare("gpt", "gpt+swiglu", budget="500k tokens", ladder="off").better

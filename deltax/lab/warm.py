@@ -1,0 +1,36 @@
+"""Worker processes that come quickly: what they are forked from loads torch while the parent still reads its recipes.
+
+Standard library only, so that a command can call it before anything else.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+
+
+def context() -> ForkServerContext:
+    """Processes are forked from a server that has loaded torch and the trainer, once for all of them."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["deltax.lab.processes"])
+    return found
+
+
+def up() -> None:
+    """Start that server now; it loads beside its parent."""
+    context()
+    with deaf():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, not even while they start."""
+    resource_tracker.ensure_running()  # it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
