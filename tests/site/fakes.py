@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,18 @@ from deltax.catalog import Record
 from deltax.lab.store import Store, Worker
 from deltax.library.importing import import_paths
 from deltax.library.store import Library
+from deltax.site import trees
 from deltax.site.notes import Notes
 from deltax.site.pages import Site
 from deltax.site.runs import Runs
 from deltax.site.trees import Trees
 
 FIELDS = ("language", "vision", "generative", "systems", "optimization", "rl", "interp", "audio")
+SLOTS = {
+    "language": ("norm", "mlp", "mixer", "position", "residual", "activation"),
+    "optimization": ("optimizer", "schedule"),
+}
+"""What papers of a field fill; the others fill a slot that gpt does not have."""
 
 PAPER = '''"""{title}. {author} et al., {year}. arXiv:{arxiv}
 
@@ -43,7 +50,7 @@ class Twice{i}(nn.Module):
 
 @paper({on}arxiv="{arxiv}", year={year})
 def {name}(recipe: Part, *, scale: float = {i}.5) -> Part:
-    return recipe.fill("norm", Twice{i})
+    return recipe.fill("{slot}", Twice{i})
 
 
 @claim
@@ -87,6 +94,7 @@ def catalogue(folder: Path, count: int, seed: int = 0) -> dict[str, Record]:
                 imports=imports,
                 on=f"on={parents[0][1]}, " if parents else "",
                 i=i,
+                slot=draw.choice(SLOTS.get(field, ("unit",))),
                 name=name,
                 key=name.replace("_", "-"),
             )
@@ -219,6 +227,27 @@ def site(folder: Path, papers: int = 40, notes: int = 60) -> Site:
         trees=KnownTrees(folder / "cache", records),
         evidence=folder / "evidence",
     )
+
+
+def with_trees(folder: Path) -> Site:
+    """The site of `site(folder)` with the real papers beside the made-up ones, and all their trees to be built."""
+    records = [catalog.read(path) for path in sorted((folder / "papers").glob("*/*.py"))]
+    every = {r.key: r for r in sorted([*records, *catalog.papers().values()], key=lambda r: (r.year, r.key))}
+    return Site(
+        papers=every,
+        notes=Notes(folder / "library.sqlite", every),
+        runs=Runs(folder / "runs"),
+        trees=MadeTrees(folder / "cache", every),
+        evidence=folder / "evidence",
+    )
+
+
+class MadeTrees(Trees):
+    """The trees of made-up papers in `papers` beside `folder`, and of the real ones: for measuring."""
+
+    def _ask(self, request: Any) -> Any:
+        script = Path(__file__).with_name("made_trees.py")
+        return trees._ask(request, [sys.executable, str(script), str(self.folder.parent / "papers")])
 
 
 class KnownTrees(Trees):
