@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 compare: $(VENV)/.installed
 	$(BIN)/dx compare gpt gpt+dyt gpt+alibi
 
-test: $(VENV)/.tested $(VENV)/.browser
+test: $(VENV)/.tested $(VENV)/.browser $(VENV)/.peers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,6 +33,12 @@ $(VENV)/.browser: $(VENV)/.installed
 		{ apt-get install -qq -y --no-install-recommends chromium || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
 	touch $@
+
+# torchvision for parity, in a folder of its own: importable, it would break transformers. 0.28.0 is torch 2.13's pair.
+# Where it cannot be had its tests are skipped, and say so.
+$(VENV)/.peers: $(VENV)/.tested
+	@$(BIN)/pip install --quiet --progress-bar off --no-deps --upgrade --target $(VENV)/peers torchvision==0.28.0 \
+		&& touch $@ || echo "torchvision could not be installed: parity with it is not tested"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

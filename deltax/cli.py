@@ -279,8 +279,10 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _show_recipe(arguments: argparse.Namespace) -> None:
+    from deltax import kernels
     from deltax.expression import recipe
     from deltax.recipe import Part, to_json
+    from deltax.train.machine import Machine
 
     tree = recipe(arguments.what)
     if arguments.json:
@@ -290,6 +292,8 @@ def _show_recipe(arguments: argparse.Namespace) -> None:
     for path, value in tree.walk():
         shown = value.make.__name__ if isinstance(value, Part) else repr(value)
         print(f"{'  ' * path.count('.')}{path.rpartition('.')[2]} = {shown}")
+    for line in kernels.said(tree, Machine.here().device):
+        print(f"\n{line}")
 
 
 def _diff(arguments: argparse.Namespace) -> None:

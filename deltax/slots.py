@@ -37,9 +37,12 @@ SLOTS: dict[str, Slot] = {
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"
     ),
     "position": Slot(
-        "LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "positions on the stream", made="position(dim, context)"
+        "LanguageModel, ViT",
+        "x (B, T, D), ctx -> (B, T, D)",
+        "positions on the stream",
+        made="position(dim, context), of an image position(dim, (rows, columns))",
     ),
-    "stack": Slot("LanguageModel", "x (B, T, D), ctx -> (B, T, D)", "depth", made="stack(dim)"),
+    "stack": Slot("LanguageModel, ViT", "x (B, T, D), ctx -> (B, T, .width)", "depth", made="stack(dim)"),
     "norm": Slot("LanguageModel, residuals", "x (..., D) -> (..., D)", "normalisation", made="norm(dim)"),
     "head": Slot("LanguageModel", "x (B, T, D), embedding -> (B, T, V)", "stream to logits", made="head(dim, vocab)"),
     "inner": Slot("wrapping parts", "as the slot that was wrapped", "what a part was wrapped around", made="as it was"),
@@ -48,6 +51,13 @@ SLOTS: dict[str, Slot] = {
     "entry": Slot(
         "Stack", "x (B, T, D) -> (B, T, D)", "what the stream passes before the first block", made="entry(dim)"
     ),
+    "stages": Slot("Stages", "as a stack", "a tuple: one stack after the other", made="stage(dim 2^i)"),
+    "merges": Slot(
+        "Stages", "x (B, T, D), ctx -> (B, T', 2 D), ctx of theirs", "a tuple: between stages", made="merge(dim 2^i)"
+    ),
+    "skip": Slot("PooledBlock", "(..., D) -> (..., D')", "the stream to its new width", made="skip(D, D')"),
+    "passage": Slot("Stack", "blocks, x (B, T, D), ctx -> (B, T, D)", "how the stream passes the blocks"),
+    "branches": Slot("Block", "block, x (B, T, D), ctx -> (B, T, D)", "how a block goes through its two branches"),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),
@@ -68,7 +78,7 @@ SLOTS: dict[str, Slot] = {
     ),
     # Images
     "backbone": Slot(
-        "ResNet, DETR", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
+        "ResNet, DETR, ...", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
     ),
     "stem": Slot(
         "Backbone", "(B, C, Y, X) -> (B, D, Y', X')", "what comes before the units", made="stem(channels, width)"
@@ -78,13 +88,74 @@ SLOTS: dict[str, Slot] = {
     ),
     "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
     "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
-    "classifier": Slot("ResNet", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"),
+    "classifier": Slot(
+        "ResNet, ImageClassifier", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"
+    ),
+    "trunk": Slot(
+        "ImageClassifier",
+        "images (B, C, Y, X) -> (B, .prefix + T, .width), .grid the rows and columns of T",
+        "images to a normed stream",
+        made="trunk(channels, size)",
+    ),
+    "patches": Slot(
+        "ViT",
+        "images (B, C, Y, X) -> (B, T, D), row by row; .grid(size) -> (rows, columns)",
+        "images to tokens",
+        made="patches(channels, dim)",
+    ),
+    "embed": Slot("Patches", "(B, T, F) -> (B, T, D)", "the pixels of a patch to a token", made="embed(F, dim)"),
+    "class_token": Slot(
+        "ViT", "x (B, T, D) -> (B, .count + T, D)", "what stands before the patches", made="class_token(dim)"
+    ),
+    "pixel_decoder": Slot(
+        "MaskedAutoencoder",
+        "latent (B, .prefix + T, W), kept (B, T) -> (B, N, F)",
+        "seen patches to the pixels of all",
+        made="pixel_decoder(trunk, F)",
+    ),
+    "target": Slot("fill_in", "patches (B, T, F) -> (B, T, F)", "what masked patches are to be"),
+    "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
     "detection_head": Slot(
         "DETR",
         "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",
         "objects of a stream",
         made="detection_head(dim, classes)",
     ),
+    "maps": Slot(
+        "RegionDetector, OneStage",
+        "images (B, C, Y, X) -> [maps (B, .width, Y', X'), ...]",
+        "what regions are cut from",
+        made="maps(channels)",
+    ),
+    "proposals": Slot(
+        "RegionDetector",
+        "maps, images -> Proposals; .loss(proposals, boxes, real) -> (B,)",
+        "where to look",
+        made="proposals(width)",
+    ),
+    "regions": Slot(
+        "RegionDetector",
+        "maps, images, Regions -> (N, ...)",
+        "features of each region, .width in all",
+        made="regions(width)",
+    ),
+    "region_head": Slot(
+        "RegionDetector",
+        "features (N, ...) -> logits (N, V + 1), offsets (N, V, 4)",
+        "what is said of a region",
+        made="region_head(width, classes)",
+    ),
+    "dense_head": Slot(
+        "OneStage",
+        "[maps] -> logits (B, S, V), offsets (B, S, 4)",
+        "what is said of every anchor",
+        made="dense_head(width, classes, anchors of a cell)",
+    ),
+    "anchors": Slot(
+        "Windows, RPN, OneStage", "[(rows, columns, stride)] -> [(S, 4)]", "boxes of a map", made="anchors()"
+    ),
+    "merge": Slot("Pyramid", "coarser, finer (B, D, Y, X) -> (B, D, Y, X)", "what comes down from the level above"),
+    "top": Slot("Pyramid", "deepest, last (B, ., Y, X) -> [maps]", "levels beyond the last", made="top(deepest, dim)"),
     # Attention
     "project": Slot(
         "Attention",

@@ -1,8 +1,15 @@
 """Settings of all tests."""
 
+import os
+
 import jaxtyping
 import pytest
+import torch
 from hypothesis import settings
+
+# Without a GPU, Triton's kernels run in its interpreter, which must be asked for before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Every call is checked against the shapes in its signature; a whole number will do for a float (PEP 484). The option
 # --jaxtyping-packages, which does the same, cannot take a configured checker beside several packages.

@@ -3,23 +3,51 @@
 A recipe names the reference; the machine picks the twin. `fastest` swaps them before a model is built.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from deltax.kernels.activation import gelu_kept
 from deltax.kernels.attention import sdpa
+from deltax.kernels.choice import auto, has_triton
 from deltax.kernels.projections import SideBySide
 from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.mlp import gelu_tanh
-from deltax.recipe import Part, part
+from deltax.recipe import Part, part, takes
 
-_TWINS = {attend: sdpa, Projections: SideBySide}
-_CPU_TWINS = {gelu_tanh: gelu_kept}
+# Reference -> its twin, and why it is taken.
+_TWINS = {
+    attend: (sdpa, "torch's fused kernel, or attend itself where a score is no bias"),
+    Projections: (SideBySide, "one product for query, key and value"),
+}
+_ON_A_CPU = {gelu_tanh: (gelu_kept, "its backward pass keeps the sigmoid")}
+_ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
+_IN_TRITON = {  # where the reference is -> module and function of its twin
+    "deltax.papers.systems.flash_attention.flash_attention": ("triton_attention", "flash"),
+    "deltax.papers.systems.sage_attention.sage_attention": ("triton_sage", "sage"),
+    "deltax.papers.systems.sage_attention_2.sage_attention_2": ("triton_sage", "sage_2"),
+}
 
 
 def fastest(recipe: Part, device: torch.device) -> Part:
     """The recipe with every reference kernel replaced by its fastest twin for the device."""
-    twins = {**_TWINS, **_CPU_TWINS} if device.type == "cpu" else _TWINS
-    return recipe.rewrite(lambda _, old: part(twins[old.make], **dict(old.given)) if old.make in twins else old)
+
+    def swap(_: str, old: Part) -> Part:
+        twin, _why = _twin(old.make, device)
+        kept = {word: value for word, value in old.given if word in takes(twin)} if twin else {}
+        return part(twin, **kept) if twin else old
+
+    return recipe.rewrite(swap)
+
+
+def said(recipe: Part, device: torch.device) -> list[str]:
+    """What `fastest` puts in place of what, and why: a line for each reference of the recipe that has a twin."""
+    lines = {}
+    for _, old in recipe.walk():
+        if isinstance(old, Part) and (found := _twin(old.make, device))[0]:
+            lines[f"{old.make.__name__} -> {found[0].__name__} on {device.type}: {found[1]}"] = None
+    return list(lines)
 
 
 def reference(recipe: Part) -> Part:
@@ -29,3 +57,16 @@ def reference(recipe: Part) -> Part:
     """
     named = lambda old: getattr(old.make, "reference", None)
     return recipe.rewrite(lambda _, old: part(named(old)) if callable(named(old)) else old)
+
+
+def _twin(make: Any, device: torch.device) -> tuple[Callable[..., Any] | None, str]:
+    own = {"cpu": _ON_A_CPU, "cuda": _ON_A_GPU}.get(device.type, {})
+    for table in (own, _TWINS):
+        if make in table:
+            return table[make]
+    place = _IN_TRITON.get(f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', '')}")
+    if device.type == "cuda" and place and has_triton():
+        import importlib
+
+        return getattr(importlib.import_module(f"deltax.kernels.{place[0]}"), place[1]), "its Triton kernel"
+    return None, ""

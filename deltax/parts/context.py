@@ -44,6 +44,7 @@ class Context:
     memory_segments  (B, S), the memory's segments, compared with `segments`
     place      (B, T, D), where each element stands as a vector: added for queries and keys, not for values
     memory_place  (B, S, D), the same of the memory
+    grid       (rows, columns) of a stream that is an image, row by row
     state      the decoding state, or None outside generation
     """
 
@@ -54,6 +55,7 @@ class Context:
     memory_segments: Tensor | None = None
     place: Tensor | None = None
     memory_place: Tensor | None = None
+    grid: tuple[int, int] | None = None
     state: DecodingState | None = None
 
     def where(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Convolutions, the norm of their maps when it is frozen, and what networks of them begin with."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -68,3 +70,32 @@ class SmallStem(ConvNorm):
 
     def forward(self, images: Images) -> Maps:
         return torch.relu(super().forward(images))
+
+
+class ConvNet(nn.Module):
+    """A plain convolutional network: stages of two normed 3 x 3 convolutions, each with a relu.
+
+    Images (B, C, Y, X) -> maps (B, .width, Y', X'). Each stage after the first halves the image.
+    """
+
+    def __init__(self, channels: int, *, widths: tuple[int, ...] = (16, 32, 64), map_norm: Part = part(nn.BatchNorm2d)):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        before = channels
+        for i, width in enumerate(widths):
+            first = ConvNorm(before, width, stride=1 if i == 0 else 2, map_norm=map_norm)
+            second = ConvNorm(width, width, map_norm=map_norm)
+            self.stages.append(nn.Sequential(first, nn.ReLU(), second, nn.ReLU()))
+            before = width
+        self.width, self.widths = before, widths
+
+    def each(self, images: Images) -> Iterator[Maps]:
+        """The maps after every stage."""
+        x = images
+        for stage in self.stages:
+            x = stage(x)
+            yield x
+
+    def forward(self, images: Images) -> Maps:
+        *_, last = self.each(images)
+        return last

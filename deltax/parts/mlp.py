@@ -13,6 +13,11 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return nn.functional.gelu(x, approximate="tanh")
 
 
+def gelu(x: Tensor) -> Tensor:
+    """x times the chance that a standard normal is below x, elementwise (arXiv:1606.08415)."""
+    return nn.functional.gelu(x)
+
+
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return torch.relu(x)

@@ -6,11 +6,12 @@ written serves the reference, the tiles of a kernel and FlexAttention alike.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from deltax.recipe import Part, part
 from deltax.shapes import Keys, Queries, Scores
@@ -91,6 +92,25 @@ class Rules:
         t, s = len(range(*rows.indices(q.shape[1]))), len(range(*columns.indices(k.shape[1])))
         where = self._where((q.shape[0], q.shape[2], t, s), q.device, rows, columns, slice(None))
         return self._seen(where, rows, columns)
+
+    def of_queries(self, rows: slice, device: torch.device) -> "Rules":
+        """The same rules where the queries of these rows are all there are; keys stay as they were."""
+        at = torch.arange(rows.start, rows.stop, device=device) if self.q_at is None else self.q_at[..., rows]
+        segments = None if self.q_segments is None else self.q_segments[:, rows]
+        return replace(self, q_at=at, q_segments=segments)
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Parameters of a score that is a module, by name: a kernel with its own backward pass owes them a gradient."""
+        named = self.score.named_parameters() if isinstance(self.score, nn.Module) else ()
+        return {name: p for name, p in named if p.requires_grad}
+
+    def holding(self, learned: Sequence[Tensor]) -> "Rules":
+        """The same rules with other tensors, in the order of `learned`, for what the score has learned."""
+        if not learned:
+            return self
+        named = dict(zip(self.learned, learned, strict=True))
+        return replace(self, score=lambda *scored: functional_call(self.score, named, scored))
 
     @property
     def is_plain(self) -> bool:

@@ -43,17 +43,18 @@ class Digits:
     """Which digit is it? The interface is that of `deltax.tasks.text.Text`; the tokens of a batch are its images.
 
     An image's own pixels put it in train (70 %), validation (15 %) or sealed (15 %). held_out is how many images to
-    evaluate on, or all of a split where it has fewer.
+    evaluate on, and examples how many to train on, or all of a split where it has fewer.
     """
 
     unit = "nats"
 
-    def __init__(self, *, held_out: int = 1000):
-        if type(held_out) is not int or held_out < 1:
-            raise UserError(f"held_out must be a whole number of at least 1, not {held_out!r}")
+    def __init__(self, *, held_out: int = 1000, examples: int = 10_000):
+        for word, count in {"held_out": held_out, "examples": examples}.items():
+            if type(count) is not int or count < 1:
+                raise UserError(f"{word} must be a whole number of at least 1, not {count!r}")
         self._pixels, self._labels = _load()
         rows = _split(self._pixels)
-        self._rows = {split: of if split == "train" else of[:held_out] for split, of in rows.items()}
+        self._rows = {split: of[: examples if split == "train" else held_out] for split, of in rows.items()}
 
     @property
     def facts(self) -> dict[str, int]:

@@ -56,15 +56,18 @@ class Scenes:
     """Find the digits of a scene. The interface is that of `deltax.tasks.text.Text`; a batch's tokens are its scenes.
 
     size is the side of an image in pixels; the digits are those below `classes`. A scene is to have 0 to `most`
-    objects, each number equally often, and has fewer where no room is left: digits are 9 to 15 pixels high, and no
-    two boxes overlap by more than 0.1 IoU. Digits of the validation and sealed splits never stand in a training
+    objects, each number equally often, and has fewer where no room is left: digits are scaled to one of `sides` pixels,
+    and no two boxes overlap by more than 0.1 IoU. Digits of the validation and sealed splits never stand in a training
     scene. held_out is the number of scenes to evaluate on. Raises UserError for an image too small, and where
     pycocotools, which computes the precision, is missing.
     """
 
     unit = "set loss"
 
-    def __init__(self, *, size: int = 32, most: int = 3, classes: int = 10, held_out: int = 256):
+    def __init__(
+        self, *, size: int = 32, most: int = 3, classes: int = 10, held_out: int = 256,
+        sides: tuple[int, ...] = (9, 12, 15),
+    ):  # fmt: skip
         for name, value, least in (
             ("size", size, 16),
             ("most", most, 1),
@@ -73,11 +76,13 @@ class Scenes:
         ):
             if type(value) is not int or value < least:
                 raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if not sides or not all(type(side) is int and 8 <= side <= size for side in sides):
+            raise UserError(f"sides are whole numbers from 8 to {size}, the size of a scene, not {sides!r}")
         if classes > 10:
             raise UserError(f"there are 10 digits, not {classes}: classes is at most 10")
         if importlib.util.find_spec("pycocotools") is None:
             raise UserError("average precision needs pycocotools: pip install 'deltax-ml[detection]'")
-        self.size, self.most, self.classes, self.held_out = size, most, classes, held_out
+        self.size, self.most, self.classes, self.held_out, self.sides = size, most, classes, held_out, tuple(sides)
 
     @property
     def facts(self) -> dict[str, int]:
@@ -149,7 +154,7 @@ class Scenes:
         images = np.full((count, self.size, self.size), -1.0, dtype=np.float32)
         boxes = np.zeros((count, self.most, 4), dtype=np.float32)
         labels = np.full((count, self.most), NOTHING, dtype=np.int64)
-        glyphs = _glyphs(split, self.classes)
+        glyphs = _glyphs(split, self.classes, self.sides)
         for i in range(count):
             draw = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i]))
             taken = np.zeros((0, 4))
@@ -215,7 +220,10 @@ def draw(images: Images, found: Detections, truth: Batch | None = None, *, thres
         if i >= count:
             axes.set_axis_off()
             continue
-        axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
+        if images.shape[1] == 3:
+            axes.imshow((images[i].permute(1, 2, 0).numpy(force=True) + 1) / 2)
+        else:
+            axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
         wide, high = images.shape[-1], images.shape[-2]
         if truth is not None:
             for box in corners(truth.boxes[i][truth.labels[i] >= 0]).tolist():
@@ -251,11 +259,11 @@ def _room(taken: np.ndarray, shape: tuple[int, int], size: int, draw: np.random.
 
 
 @cache
-def _glyphs(split: str, classes: int) -> list[tuple[np.ndarray, int]]:
-    """Digits of a split below `classes`, in three sizes, cut to their ink: pixels from -1 to 1, and the label."""
+def _glyphs(split: str, classes: int, sides: tuple[int, ...] = (9, 12, 15)) -> list[tuple[np.ndarray, int]]:
+    """Digits of a split below `classes`, in every size, cut to their ink: pixels from -1 to 1, and the label."""
     batch = Digits(held_out=10_000).all(split)
     found = []
-    for side in (9, 12, 15):
+    for side in sides:
         scaled = nn.functional.interpolate(batch.images, size=(side, side), mode="bilinear").clamp(-1, 1)[:, 0].numpy()
         for image, label in zip(scaled, batch.labels.tolist(), strict=True):
             if label >= classes:

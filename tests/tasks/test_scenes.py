@@ -153,7 +153,19 @@ def test_fingerprint_follows_the_settings(task):
     assert Scenes(held_out=40).fingerprint == task.fingerprint
 
 
-@pytest.mark.parametrize("given", [{"size": 8}, {"size": 32.0}, {"most": 0}, {"classes": 11}, {"held_out": -1}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"size": 8},
+        {"size": 32.0},
+        {"most": 0},
+        {"classes": 11},
+        {"held_out": -1},
+        {"sides": (7,)},
+        {"sides": ()},
+        {"sides": (9, 33)},
+    ],
+)
 def test_arguments_that_make_no_sense(given):
     with pytest.raises(UserError, match=next(iter(given))):
         Scenes(**given)

@@ -38,7 +38,8 @@ from deltax.parts.schedules import cosine
 from deltax.parts.scores import everywhere
 from deltax.parts.stack import Stack
 from deltax.shapes import Features, Images, PerExample
-from deltax.tasks.scenes import Batch, Scenes, draw
+from deltax.tasks.coco import CocoScenes
+from deltax.tasks.scenes import Batch, draw
 
 
 class Predictions(NamedTuple):
@@ -188,7 +189,7 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 6) -> 
     return part(
         Run,
         model=model,
-        task=part(Scenes, size=24, most=2, classes=4),
+        task=part(CocoScenes, size=24, most=2, classes=4),
         objective=set_prediction,
         batches=from_task,
         optimizer=part(adamw, rate=1e-3, decay=1e-4),

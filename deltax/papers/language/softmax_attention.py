@@ -94,17 +94,24 @@ class Attention(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        q, k, v = self.heads(x, ctx)
+        rules = self.rules(ctx)
+        if ctx.state is not None:
+            here = ctx.where(x)
+            k, v, seen = ctx.state.append(self, (k, v, here), axes=(1, 1, -1))
+            rules = Rules(self.score, self.mask, here, seen)
+        return self.project.join(self.kernel(q, k, v, rules))
+
+    def heads(self, x: Stream, ctx: Context) -> tuple[Queries, Keys, Values]:
+        """What the stream asks and says, normalised and placed."""
         standing = placed(x, ctx.place)
         q, k, v = self.project.split(standing, standing, x)
         here = ctx.where(x)
-        q = self.position(self.query_norm(q), here)
-        k = self.position(self.key_norm(k), here)
-        if ctx.state is not None:
-            k, v, seen = ctx.state.append(self, (k, v, here), axes=(1, 1, -1))
-            rules = Rules(self.score, self.mask, here, seen)
-        else:
-            rules = Rules(self.score, self.mask, ctx.positions, ctx.positions, ctx.segments, ctx.segments)
-        return self.project.join(self.kernel(q, k, v, rules))
+        return self.position(self.query_norm(q), here), self.position(self.key_norm(k), here), v
+
+    def rules(self, ctx: Context) -> Rules:
+        """Who sees whom, outside decoding."""
+        return Rules(self.score, self.mask, ctx.positions, ctx.positions, ctx.segments, ctx.segments)
 
 
 class CrossAttention(nn.Module):

@@ -9,6 +9,7 @@ bottleneck sits on its 3 x 3 convolution, as in every released set of weights, n
 """
 
 import re
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -117,13 +118,18 @@ class Backbone(nn.Module):
             first = unit(before, width, 1 if i == 0 else 2)
             self.stages.append(nn.Sequential(first, *(unit(width, width, 1) for _ in range(depth - 1))))
             before = width
-        self.width = before
+        self.width, self.widths = before, widths
 
-    def forward(self, images: Images) -> Maps:
+    def each(self, images: Images) -> Iterator[Maps]:
+        """The maps after every stage."""
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
-        return x
+            yield x
+
+    def forward(self, images: Images) -> Maps:
+        *_, last = self.each(images)
+        return last
 
 
 class ResNet(nn.Module):

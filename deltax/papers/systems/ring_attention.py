@@ -1,0 +1,321 @@
+"""Ring Attention with Blockwise Transformers for Near-Infinite Context. Liu, Zaharia, Abbeel, 2023. arXiv:2310.01889
+
+BPT, but its blocks of keys and values live on different machines, and travel in a ring while they are used.
+
+Merging does not care where a block was looked at. Each process keeps its own queries; keys and values are passed on to
+the next process while the tiles of the block at hand are computed, so that transfers cost nothing where a block is long
+enough, and each process holds one P-th of the sequence and no more. In the backward pass keys and values go round once
+more, and their gradients travel a step behind, gathering each process's share, until they are home.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.profiler import record_function
+
+from deltax import Part, claim, paper, part
+from deltax.errors import UserError
+from deltax.papers.language.softmax_attention import attend
+from deltax.papers.systems.bpt import bpt, each_tile, heads
+from deltax.papers.systems.flash_attention import gradients, reached
+from deltax.papers.systems.flash_attention_2 import look_at_all, nothing, softmax_given
+from deltax.papers.systems.memory_efficient_attention import finish, merge
+from deltax.papers.systems.online_softmax import log_sum
+from deltax.parts.agreement import every_rule
+from deltax.parts.context import Context
+from deltax.parts.ring import Held, Ring, as_first, here, in_processes, in_threads, joined, share
+from deltax.parts.scores import Rules, causal, everywhere
+from deltax.parts.stack import Block, in_turn
+from deltax.parts.tiles import as_autocast, tiles, wide
+from deltax.shapes import Heads, Keys, Queries, Stream, Values
+
+
+def ring_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 64) -> Heads:
+    """`attend` over a sequence of which each member of the ring `here()` holds its share. Alone, it is the whole.
+
+    This member's queries (B, T/P, H, K), keys and values (B, T/P, G, K) -> its heads (B, T/P, H, K). The rules are
+    those of its share, with the positions in the whole sequence, which may be any; segments, where one member has them,
+    all have. All members call, and go backward, together. Gradients of what a score has learned are this member's
+    part of the sum. Raises UserError for a tile below 1, for rules without positions, and on every member where their
+    shares differ in shape; BrokenRing for a member that dies or stalls.
+    """
+    ring, rules = here(), rules or Rules()
+    q, k, v = as_autocast(q, k, v)
+    block = _block(ring, k, v, rules)
+    _same_everywhere(ring, block)
+    return _Ring.apply(q, k, v, rules, tile, ring, block[2:], *rules.learned.values())
+
+
+ring_attention.reference = attend  # for a ring of one
+
+
+def travel(ring: Ring, block: Held) -> Iterator[Held]:
+    """Every member's block once, one's own first. While a block is in use, the next is under way (section 3)."""
+    for step in range(ring.size):
+        arrival = ring.pass_on(block) if step + 1 < ring.size else None
+        yield block
+        if arrival:
+            block = arrival()
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rules: Rules, tile: int, ring: Ring, beside: Held, *learned: Tensor
+    ) -> Tensor:
+        seen = nothing(q)
+        for keys, values, *where in travel(ring, (k, v, *beside)):
+            with record_function("ring.attend"):
+                seen = merge(seen, look_at_all(q, keys, values, _of(rules, where), tile))
+        out = finish(seen).to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, log_sum(seen.seen), *beside)
+        ctx.rules, ctx.tile, ctx.ring = rules, tile, ring
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, total, *beside = ctx.saved_tensors
+        weights = lambda scores, rows: softmax_given(scores, total[..., rows])
+        taken = reached(d_out, out)
+        d_q = torch.zeros_like(q, dtype=wide(q))
+        d_learned = [torch.zeros_like(p) for p in ctx.rules.learned.values()]
+        arrival = None
+        for keys, values, *where in travel(ctx.ring, (k, v, *beside)):
+            with record_function("ring.attend"):
+                rules = _of(ctx.rules, where)
+                (
+                    new_q,
+                    *new,
+                ) = gradients(q, keys, values, rules, ctx.tile, weights, d_out, taken)
+            d_q += new_q
+            for sum_, more in zip(d_learned, new[2:], strict=True):
+                sum_ += more
+            gathered = arrival() if arrival else (0, 0)
+            arrival = ctx.ring.pass_on(tuple(a + b for a, b in zip(gathered, new[:2], strict=True)))
+        d_k, d_v = arrival()
+        return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None, None, None, *d_learned
+
+
+def _block(ring: Ring, k: Keys, v: Values, rules: Rules) -> Held:
+    """What travels: keys, values, where they stand, and, where there are any, their segments."""
+    if ring.size > 1 and (rules.q_at is None or rules.k_at is None):
+        raise UserError("in a ring each process says where its share stands: Context(positions=share(all, ring, -1))")
+    at = torch.arange(k.shape[1], device=k.device) if rules.k_at is None else rules.k_at
+    return k, v, at, *(() if rules.k_segments is None else (rules.k_segments,))
+
+
+def _of(rules: Rules, where: list[Tensor]) -> Rules:
+    """The rules against a block that stands `where`."""
+    return replace(rules, k_at=where[0], k_segments=where[1] if len(where) > 1 else None)
+
+
+def _same_everywhere(ring: Ring, block: Held) -> None:
+    """Asked once for each shape: a transfer of unequal blocks would hang, or worse, not."""
+    facts = [n for t in block for n in (t.ndim, t.element_size(), *t.shape)]
+    agreed = ring.__dict__.setdefault("_agreed", set())
+    if ring.size == 1 or tuple(facts) in agreed:
+        return
+    lengths = [n[0] for n in ring.gather([len(facts)])]
+    all_ = ring.gather((facts + [0] * max(lengths))[: max(lengths)])
+    for rank, theirs in enumerate(all_):
+        if theirs != all_[0]:
+            shapes = "; ".join(f"process {i}: {found[2 : 2 + found[0]]}" for i, found in ((0, all_[0]), (rank, theirs)))
+            raise UserError(
+                f"processes of a ring hold equal shares, all with segments or none; these hold keys of {shapes}"
+            )
+    agreed.add(tuple(facts))
+
+
+def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
+    """`tile_by_tile`, but with attention done for all tiles first: keys go round once, not once a tile."""
+    if ctx.state is not None:
+        return in_turn(block, x, ctx)
+    out = block.mixer.kernel(*heads(block, x, ctx), block.mixer.rules(ctx))
+    return each_tile(block, x, ctx, tile, lambda rows: (_as_it_is, (out[:, rows],)))
+
+
+def _as_it_is(heads: Heads) -> Heads:
+    return heads
+
+
+@paper(on=bpt, arxiv="2310.01889", year=2023)
+def ring(recipe: Part, *, tile: int = 64) -> Part:
+    tiles(0, tile)  # refuses a tile below 1 where it is written
+    return recipe.fill("branches", around_then_tiles, tile=tile).fill("kernel", ring_attention, tile=tile)
+
+
+@claim
+def it_is_attention_wherever_the_blocks_are():
+    """Over 1, 2, 3 or 4 members, outputs and gradients are those of attention over the whole, whatever the rules."""
+    for size in (1, 2, 3, 4):
+        for rules in every_rule(12).values():
+            _check(size, rules)
+
+
+@claim
+def a_ring_of_one_is_the_kernel_inside():
+    """Alone, forward and backward, it is FlashAttention-2 to the bit, and nothing is sent."""
+    from deltax.papers.systems.flash_attention_2 import flash_attention_2
+
+    torch.manual_seed(0)
+    q, k, v = (t.requires_grad_() for t in torch.randn(3, 2, 31, 4, 5, dtype=torch.float64))
+    found = []
+    for kernel in (flash_attention_2, ring_attention):
+        out = kernel(q, k, v, Rules(mask=part(causal)), tile=7)
+        found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@claim
+def each_block_is_sent_once_to_all():
+    """A member sends keys and values P - 1 times, forward and backward, and P times as many gradients back."""
+    torch.manual_seed(0)
+    whole = torch.randn(3, 2, 12, 4, 5, dtype=torch.float64)
+
+    def sent(ring: Ring) -> list[int]:
+        counts, pass_on = [0], ring.pass_on
+
+        def counted(held: Held) -> Any:
+            counts[-1] += sum(t.numel() for t in held if t.is_floating_point())
+            return pass_on(held)
+
+        ring.pass_on = counted
+        q, k, v = (share(t, ring).clone().requires_grad_() for t in whole)
+        at = share(torch.arange(12), ring, 0)
+        out = ring_attention(q, k, v, Rules(mask=part(causal), q_at=at, k_at=at), tile=3)
+        counts.append(0)
+        out.sum().backward()
+        return counts
+
+    for size in (2, 3, 4):
+        block = 2 * 2 * (12 // size) * 4 * 5
+        assert in_threads(size, sent) == [[(size - 1) * block, (size - 1) * block + size * block]] * size
+
+
+@claim
+def the_next_block_is_under_way_while_this_one_is_used():
+    """Every transfer of keys and values begins before the block at hand is used and is waited for after, both ways."""
+    torch.manual_seed(0)
+
+    class Told:
+        rank, size = 0, 4
+        gather = staticmethod(list)
+
+        def pass_on(self, held: Held) -> Any:
+            diary.append("begins")
+            return lambda: diary.append("waited for") or held
+
+    diary: list[str] = []
+    for _ in travel(Told(), ()):
+        diary.append("used")
+    assert diary == ["begins", "used", "waited for"] * 3 + ["used"]
+
+
+@claim.measured(paper="activations of 6 b c h bytes a layer for blocks of c, whatever the length (Table 1, section 3)")
+def memory_falls_with_members(lab):
+    """For 8192 positions over 1 to 4 processes, each doubling takes at least a third off the memory of each."""
+    import numpy as np
+
+    sizes = (1, 2, 4)
+    peak = lambda size: lab.peak_memory(_first_of, size, 8192, warm=(size, 64))
+    bytes_ = [[peak(size) for size in sizes] for _ in range(3)]
+    slopes = [float(np.polyfit(np.log2(sizes), np.log2(run), 1)[0]) for run in bytes_]
+    numbers = {"processes": sizes, "bytes": bytes_, "exponents": slopes}
+    return lab.at_most([2**slope for slope in slopes], 2 / 3, unit="of the memory", numbers=numbers)
+
+
+@claim.measured(paper="transfers are fully hidden where a block has at least F/B positions (section 3, Eq. 4)")
+def transfers_hide_behind_tiles(lab):
+    """Over two processes, waiting for a block takes at most half as long when tiles are computed meanwhile."""
+    both = in_processes(2, _waits, 8192, 6, patience=200)
+    for error in both:
+        if isinstance(error, Exception):
+            raise error
+    waits = [[sum(pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
+    numbers = {"seconds idle, seconds computing": waits}
+    return lab.at_most([computing / idle for idle, computing in waits], 0.5, unit="of the wait", numbers=numbers)
+
+
+def _first_of(size: int, time: int) -> None:
+    as_first(size, _step, time)
+
+
+def _step(ring: Ring, time: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, time // ring.size, 1, 256, requires_grad=True) for _ in range(3))
+    at = share(torch.arange(time), ring, 0)
+    ring_attention(q, k, v, Rules(mask=part(causal), q_at=at, k_at=at), tile=128).sum().backward()
+
+
+def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
+    """Seconds spent waiting for a block, with nothing to do and with tiles to compute, in turn."""
+    timed = _Timed(ring)
+    at = share(torch.arange(time), ring, 0)
+    q, k, v = torch.randn(3, 1, time // ring.size, 8, 64)
+    rules = Rules(mask=part(everywhere), q_at=at, k_at=at)
+    idle, computing = lambda: list(travel(timed, (k, v, at))), lambda: ring_attention(q, k, v, rules, tile=512)
+
+    def waited(call: Callable[[], Any]) -> float:
+        ring.gather([0])
+        timed.waited = 0.0
+        with joined(timed), torch.no_grad():
+            call()
+        return timed.waited
+
+    return [(waited(idle), waited(computing)) for _ in range(turns + 1)][1:]
+
+
+class _Timed:
+    """A ring that adds up how long its arrivals are waited for."""
+
+    def __init__(self, inner: Ring):
+        self.rank, self.size, self.gather, self._inner, self.waited = inner.rank, inner.size, inner.gather, inner, 0.0
+
+    def pass_on(self, held: Held) -> Any:
+        arrival = self._inner.pass_on(held)
+
+        def wait() -> Held:
+            asked = perf_counter()
+            arrived = arrival()
+            self.waited += perf_counter() - asked
+            return arrived
+
+        return wait
+
+
+def _check(size: int, rules: Rules, time: int = 12) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, time, 6, 5, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, time, 2, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight, learned = torch.randn_like(q), tuple(rules.learned.values())
+    out = attend(q, k, v, rules)
+    expected = [out, *torch.autograd.grad((out * weight).sum(), (q, k, v, *learned))]
+
+    def member(ring: Ring) -> list[Tensor]:
+        ours = [share(t.detach(), ring).requires_grad_() for t in (q, k, v)]
+        heads = ring_attention(*ours, shared(rules, ring, time), tile=5)
+        return [heads, *torch.autograd.grad((heads * share(weight, ring)).sum(), (*ours, *learned))]
+
+    found = list(zip(*in_threads(size, member), strict=True))
+    whole = [torch.cat(pieces, 1) for pieces in found[:4]] + [torch.stack(parts).sum(0) for parts in found[4:]]
+    for theirs, ours in zip(expected, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def shared(rules: Rules, ring: Ring, time: int) -> Rules:
+    """A member's share of the rules of a whole sequence of `time` positions."""
+    count = torch.arange(time)
+    cut = lambda t, axis: None if t is None else share(t, ring, axis)
+    return replace(
+        rules,
+        q_at=share(count if rules.q_at is None else rules.q_at, ring, -1),
+        k_at=share(count if rules.k_at is None else rules.k_at, ring, -1),
+        q_segments=cut(rules.q_segments, 1),
+        k_segments=cut(rules.k_segments, 1),
+    )

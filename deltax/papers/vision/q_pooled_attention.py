@@ -1,0 +1,242 @@
+"""Multiscale Vision Transformers. Fan, Xiong, Mangalam, Li, Yan, Malik, Feichtenhofer, 2021. arXiv:2104.11227
+
+Attention, but the queries are pooled, so what leaves is shorter than what entered.
+
+Each group of patches asks one question and sees every patch: attention itself makes the map smaller, and its cost falls
+with the stride. At such a block the stream becomes twice as wide too. MViT pools with convolutions; this is the pooling
+that Hiera came to (arXiv:2306.00989), the largest of each group. Groups are neighbours in the stream: patches go in
+z-order, where four that follow each other are a square, and again four such squares.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from deltax import Part, UserError, claim, paper, part
+from deltax.paper import paper_of
+from deltax.papers.language.softmax_attention import Attention, Projections
+from deltax.papers.vision.vit import ViT, mean_pooled, vit
+from deltax.parts.checking import faster, randomise, same_gradients
+from deltax.parts.context import Context
+from deltax.parts.linear import Glorot, Linear, Out
+from deltax.parts.patches import Grid, Patches
+from deltax.parts.stack import Stack, Stages
+from deltax.shapes import Images, Keys, Queries, Stream, Values
+
+
+def pool(x: Tensor, stride: int) -> Tensor:
+    """The largest of each `stride` neighbours: (B, T, ...) -> (B, T / stride, ...). Raises UserError for a rest."""
+    if x.shape[1] % stride:
+        raise UserError(f"{x.shape[1]} elements do not fall into groups of {stride}; set a patch size so that they do")
+    return x.unflatten(1, (-1, stride)).amax(2)
+
+
+@cache
+def z_order(grid: Grid, levels: int) -> tuple[int, ...]:
+    """The patches of a grid, by their number row by row, in z-order inside units of 2^levels x 2^levels.
+
+    Units go row by row. Raises UserError where they do not fill the grid.
+    """
+    side = 2**levels
+    if grid[0] % side or grid[1] % side:
+        raise UserError(f"a grid of {grid[0]} x {grid[1]} patches is not made of units of {side} x {side}")
+    order = torch.arange(grid[0] * grid[1]).unflatten(0, grid)[None]
+    while side > 1:  # cut into fours, the inner squares of each to the back
+        order = order.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(0, 2)
+        side //= 2
+    return tuple(order.flatten().tolist())
+
+
+class ZOrdered(nn.Module):
+    """The inner patches in z-order. Images (B, C, Y, X) -> stream (B, T, D)."""
+
+    raster = False
+
+    def __init__(self, channels: int, dim: int, *, inner: Part = part(Patches), levels: int = 1):
+        super().__init__()
+        self.inner, self.levels = inner(channels, dim), levels
+
+    def grid(self, size: int | Grid) -> Grid:
+        grid = self.inner.grid(size)
+        z_order(grid, self.levels)  # a grid that units do not fill fails here, not in the middle of a run
+        return grid
+
+    def forward(self, images: Images) -> Stream:
+        rows, columns = images.shape[-2:]
+        return self.inner(images)[:, list(z_order(self.grid((rows, columns)), self.levels))]
+
+
+class QPooled(Projections):
+    """Projections to `widen` times the width, the queries pooled by `stride`.
+
+    Stream (B, T, D) -> q (B, T / stride, H, K), k and v (B, T, H, K); heads -> (B, T / stride, widen D).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        stride: int = 4,
+        widen: int = 1,
+        query: Part = part(Linear),
+        key: Part = part(Linear),
+        value: Part = part(Linear),
+        out: Part = part(Out),
+    ):
+        wide = lambda make: lambda before, after: make(before, widen * after)
+        both = lambda before, after: out(widen * before, widen * after)
+        super().__init__(dim, heads, query=wide(query), key=wide(key), value=wide(value), out=both)
+        self.stride = stride
+
+    def split(
+        self, x: Stream, memory: Stream | None = None, values: Stream | None = None
+    ) -> tuple[Queries, Keys, Values]:
+        q, k, v = super().split(x, memory, values)
+        return pool(q, self.stride), k, v
+
+
+class PooledBlock(nn.Module):
+    """pool(skip(norm(x))) + mixer(norm(x)), whose mixer pools and widens alike; then the MLP's branch.
+
+    Stream (B, T, D) -> (B, T / stride, widen D), and the context, whose grid it leaves.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        norm: Part,
+        mixer: Part,
+        residual: Part,
+        mlp: Part,
+        skip: Part = part(Glorot),
+        stride: int = 4,
+        widen: int = 2,
+    ):
+        super().__init__()
+        self.stride = stride
+        self.norm, self.skip = norm(dim), skip(dim, widen * dim)
+        self.mixer = mixer(dim)
+        self.mlp_residual, self.mlp = residual(widen * dim), mlp(widen * dim)
+
+    def forward(self, x: Stream, ctx: Context) -> tuple[Stream, Context]:
+        ctx = replace(ctx, grid=None)
+        x = self.norm(x)
+        return self.mlp_residual(pool(self.skip(x), self.stride) + self.mixer(x, ctx), self.mlp), ctx
+
+
+@paper(on=vit, year=2021, arxiv="2104.11227")
+def q_pooled_attention(recipe: Part, *, depths: tuple[int, ...] = (2, 2)) -> Part:
+    """Stages of these many blocks, the first of each but the first stage a pooled one. The last stage is as wide, and
+    has as many heads, as the ViT; each one before it half as much."""
+    trunk, levels = recipe["model.trunk"], len(depths) - 1
+    block, norm, stages, merges = trunk["stack.block"], trunk["norm"], [], []
+    for i, depth in enumerate(depths):
+        local = block.set(Attention, heads=max(1, block["mixer.heads"] >> (levels - i)))
+        stages.append(part(Stack, depth=depth - (i > 0), block=local))
+        if i > 0:
+            kept = {k: v for k, v in local["mixer.project"].given}
+            mixer = local["mixer"].set(Attention, project=part(QPooled, **kept, widen=2))
+            merges.append(part(PooledBlock, norm=norm, mixer=mixer, residual=local["residual"], mlp=local["mlp"]))
+    return mean_pooled(recipe).set(
+        ViT,
+        dim=trunk["dim"] >> levels,
+        patches=part(ZOrdered, inner=trunk["patches"], levels=levels),
+        stack=part(Stages, stages=tuple(stages), merges=tuple(merges)),
+    )
+
+
+@claim
+def pooling_by_one_is_attention():
+    """With a stride of 1 and no widening it is Attention, to the bit."""
+    plain = randomise(Attention(12, heads=3))
+    pooled = Attention(12, heads=3, project=part(QPooled, stride=1)).double()
+    pooled.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    assert torch.equal(pooled(x, Context()), plain(x, Context()))
+
+
+@claim
+def a_group_asks_as_one():
+    """N elements come out as N / s; permuting the elements inside groups leaves every output as it was, and across
+    groups does not."""
+    attention = randomise(Attention(12, heads=3, project=part(QPooled, stride=3, widen=2)))
+    x = torch.randn(2, 15, 12, dtype=torch.float64)
+    out = attention(x, Context())
+    assert out.shape == (2, 5, 24)
+    inside = torch.cat([3 * group + torch.randperm(3) for group in range(5)])
+    torch.testing.assert_close(attention(x[:, inside], Context()), out)
+    assert not torch.allclose(attention(x[:, torch.arange(15).roll(1)], Context()), out)
+
+
+@claim
+def scores_cost_a_stride_less():
+    """The two products of attention over N elements take N^2 / s times as many FLOPs as for one pair."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(stride: int, count: int) -> int:
+        attention = Attention(8, heads=2, project=part(QPooled, stride=stride))
+        with FlopCounterMode(display=False) as counter:
+            attention.kernel(*attention.project.split(torch.randn(1, count, 8)))
+        return counter.get_total_flops() - 3 * 2 * count * 8 * 8
+
+    assert all(flops(stride, count) == 2 * 2 * 8 * count**2 // stride for stride in (1, 4) for count in (16, 64))
+
+
+@claim
+def z_order_keeps_squares_together():
+    """It is a permutation, in which each run of 4^n patches, from any multiple of it on, is a square of side 2^n; units
+    go row by row."""
+    rows, columns, levels = 8, 12, 2
+    order = torch.tensor(z_order((rows, columns), levels))
+    assert torch.equal(order.sort().values, torch.arange(rows * columns))
+    for n in range(levels + 1):
+        runs = order.view(-1, 4**n)
+        for at in (runs // columns, runs % columns):
+            assert ((at.amax(1) - at.amin(1)) == 2**n - 1).all()
+    corners = order[:: 4**levels]
+    assert torch.equal(corners, corners.sort().values)
+
+
+@claim.parity(peer="transformers HieraMaskUnitAttention")
+def equals_transformers():
+    """The same random weights give the outputs and gradients of transformers' pooling attention, which keeps groups a
+    stride apart, over all elements."""
+    from transformers.models.hiera.modeling_hiera import HieraMaskUnitAttention
+
+    theirs = randomise(HieraMaskUnitAttention(6, 12, num_heads=2, query_stride=4))
+    ours = Attention(6, heads=2, project=part(QPooled, stride=4, widen=2)).double()
+    names = ("query", "key", "value")
+    thirds = {f"project.{n}.{k}": v for k, t in theirs.qkv.state_dict().items() for n, v in zip(names, t.chunk(3))}
+    ours.load_state_dict(thirds | {f"project.out.{k}": v for k, v in theirs.proj.state_dict().items()})
+    x = torch.randn(2, 20, 6, dtype=torch.float64, requires_grad=True)
+    other = x.detach().clone().requires_grad_()
+    apart = other.unflatten(1, (5, 4)).transpose(1, 2).flatten(1, 2)
+    same_gradients(ours(x, Context()), theirs(apart)[0])
+    torch.testing.assert_close(x.grad, other.grad)
+    torch.testing.assert_close(ours.project.query.weight.grad, theirs.qkv.weight.grad[:12])
+
+
+@claim
+def a_stream_gets_shorter_and_wider():
+    """Over a ViT, each stage after the first has a quarter of the elements and twice the width of the one before."""
+    recipe = paper_of(vit)(dim=24, heads=4, patch=1) + q_pooled_attention(depths=(1, 2, 1))
+    trunk = recipe["model.trunk"](2, (8, 12))
+    x = trunk.tokens(torch.randn(1, 2, 8, 12))
+    assert [tuple(y.shape) for y in trunk.stack.each(x, Context())] == [(1, 96, 6), (1, 24, 12), (1, 6, 24)]
+
+
+@claim.measured(paper="outperforms vision transformers that are 5 to 10 times more costly in computation (abstract)")
+def pooled_queries_cost_less(lab):
+    """Attention over 1024 elements, forward and backward, takes at least twice as long as with queries pooled by
+    four."""
+    x, ctx = torch.randn(2, 1024, 64), Context()
+    modules = [
+        Attention(64, heads=4, project=part(QPooled, stride=4)),
+        Attention(64, heads=4),
+    ]
+    found = lab.ratio(*(lambda module=module: module(x, ctx).sum().backward() for module in modules))
+    return lab.verdict(faster(found, 2.0), estimate=found.value, interval=found, unit="times the time")
