@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from deltax import claim, paper
 from deltax.papers.language.gpt import gpt
-from deltax.parts.collectives import CountingRing, flat, unflat
 from deltax.parts.objectives import next_token
+from deltax.parts.ranks import Ranks, flat, unflat
 from deltax.tasks.text import Batch
 
 
 @paper(on=gpt, year=2020, arxiv="2006.15704")
-def ddp(gradients: Sequence[Sequence[Tensor]], ring: CountingRing, *, bucket: int = 25 * 2**20) -> list[list[Tensor]]:
+def ddp(gradients: Sequence[Sequence[Tensor]], ring: Ranks, *, bucket: int = 25 * 2**20) -> list[list[Tensor]]:
     """The ranks' gradients, one list of tensors a rank, each replaced by its mean over the ranks (Algorithm 1).
 
     Buckets of at least `bucket` bytes are summed around the ring, the last parameters' first (section 3.2.3).
@@ -80,7 +80,7 @@ def buckets_change_when_and_not_what():
         gradients = [[torch.randn(n, 30, dtype=torch.float64) for n in (1, 2, 7, 4)] for _ in range(size)]
         mean = [torch.stack(each).mean(0) for each in zip(*gradients)]
         for limit in (1, 1000, 10**6):
-            ring = CountingRing(size)
+            ring = Ranks(size)
             for rank in ddp(gradients, ring, bucket=limit):
                 torch.testing.assert_close(rank, mean, rtol=1e-12, atol=1e-12)
             assert ring.sent == [2 * (size - 1) * 14 * 30 // size] * size
@@ -122,7 +122,7 @@ def _trained(shares: Sequence[Batch], steps: int = 5) -> Tensor:
         nn.init.normal_(parameter, std=0.3)
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
-    ring = CountingRing(len(shares))
+    ring = Ranks(len(shares))
     for _ in range(steps):
         gradients = [torch.autograd.grad(next_token(model, share).mean(), parameters) for share in shares]
         for parameter, gradient in zip(parameters, ddp(gradients, ring, bucket=500)[0]):

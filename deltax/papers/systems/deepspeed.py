@@ -18,7 +18,7 @@ from deltax import claim, paper
 from deltax.papers.systems.gpipe import gpipe
 from deltax.papers.systems.megatron import megatron
 from deltax.papers.systems.zero import zero
-from deltax.parts.collectives import CountingRing
+from deltax.parts.ranks import Ranks
 
 
 class Engine:
@@ -36,7 +36,7 @@ class Engine:
         device: torch.device | str = "cpu",
         low: torch.dtype = torch.float16,
     ):
-        self.ring, self.low, self.device, self.count = CountingRing(ranks), low, torch.device(device), weights.numel()
+        self.ring, self.low, self.device, self.count = Ranks(ranks), low, torch.device(device), weights.numel()
         padded = torch.nn.functional.pad(weights, (0, -self.count % ranks))
         self.masters = [shard.cpu().clone() for shard in padded.chunk(ranks)]
         self.optimizers = [optimizer([master]) for master in self.masters]

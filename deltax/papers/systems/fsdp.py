@@ -18,7 +18,7 @@ from torch.func import functional_call
 from deltax import claim, paper
 from deltax.papers.systems.gpipe import layers
 from deltax.papers.systems.zero import zero
-from deltax.parts.collectives import CountingRing, flat, unflat
+from deltax.parts.ranks import Ranks, flat, unflat
 
 
 class Sharded:
@@ -27,7 +27,7 @@ class Sharded:
     Between its uses a unit is a shard (N / F,) on each rank, padded to a multiple of the ring's size.
     """
 
-    def __init__(self, units: Sequence[nn.Module], ring: CountingRing):
+    def __init__(self, units: Sequence[nn.Module], ring: Ranks):
         self.units, self.ring = units, ring
         whole = [flat([p.detach() for p in unit.parameters()]) for unit in units]
         padded = [nn.functional.pad(w, (0, -w.numel() % ring.size)) for w in whole]
@@ -79,7 +79,7 @@ class Sharded:
 @paper(on=zero, year=2023, arxiv="2304.11277")
 def fsdp(units: Sequence[nn.Module], ranks: int) -> Sharded:
     """The units' parameters, each a flat one, sharded over the ranks."""
-    return Sharded(units, CountingRing(ranks))
+    return Sharded(units, Ranks(ranks))
 
 
 def hybrid(gradients: Sequence[Tensor], group: int) -> tuple[list[Tensor], int]:
@@ -91,8 +91,8 @@ def hybrid(gradients: Sequence[Tensor], group: int) -> tuple[list[Tensor], int]:
     world = len(gradients)
     shards: list[Tensor] = []
     for first in range(0, world, group):
-        shards += CountingRing(group).reduce_scatter(gradients[first : first + group])
-    between = [CountingRing(world // group) for _ in range(group)]
+        shards += Ranks(group).reduce_scatter(gradients[first : first + group])
+    between = [Ranks(world // group) for _ in range(group)]
     for i, ring in enumerate(between):
         shards[i::group] = [s / world for s in ring.all_reduce(shards[i::group])]
     return shards, between[0].sent[0]

@@ -20,8 +20,8 @@ from deltax.papers.language.alibi import alibi
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.swiglu import swiglu
 from deltax.papers.language.transformer import transformer
-from deltax.parts.collectives import CountingRing
 from deltax.parts.context import Context, takes_context
+from deltax.parts.ranks import Ranks
 from deltax.parts.scores import of_heads
 from deltax.shapes import Stream
 
@@ -32,7 +32,7 @@ class Spread(torch.autograd.Function):
     """f (section 3): what enters a branch goes to every rank; on the way back the ranks' gradients are summed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ring: CountingRing) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, ring: Ranks) -> tuple[Tensor, ...]:
         ctx.ring = ring
         return tuple(x.clone() for _ in range(ring.size))
 
@@ -45,7 +45,7 @@ class Gather(torch.autograd.Function):
     """g (section 3): the ranks' parts are summed; on the way back every rank has the same gradient."""
 
     @staticmethod
-    def forward(ctx: Any, ring: CountingRing, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, ring: Ranks, *parts: Tensor) -> Tensor:
         ctx.size = ring.size
         return ring.all_reduce(parts)[0]
 
@@ -63,13 +63,14 @@ class Split(nn.Module):
     def __init__(self, dim: int, *, inner: Part, ranks: int = 2):
         super().__init__()
         self.inner = inner(dim)
-        self.ring = CountingRing(ranks)
+        self.ring = Ranks(ranks)
         self._ranks = [_of_rank(self.inner, rank, ranks) for rank in range(ranks)]
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
         parts = []
         for rank, (branch, here) in enumerate(zip(self._ranks, Spread.apply(x, self.ring))):
             shard = {name: _shard(name, p, rank, self.ring.size) for name, p in self.inner.named_parameters()}
+            shard |= dict(self.inner.named_buffers())
             parts.append(functional_call(branch, shard, (here, ctx) if takes_context(branch) else (here,)))
         return Gather.apply(self.ring, *parts)
 
@@ -100,7 +101,7 @@ def megatron(recipe: Part, *, ranks: int = 2) -> Part:
     return recipe.wrap("mixer", Split, ranks=ranks).wrap("mlp", Split, ranks=ranks)
 
 
-def cross_entropy(logits: list[Tensor], targets: Tensor, ring: CountingRing) -> Tensor:
+def cross_entropy(logits: list[Tensor], targets: Tensor, ring: Ranks) -> Tensor:
     """Each target's cross-entropy (N,), of logits (N, V) whose vocabulary is cut over the ranks (section 3).
 
     Three numbers a token are exchanged, the largest logit, the sum of exponentials and the target's logit; no logits.
@@ -156,7 +157,7 @@ def the_loss_needs_no_logits_of_others():
     torch.manual_seed(0)
     for ranks in (2, 4):
         logits = (30 * torch.randn(5, 12, dtype=torch.float64)).requires_grad_()
-        targets, weight, ring = torch.randint(0, 12, (5,)), torch.randn(5, dtype=torch.float64), CountingRing(ranks)
+        targets, weight, ring = torch.randint(0, 12, (5,)), torch.randn(5, dtype=torch.float64), Ranks(ranks)
         ours = cross_entropy(list(logits.chunk(ranks, -1)), targets, ring)
         theirs = nn.functional.cross_entropy(logits, targets, reduction="none")
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -16,20 +16,20 @@ from torch import Tensor
 
 from deltax import claim, paper
 from deltax.papers.systems.ddp import ddp
-from deltax.parts.collectives import CountingRing
+from deltax.parts.ranks import Ranks
 
 Gradient = Callable[[int, Tensor], Tensor]  # rank, all weights -> that rank's gradient of all weights
 State = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
-class Ranks:
+class Training:
     """The training state of one model, spread over a ring of ranks at a stage from 0, all of it on each, to 3.
 
     weights (N,) are kept and sent in `low` precision; each rank steps a master copy in the precision they come in.
     Every rank ends a step with the sum of its peers' gradients divided by their number, as in data parallelism.
     """
 
-    def __init__(self, weights: Tensor, ring: CountingRing, optimizer: State, *, stage: int, low: torch.dtype):
+    def __init__(self, weights: Tensor, ring: Ranks, optimizer: State, *, stage: int, low: torch.dtype):
         self.ring, self.stage, self.count, self.low = ring, stage, weights.numel(), low
         padded = torch.nn.functional.pad(weights, (0, -self.count % ring.size))
         self.shards = [shard.clone() for shard in padded.chunk(ring.size)]
@@ -79,9 +79,11 @@ class Ranks:
 
 
 @paper(on=ddp, year=2019, arxiv="1910.02054")
-def zero(weights: Tensor, ranks: int, optimizer: State, *, stage: int = 3, low: torch.dtype = torch.float16) -> Ranks:
-    """Ranks that train these weights (N,) at a stage: 1 shards the optimizer, 2 the gradient too, 3 the weights too."""
-    return Ranks(weights, CountingRing(ranks), optimizer, stage=stage, low=low)
+def zero(
+    weights: Tensor, ranks: int, optimizer: State, *, stage: int = 3, low: torch.dtype = torch.float16
+) -> Training:
+    """Training that train these weights (N,) at a stage: 1 shards the optimizer, 2 the gradient too, 3 the weights too."""
+    return Training(weights, Ranks(ranks), optimizer, stage=stage, low=low)
 
 
 def memory(parameters: float, ranks: int, *, stage: int, optimizer: int = 12) -> float:
@@ -137,7 +139,7 @@ def only_the_last_stage_sends_more():
 def a_norm_needs_one_number_a_rank():
     """The norm of the whole gradient is the root of the summed squares of the shards: clipping needs nothing more."""
     torch.manual_seed(0)
-    ring, gradients = CountingRing(3), torch.randn(3, 31, dtype=torch.float64)
+    ring, gradients = Ranks(3), torch.randn(3, 31, dtype=torch.float64)
     squares = [shard.square().sum()[None] for shard in ring.reduce_scatter(list(gradients))]
     torch.testing.assert_close(ring.all_reduce(squares)[1].sqrt()[0], gradients.sum(0).norm())
 
@@ -156,7 +158,7 @@ def memory_is_divided_as_torch_divides_it():
     finally:
         destroy_process_group()
     ours = zero(torch.randn(48), 4, _adamw, stage=1)
-    assert [Ranks._master(o).numel() for o in ours.optimizers] == each
+    assert [Training._master(o).numel() for o in ours.optimizers] == each
 
 
 def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Ranks on a ring, simulated in one process: their collectives, chunk by chunk, and what each rank sends."""
+"""Ranks in a circle, simulated in one process: their collectives, chunk by chunk, and what each rank sends."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class CountingRing:
+class Ranks:
     """`size` ranks, each of which sends to the next. Tensors come as one a rank, in the order of the ranks.
 
     `sent` counts the elements that each rank has sent, `calls` the collectives by name. A collective of P ranks over N
