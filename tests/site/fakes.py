@@ -17,6 +17,7 @@ from deltax.library.store import Library
 from deltax.site import trees
 from deltax.site.notes import Notes
 from deltax.site.pages import Site
+from deltax.site.reports import Reports
 from deltax.site.runs import Runs
 from deltax.site.trees import Trees
 
@@ -170,6 +171,8 @@ def comparison() -> dict[str, Any]:
             "cost": {"parameters": 372_000, "flops_per_step": 5e9, "tokens_per_step": 2048,
                      "peak_bytes": 31_000_000 + int(4e6 * (shift != 0)), "state_bytes_per_token": 768.0},
             "changes": [["model.norm", "LayerNorm()", "DyT()"]] if against else [], "against": against,
+            "strip": {"factors": [0.25, 0.5, 1, 2, 4], "losses": [3.5, 3.4, 3.3, 3.4, None], "at_edge": False},
+            "knob": None, "second": None,
         }  # fmt: skip
 
     def against(outcome: str, mean: float) -> dict[str, Any]:
@@ -178,6 +181,7 @@ def comparison() -> dict[str, Any]:
             "mean": mean, "low": mean - 0.011, "high": mean + 0.012, "level": 0.95, "outcome": outcome,
             "sentence": outcome, "gains": {"flop": gain, "token": gain, "second": gain}, "flips": outcome != "better",
             "adjusted_p": 0.01, "detectable": 0.014, "margin": 0.01, "differences": [mean] * 5,
+            "method": "paired t", "p_win": 0.9, "sign_flip_floor": 0.06, "shared": {"factor": 1, "difference": mean},
         }  # fmt: skip
 
     return {
@@ -187,6 +191,13 @@ def comparison() -> dict[str, Any]:
         "plan": ["gpt against gpt+dyt and gpt+alibi", "with 5 pairs you can see a gain of ≥ 10 %"],
         "pairs": 5,
         "level": 0.95,
+        "budget": {"asked": "quick", "shown": "1.6e+12 training FLOPs"},
+        "seeds": {"tuning": 0, "pairs": [1, 2, 3, 4, 5]},
+        "factors": [0.25, 0.5, 1, 2, 4],
+        "ladder": {"budgets": [0.5, 1, 2], "losses": [[3.5, 3.3, 3.1], [3.51, 3.31, 3.12]]},
+        "spent": {"scoring": {"runs": 15, "flops": 2.4e13, "seconds": 450}},
+        "environment": {"cpu": "a machine"},
+        "earlier": 0,
         "rows": [
             row("gpt", 0.0, None),
             row("gpt+dyt", 0.03, against("inconclusive", 0.003)),
@@ -225,6 +236,7 @@ def site(folder: Path, papers: int = 40, notes: int = 60) -> Site:
         notes=Notes(folder / "library.sqlite", records),
         runs=Runs(folder / "runs"),
         trees=KnownTrees(folder / "cache", records),
+        reports=Reports(folder / "cache"),
         evidence=folder / "evidence",
     )
 
@@ -238,6 +250,7 @@ def with_trees(folder: Path) -> Site:
         notes=Notes(folder / "library.sqlite", every),
         runs=Runs(folder / "runs"),
         trees=MadeTrees(folder / "cache", every),
+        reports=Reports(folder / "cache"),
         evidence=folder / "evidence",
     )
 
