@@ -132,5 +132,9 @@ def is_as_good_as_pre_norm(lab):
 )
 def the_stream_is_better_left_alone(lab):
     """Tuned alike, gpt with its norms before the branches reaches the loss of gpt with the transformer's norm(x +
-    f(x)) with less compute."""
-    return lab.compare(lab.recipe("gpt").fill("residual", PostNorm), "gpt").better
+    f(x)) with less compute.
+
+    On half a million tokens: on 0.14 million the five pairs left it open, at -0.04 bits per byte [-0.08, +0.002].
+    """
+    norm_last = lab.recipe("gpt").fill("residual", PostNorm)
+    return lab.compare(norm_last, "gpt", budget="500k tokens", ladder="off").better
