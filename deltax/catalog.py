@@ -50,6 +50,7 @@ class Record:
     path: Path
     arxiv: str | None
     url: str | None
+    whole: str | None
     on: tuple[str, ...]
     imports: tuple[str, ...]
     claims: tuple[ClaimRecord, ...]
@@ -96,9 +97,9 @@ def children(key: str) -> list[str]:
 
 
 def use(record: Record, known: Mapping[str, Record]) -> str:
-    """The line that a reader of this paper would type next: a delta is compared with the first recipe it is on."""
+    """The line that a reader of this paper would type next: a delta is compared with the recipe it is shown on."""
     if record.kind == "delta":
-        whole = next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
+        whole = record.whole or next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
         return f"dx compare {whole} {whole}+{record.key}"
     if record.kind == "recipe":
         return f"dx train {record.key}"
@@ -133,6 +134,7 @@ def read(path: Path) -> Record:
         path=path,
         arxiv=declared.get("arxiv"),
         url=declared.get("url"),
+        whole=declared.get("whole"),
         on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
         imports=tuple(dict.fromkeys(parents.values())),
         claims=tuple(_claims(tree)),

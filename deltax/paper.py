@@ -18,13 +18,17 @@ from deltax.recipe import Chapter, Part
 
 @dataclass(frozen=True, eq=True)
 class Paper:
-    """A published change. `on` is its X: a recipe, a paper, or a tuple of these."""
+    """A published change. `on` is its X: a recipe, a paper, or a tuple of these.
+
+    `whole` is the recipe that a delta is shown on, as written at the shell, where that is neither its X nor gpt.
+    """
 
     function: Callable[..., Any]
     year: int
     on: Any = field(default=None, compare=False, repr=False)
     arxiv: str | None = None
     url: str | None = None
+    whole: str | None = field(default=None, compare=False, repr=False)
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,12 +77,12 @@ class Paper:
 
 
 def paper(
-    *, year: int, on: Any = None, arxiv: str | None = None, url: str | None = None
+    *, year: int, on: Any = None, arxiv: str | None = None, url: str | None = None, whole: str | None = None
 ) -> Callable[[Callable[..., Any]], Any]:
     """Declare a module's Y. See the module docstring for the three kinds."""
 
     def declare(function: Callable[..., Any]) -> Any:
-        declared = Paper(function, year, on, arxiv, url)
+        declared = Paper(function, year, on, arxiv, url, whole)
         return declared() if declared.kind == "recipe" else declared
 
     return declare

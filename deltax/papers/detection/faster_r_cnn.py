@@ -94,7 +94,7 @@ class RPN(nn.Module):
         return total.sum(1) / chosen.sum(1).clamp(min=1)
 
 
-@paper(on=fast_r_cnn, year=2015, arxiv="1506.01497")
+@paper(on=fast_r_cnn, year=2015, arxiv="1506.01497", whole="r-cnn+fast-r-cnn")
 def faster_r_cnn(recipe: Part, *, most: int = 50) -> Part:
     return recipe.fill("proposals", RPN, most=most)
 

@@ -66,7 +66,7 @@ def folded(weight: Tensor, bias: Tensor | None, norm: BatchNorm) -> tuple[Tensor
     return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift
 
 
-@paper(year=2015, arxiv="1502.03167")
+@paper(year=2015, arxiv="1502.03167", whole="lenet-1989")
 def batch_norm(recipe: Part, *, momentum: float = 0.1) -> Part:
     return recipe.fill("map_norm", BatchNorm, momentum=momentum)
 

@@ -40,6 +40,7 @@ def sure(model: nn.Module, batch: Batch, *, weight: float = 1.0) -> PerExample:
     on=cross_entropy,
     year=2004,
     url="https://papers.nips.cc/paper/2004/hash/96f2b50b5d3613adf9c27049b2a888c7-Abstract.html",
+    whole="lenet-1989",
 )
 def entropy_minimisation(recipe: Part, *, weight: float = 1.0) -> Part:
     return recipe.fill("objective", sure, weight=weight)

@@ -39,7 +39,12 @@ class LookAhead(torch.optim.Optimizer):
                 p.add_(p.grad + momentum * average, alpha=-rate)
 
 
-@paper(on=(async_local_sgd, async_nesterov_pp), url="https://openreview.net/forum?id=4O8nzTkHPI", year=2025)
+@paper(
+    on=(async_local_sgd, async_nesterov_pp),
+    url="https://openreview.net/forum?id=4O8nzTkHPI",
+    year=2025,
+    whole="gpt+async-local-sgd",
+)
 def momentum_lookahead(recipe: Part, *, rate: float = 0.7, momentum: float = 0.9) -> Part:
     return recipe.fill("outer", part(LookAhead, rate=rate, momentum=momentum)).fill("pace", alike)
 

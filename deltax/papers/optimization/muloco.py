@@ -48,7 +48,7 @@ class TwoBits:
         return levels.gather(1, quarter.view(len(levels), -1)).flatten()[: int(size)]
 
 
-@paper(on=(diloco, muon, topk_compression), arxiv="2505.23725", year=2025)
+@paper(on=(diloco, muon, topk_compression), arxiv="2505.23725", year=2025, whole="gpt+diloco")
 def muloco(recipe: Part, *, spectral_rate: float = 0.02, memory: float = 1.0) -> Part:
     if "outer" not in recipe.slots():
         raise UserError("muloco changes DiLoCo: write gpt+diloco+muloco")

@@ -39,7 +39,7 @@ def outer_adam(
     return torch.optim.Adam(weights, lr=rate, betas=(beta1, beta2), eps=eps)
 
 
-@paper(on=(local_sgd, nesterov), arxiv="2311.08105", year=2023)
+@paper(on=(local_sgd, nesterov), arxiv="2311.08105", year=2023, whole="gpt+local-sgd")
 def nesterov_outer(recipe: Part, *, rate: float = 0.7, momentum: float = 0.9) -> Part:
     return recipe.fill("outer", outer_nesterov, rate=rate, momentum=momentum)
 

@@ -47,7 +47,7 @@ class Int8:
         return codebook[place.long()]
 
 
-@paper(on=opendiloco, arxiv="2412.01152", year=2024)
+@paper(on=opendiloco, arxiv="2412.01152", year=2024, whole="gpt+diloco")
 def intellect_1(recipe: Part, *, sigmas: float = 6.0) -> Part:
     return recipe.fill("code", Int8, sigmas=sigmas)
 

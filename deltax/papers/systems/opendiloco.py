@@ -26,7 +26,7 @@ class Half:
         return payload[0].float()
 
 
-@paper(on=diloco, arxiv="2407.07852", year=2024)
+@paper(on=diloco, arxiv="2407.07852", year=2024, whole="gpt+diloco")
 def opendiloco(recipe: Part) -> Part:
     return recipe.fill("code", Half)
 

@@ -118,7 +118,7 @@ class NormedMean(Mean):
         return self.norm(super().forward(x))
 
 
-@paper(on=(mae, q_pooled_attention), year=2023, arxiv="2306.00989")
+@paper(on=(mae, q_pooled_attention), year=2023, arxiv="2306.00989", whole="vit+q-pooled-attention")
 def hiera(recipe: Part, *, local: int = 1) -> Part:
     """Attention inside mask units in the first `local` stages and the merges after them."""
     masked = "pixel_decoder" in recipe.slots()
