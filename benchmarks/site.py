@@ -44,6 +44,10 @@ def main() -> None:
         site = fakes.site(folder, papers=PAPERS, notes=NOTES)
         seconds = [_build(fakes.site(folder / "few", papers=PAPERS, notes=100), folder / f"out{i}") for i in range(3)]
         rows[f"static site of {PAPERS} papers"] = _summary(seconds, limit=20.0)
+        whole = fakes.with_trees(folder / "few")
+        rows[f"the same the first time, and every tree of {len(whole.papers)} papers"] = _summary(
+            [_build(whole, folder / "cold")], limit=20.0
+        )
         seconds = [_build(site, folder / "all")]
         rows[f"static site of {PAPERS} papers and {NOTES} notes"] = _summary(seconds)
         site.notes.items()  # as `dx serve` does before it says that it is there

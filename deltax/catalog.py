@@ -6,6 +6,7 @@ There is no registry. A paper is a file under `papers/`; what it imports is what
 import ast
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,6 +93,16 @@ def find(key: str) -> Record:
 def children(key: str) -> list[str]:
     """The keys of the papers that build on this one."""
     return [r.key for r in papers().values() if key in r.parents]
+
+
+def use(record: Record, known: Mapping[str, Record]) -> str:
+    """The line that a reader of this paper would type next: a delta is compared with the first recipe it is on."""
+    if record.kind == "delta":
+        whole = next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
+        return f"dx compare {whole} {whole}+{record.key}"
+    if record.kind == "recipe":
+        return f"dx train {record.key}"
+    return f"from {record.module} import {record.function}"
 
 
 def read(path: Path) -> Record:

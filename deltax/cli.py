@@ -182,7 +182,10 @@ def _store_option(it: argparse.ArgumentParser) -> None:
 def _data_options(it: argparse.ArgumentParser) -> None:
     it.add_argument("--set", dest="settings", action="append", default=[], metavar="PATH=VALUE", help="set one leaf")
     it.add_argument(
-        "--data", metavar="SOURCE", help="a file or folder (.txt .md .py .jsonl .parquet .gz), or hf:NAME from the hub"
+        "--data",
+        metavar="SOURCE",
+        help="text: a file or folder (.txt .md .py .jsonl .parquet .gz) or hf:NAME from the hub; "
+        "pictures: a folder with one folder of PNG or JPEG files for each class",
     )
 
 
@@ -259,9 +262,7 @@ def _show(arguments: argparse.Namespace) -> None:
         print(f"{record.prose}\n")
     print(f"builds on   {', '.join(record.parents) or '(none here)'}")
     print(f"built on by {', '.join(children) or '(none here)'}")
-    usage = {"delta": f"dx compare gpt gpt+{record.key}", "recipe": f"dx train {record.key}"}
-    use = usage.get(record.kind, f"from {record.module} import {record.function}")
-    print(f"use         {use}\n\nclaims")
+    print(f"use         {catalog.use(record, catalog.papers())}\n\nclaims")
     for c in record.claims:
         print(f"  {c.kind:8}  {c.says}")
         if c.peer:

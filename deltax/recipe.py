@@ -10,7 +10,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from deltax.errors import UserError, nearest
@@ -82,7 +82,15 @@ class Part:
 
     def slots(self) -> set[str]:
         """The names of all slots: arguments that hold a part."""
-        return {path.rpartition(".")[2] for path, value in self.walk() if isinstance(value, Part)}
+        return set(self._slots)
+
+    @cached_property
+    def _slots(self) -> frozenset[str]:
+        return _slots(self)
+
+    @cached_property
+    def _written(self) -> "dict[tuple[str, Value], None]":
+        return _marks(self)
 
     def fill(self, slot: str, new: "Callable[..., Any] | Part", /, **given: Value) -> "Part":
         """Put `new` in every slot of this name, keeping the arguments that both take."""
@@ -143,7 +151,7 @@ class Part:
         after = paper(self)
         if after == self:
             raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
-        before, now = _marks(self), _marks(after)
+        before, now = self._written, after._written
         for chapter in self.story:
             if chapter.wrote and not any(mark in now for mark in chapter.wrote):
                 raise UserError(f"{_titled(paper)} erases all of {_titled(chapter.paper)}; keep one of the two")
@@ -161,23 +169,38 @@ class Part:
         return recipe
 
     def _at_slots(self, slot: str, edit: Callable[["Part"], "Part"]) -> "Part":
-        if slot not in self.slots():
-            raise UserError(f"{self.title} has no slot {slot!r}{nearest(slot, self.slots())}")
-        return self.rewrite(lambda path, old: edit(old) if path.rpartition(".")[2] == slot else old)
+        if slot not in self._slots:
+            raise UserError(f"{self.title} has no slot {slot!r}{nearest(slot, self._slots)}")
+
+        def put(name: str, value: Value) -> Value:
+            if isinstance(value, tuple):
+                return tuple(put(str(i), item) for i, item in enumerate(value)) if slot in _slots(value) else value
+            if not isinstance(value, Part):
+                return value
+            if slot in value._slots:
+                value = replace(value, given=tuple((k, put(k, v)) for k, v in value.given))
+            return edit(value) if name == slot else value
+
+        return replace(self, given=tuple((k, put(k, v)) for k, v in self.given))
 
     def rewrite(self, edit: Callable[[str, "Part"], "Part"], path: str = "") -> "Part":
-        """Apply edit(path, part) to every part, leaves first; every verb is made of this. The root keeps the story."""
+        """Apply edit(path, part) to every part, leaves first; every verb is made of this. The root keeps the story.
+
+        What stays as it was stays the same object, so that comparing with it is quick.
+        """
 
         def inner(value: Value, here: str) -> Value:
             if isinstance(value, Part):
                 return value.rewrite(edit, here)
             if isinstance(value, tuple):
-                return tuple(inner(item, f"{here}.{i}") for i, item in enumerate(value))
+                items = tuple(inner(item, f"{here}.{i}") for i, item in enumerate(value))
+                return items if any(a is not b for a, b in zip(items, value)) else value
             return value
 
         given = tuple((k, inner(v, f"{path}.{k}" if path else k)) for k, v in self.given)
-        new = edit(path, replace(self, given=given))
-        return new if path else replace(new, base=self.base, story=self.story)
+        same = all(a is b for (_, a), (_, b) in zip(given, self.given))
+        new = edit(path, self if same else replace(self, given=given))
+        return new if path or new is self else replace(new, base=self.base, story=self.story)
 
 
 def part(make: Callable[..., Any], /, **given: Value) -> Part:
@@ -195,7 +218,7 @@ def part(make: Callable[..., Any], /, **given: Value) -> Part:
     for word in given:
         if word not in names and not open_ended:
             raise UserError(f"{_name(make)} takes no {word!r}{nearest(word, names)}")
-    defaults = {k: p.default for k, p in names.items() if p.default is not p.empty}
+    defaults = _defaults(make)
     decided = {k: v for k, v in defaults.items() if isinstance(v, Part)}
     for word, value in given.items():
         value = _frozen(value, f"{_name(make)}({word}=...)")
@@ -251,8 +274,7 @@ def _steps(path: str) -> list[str]:
 
 def _children(value: Value) -> dict[str, Value]:
     if isinstance(value, Part):
-        defaults = {k: p.default for k, p in takes(value.make).items() if p.default is not p.empty}
-        return {**defaults, **dict(value.given)}
+        return {**_defaults(value.make), **dict(value.given)}
     return {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple) else {}
 
 
@@ -291,6 +313,22 @@ def _frozen(value: Value, where: str) -> Value:
 @lru_cache(maxsize=4096)
 def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+
+
+def _slots(value: Value) -> frozenset[str]:
+    """The names under a value that hold parts, at any depth."""
+    found: set[str] = set()
+    for name, inner in _children(value).items():
+        if isinstance(inner, Part):
+            found |= {name, *inner._slots}
+        elif isinstance(inner, tuple):
+            found |= _slots(inner)
+    return frozenset(found)
+
+
+@lru_cache(maxsize=4096)
+def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    return {k: p.default for k, p in takes(make).items() if p.default is not p.empty}
 
 
 def _address(make: Callable[..., Any]) -> str:

@@ -32,6 +32,18 @@ SLOTS: dict[str, Slot] = {
     "optimizer": Slot("training loop", "optimizer(model) -> torch Optimizer", "groups carry their own rate"),
     "schedule": Slot("training loop", "schedule(progress) -> factor", "the rate over the run, progress in [0, 1)"),
     "loop": Slot("training loop", "loop() -> Loop", "batch size, default length, clipping, accumulation"),
+    # Many workers
+    "outer": Slot(
+        "LocalSteps, Asynchronous", "outer(weights) -> torch Optimizer", "steps along what a round's workers found"
+    ),
+    "exchange": Slot(
+        "LocalSteps", ".among(vectors), .over(group, vector) -> mean", "who sends what", made="exchange()"
+    ),
+    "code": Slot("Exchange", ".encode(vector) -> payload; .decode(payload) -> vector", "on the wire", made="code()"),
+    "pace": Slot("Asynchronous", "pace(speed, fastest, every) -> int", "steps of a worker between its pushes"),
+    "attendance": Slot("LocalSteps", "attendance(round, worker) -> bool", "who takes part in a round's exchange"),
+    # Stages of a pipeline
+    "choose": Slot("Cut", "choose(x, keep) -> mask over x (B, T, D)", "what of the stream crosses to the next stage"),
     # The language model
     "embedding": Slot(
         "LanguageModel", "tokens (B, T) -> (B, T, D)", "has a .weight (V, D)", made="embedding(vocab, dim)"
@@ -55,14 +67,14 @@ SLOTS: dict[str, Slot] = {
     "merges": Slot(
         "Stages", "x (B, T, D), ctx -> (B, T', 2 D), ctx of theirs", "a tuple: between stages", made="merge(dim 2^i)"
     ),
-    "skip": Slot("PooledBlock", "(..., D) -> (..., D')", "the stream to its new width", made="skip(D, D')"),
+    "shortcut": Slot("PooledBlock", "(..., D) -> (..., D')", "the stream to its new width", made="shortcut(D, D')"),
     "passage": Slot("Stack", "blocks, x (B, T, D), ctx -> (B, T, D)", "how the stream passes the blocks"),
     "branches": Slot("Block", "block, x (B, T, D), ctx -> (B, T, D)", "how a block goes through its two branches"),
     "residual": Slot("Block", "x, branch -> x", "how a branch joins the stream", made="residual(dim)"),
     "mixer": Slot("Block", "x (B, T, D), ctx -> (B, T, D)", "the branch that mixes positions", made="mixer(dim)"),
     "mlp": Slot("Block", "x (B, T, D)[, ctx] -> (B, T, D)", "the branch that does not", made="mlp(dim)"),
     "up": Slot("MLP", "(..., D) -> (..., F)", "into the hidden width", made="up(dim, hidden)"),
-    "activation": Slot("MLP", "(..., F) -> (..., F)", "elementwise"),
+    "activation": Slot("MLP, LeNet, Perceptron", "(..., F) -> (..., F)", "elementwise"),
     "down": Slot("MLP", "(..., F) -> (..., D)", "back to the stream", made="down(hidden, dim)"),
     "gate": Slot("SwiGLU", "(..., D) -> (..., F)", "into the gate of the hidden width", made="gate(dim, hidden)"),
     # Encoder and decoder
@@ -87,7 +99,9 @@ SLOTS: dict[str, Slot] = {
         "Backbone", "(B, C, Y, X) -> (B, D, Y/stride, X/stride)", "one residual unit", made="unit(C, D, stride)"
     ),
     "branch": Slot("Residual", "as its unit", "the convolutions of a unit", made="branch(C, D, stride)"),
-    "map_norm": Slot("convolutions", "(B, C, Y, X) -> (B, C, Y, X)", "normalisation of maps", made="map_norm(C)"),
+    "map_norm": Slot(
+        "convolutions, LeNet, Perceptron", "(B, C, ...) -> (B, C, ...)", "normalisation of maps", made="map_norm(C)"
+    ),
     "classifier": Slot(
         "ResNet, ImageClassifier", "(B, D) -> (B, V)", "features to logits", made="classifier(width, classes)"
     ),
@@ -115,6 +129,13 @@ SLOTS: dict[str, Slot] = {
     ),
     "target": Slot("fill_in", "patches (B, T, F) -> (B, T, F)", "what masked patches are to be"),
     "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
+    "dropout": Slot("LeNet, Perceptron", "units -> units", "noise on hidden units in training", made="dropout()"),
+    "view": Slot("contrast", "images (B, C, Y, X) -> images", "a random change that leaves what is shown"),
+    "projector": Slot("Contrastive", "features (B, D) -> (B, K)", "into the space of the loss", made="projector(dim)"),
+    "level": Slot(
+        "UNet", "x (B, C, Y, X), ctx -> (B, D, Y, X)", "the units at one resolution", made="level(C, D, dim)"
+    ),
+    "skip": Slot("UNet", "x, remembered (B, C, Y, X) -> x", "how a map meets the one of its size from the way down"),
     "detection_head": Slot(
         "DETR",
         "x (B, N, D) -> logits (B, N, V + 1), boxes (B, N, 4)",

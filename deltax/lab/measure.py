@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deltax import kernels
 from deltax.errors import UserError
+from deltax.lab.numerals import millions
 from deltax.parts.context import Context, DecodingState, takes_context
 from deltax.recipe import Part
 from deltax.train.job import loop_of, task_of
@@ -197,15 +198,6 @@ def scale(recipe: Part, steps: int) -> str:
     data = getattr(getattr(task, "corpus", None), "name", None) or recipe["task"].make.__name__.lower()
     size = parameters(build(recipe(), task, 0))
     return f"{millions(size)} parameters, {millions(steps * tokens_per_step(recipe))} tokens, {data}"
-
-
-def millions(count: float) -> str:
-    """Two significant digits: 370k, 0.37M ... as a reader of papers writes them."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if count >= size / 10:
-            shown = count / size
-            return f"{shown:.2g}{unit}" if shown < 100 else f"{shown:.0f}{unit}"
-    return f"{count / 1e3:.2g}k" if count >= 1e3 else f"{count:.0f}"
 
 
 def _count(recipe: Part, size: int) -> int:

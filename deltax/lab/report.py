@@ -1,26 +1,28 @@
-"""A comparison as one self-contained page, as Markdown, or as JSON. All are made from `Comparison.to_json()`."""
+"""A comparison as one self-contained page, as Markdown, or as JSON, made from `Comparison.to_json()` without torch."""
 
 import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deltax.errors import UserError
 from deltax.lab import figures
-from deltax.lab.comparison import Comparison
-from deltax.lab.measure import millions
+from deltax.lab.numerals import millions
+
+if TYPE_CHECKING:
+    from deltax.lab.comparison import Comparison
 
 Record = dict[str, Any]
 MINUS = "\u2212"
 UNITS = {"token": "token", "flop": "FLOP", "second": "second"}
 
 
-def save(comparison: Comparison | Record, path: Path | str) -> Path:
+def save(comparison: "Comparison | Record", path: Path | str) -> Path:
     """Write a report, .html, .md or .json, whole or not at all. Raises UserError for other endings and full disks."""
     path = Path(path)
     makers = {".html": html, ".md": markdown, ".json": as_json}
@@ -39,7 +41,7 @@ def save(comparison: Comparison | Record, path: Path | str) -> Path:
     return path
 
 
-def html(comparison: Comparison | Record) -> str:
+def html(comparison: "Comparison | Record") -> str:
     """One page with its pictures inside; it asks nothing of the network, and suits light and dark."""
     record = _record(comparison)
     drawn = {
@@ -60,7 +62,7 @@ def html(comparison: Comparison | Record) -> str:
     )
 
 
-def markdown(comparison: Comparison | Record) -> str:
+def markdown(comparison: "Comparison | Record") -> str:
     """The table, the verdicts and the checklist, for a pull request."""
     record = _record(comparison)
     lines = [f"# {_md(_title(record))}", "", *(f"- {_md(line)}" for line in verdicts(record)), ""]
@@ -73,7 +75,7 @@ def markdown(comparison: Comparison | Record) -> str:
     return "\n".join([*lines, "```sh", record["command"], "```", ""])
 
 
-def as_json(comparison: Comparison | Record) -> str:
+def as_json(comparison: "Comparison | Record") -> str:
     return json.dumps(_record(comparison), indent=1, allow_nan=False) + "\n"
 
 
@@ -218,5 +220,5 @@ def _md(text: str) -> str:
     return " ".join(escaped.split())
 
 
-def _record(comparison: Comparison | Record) -> Record:
-    return comparison.to_json() if isinstance(comparison, Comparison) else comparison
+def _record(comparison: "Comparison | Record") -> Record:
+    return comparison if isinstance(comparison, dict) else comparison.to_json()

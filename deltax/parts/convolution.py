@@ -38,6 +38,14 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Each example standardised over groups of neighbouring channels (arXiv:1803.08494): nothing passes from one
+    example to another. Images (B, C, Y, X) -> (B, C, Y, X). `groups`, or the largest number below that divides C."""
+
+    def __init__(self, channels: int, *, groups: int = 4, eps: float = 1e-5):
+        super().__init__(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels, eps=eps)
+
+
 class ConvNorm(nn.Module):
     """norm(convolution). Images (B, C, Y, X) -> (B, D, Y/stride, X/stride)."""
 

@@ -44,7 +44,7 @@ class Tied(nn.Module):
     def __init__(self, dim: int, vocab: int):
         super().__init__()
 
-    def forward(self, x: Stream, embedding: nn.Embedding) -> Logits:
+    def forward(self, x: Stream, embedding: nn.Module) -> Logits:
         return nn.functional.linear(x, embedding.weight)
 
 

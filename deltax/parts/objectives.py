@@ -22,6 +22,12 @@ def classify(model: nn.Module, batch: Any) -> PerExample:
     return nn.functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
 
 
+def classify_softly(model: nn.Module, batch: Any, *, smoothing: float = 0.1) -> PerExample:
+    """`classify`, but a share `smoothing` of each label is spread evenly over all classes."""
+    logits = model(batch.images).float()
+    return nn.functional.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+
+
 def _per_sequence(logits: Logits, targets: Tokens) -> PerExample:
     losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     counted = (targets >= 0).sum(1).clamp(min=1)

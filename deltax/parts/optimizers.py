@@ -18,3 +18,9 @@ def adamw(
 def sgd(model: nn.Module, *, rate: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum."""
     return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate, momentum=momentum)
+
+
+def nesterov(model: nn.Module, *, rate: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(weights, lr=rate, momentum=momentum, nesterov=True)

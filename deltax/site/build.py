@@ -33,7 +33,7 @@ def build(folder: Path | str, site: Site | None = None) -> dict[str, int]:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         written.add(name)
-        if name.endswith(".html"):
+        if name.endswith(".html") and not name.endswith(".report.html"):
             kind = f"{name.partition('/')[0]}s" if "/" in name else "overviews"
             counts[kind] = counts.get(kind, 0) + 1
     for name, source in copies(public):
@@ -63,6 +63,8 @@ def files(site: Site) -> Iterator[tuple[str, str]]:
     for name, found in site.runs.comparisons().items():
         yield f"comparison/{name}.html", page("comparison.html", pages.comparison(site, name), root="../")
         yield f"comparison/{name}.json", json.dumps(found, indent=1)
+        if report := site.reports.of(found):
+            yield f"comparison/{name}.report.html", report
 
 
 def copies(site: Site) -> Iterator[tuple[str, Path]]:

@@ -19,6 +19,7 @@ from deltax.home import home
 from deltax.site import notes as notes_
 from deltax.site.layout import ancestors, place
 from deltax.site.notes import Notes
+from deltax.site.reports import Reports, has_report
 from deltax.site.runs import Runs
 from deltax.site.trees import Trees
 
@@ -47,6 +48,7 @@ class Site:
     notes: Notes = field(default_factory=lambda: Notes(home() / "library.sqlite", catalog.papers()))
     runs: Runs = field(default_factory=lambda: Runs(home() / "runs"))
     trees: Trees = field(default_factory=lambda: Trees(home() / "site"))
+    reports: Reports = field(default_factory=lambda: Reports(home() / "site"))
     evidence: Path = field(default_factory=catalog.evidence_folder)
 
     @cached_property
@@ -163,7 +165,16 @@ def comparison(site: Site, name: str) -> dict[str, Any]:
             "FLOPs": flops / tokens if flops and tokens else None,
         }
         rows.append({**row, "cost": cost, "scale": scale, "bytes": cost.get("peak_bytes")})
-    return {**found, "rows": rows, "name": name, "title": " · ".join(row["name"] for row in rows)}
+    title = " · ".join(row["name"] for row in rows)
+    return {**found, "rows": rows, "name": name, "title": title, "report": has_report(found)}
+
+
+def report(site: Site, name: str) -> str:
+    """A comparison's report, a page by itself. Raises UserError where there is none."""
+    found = site.reports.of(site.runs.comparison(name))
+    if found is None:
+        raise UserError(f"comparison {name!r} was stored by an early deltax: compare again for a report")
+    return found
 
 
 def compositions(site: Site) -> dict[str, Any]:
@@ -222,12 +233,7 @@ def marks(record: Record, stored: dict[str, Any]) -> list[str]:
 
 def use(record: Record, papers: Mapping[str, Record]) -> str:
     """The line that a reader would type next."""
-    if record.kind == "delta":
-        whole = next((p for p in record.on if p in papers and papers[p].kind == "recipe"), "gpt")
-        return f"dx compare {whole} {whole}+{record.key}"
-    if record.kind == "recipe":
-        return f"dx train {record.key}"
-    return f"from {record.module} import {record.function}"
+    return catalog.use(record, papers)
 
 
 def code(source: str) -> str:

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deltax.errors import UserError
 from deltax.site import pages
 from deltax.site.pages import Site
-from deltax.site.render import ASSETS, POLICY, page
+from deltax.site.render import ALONE, ASSETS, POLICY, page
 
 BEAT = 1.0
 """Seconds between two looks at the store."""
@@ -45,7 +45,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_FIGURE = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+_ALONE = {"Content-Security-Policy": ALONE}
 
 
 def serve(
@@ -133,6 +133,9 @@ def app(site: Site | None = None, *, hosts: set[str] | None = None, stopping: th
     def figures_of(request: Request) -> Response:
         return JSONResponse(site.runs.comparison(request.path_params["name"]))
 
+    def report(request: Request) -> Response:
+        return HTMLResponse(pages.report(site, request.path_params["name"]), headers=_ALONE)
+
     def compose(request: Request) -> Response:
         return html("compose.html", pages.compositions(site))
 
@@ -146,7 +149,7 @@ def app(site: Site | None = None, *, hosts: set[str] | None = None, stopping: th
         path = pages.figure(site, request.path_params["file"])
         if path is None:
             raise HTTPException(404)
-        return FileResponse(path, media_type="image/svg+xml", headers={"Content-Security-Policy": _FIGURE})
+        return FileResponse(path, media_type="image/svg+xml", headers=_ALONE)
 
     def search(request: Request) -> Response:
         return JSONResponse({"ids": site.notes.search(request.query_params.get("q", ""))})
@@ -180,6 +183,7 @@ def app(site: Site | None = None, *, hosts: set[str] | None = None, stopping: th
         Route("/index.html", index),
         Route("/paper/{key}.html", paper),
         Route("/comparisons.html", comparisons),
+        Route("/comparison/{name}.report.html", report),
         Route("/comparison/{name}.html", comparison),
         Route("/comparison/{name}.json", figures_of),
         Route("/compose.html", compose),

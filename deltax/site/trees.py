@@ -2,7 +2,7 @@
 
 Recipes import torch, which takes seconds and has no place in a request. So another process works them out
 (`python -m deltax.site.trees`: a request as JSON on its standard input, the answer on its output) and the answers are
-cached by the content of the source they came from.
+cached by the source they came from.
 """
 
 import hashlib
@@ -12,13 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from deltax import catalog
 from deltax.catalog import Record
 from deltax.errors import UserError
+from deltax.site.layout import ancestors
 
 BASE = "gpt"
 """The recipe on which deltas are composed with one another."""
@@ -27,7 +29,11 @@ _PATIENCE = 600.0
 
 
 class Trees:
-    """Answers from the cache in `folder`; what is missing is asked of another process, for all keys at once."""
+    """Answers from the cache in `folder`; what is missing is asked of another process, for all keys at once.
+
+    An answer counts as long as the papers that it is about, those they build on, and the house below them are the
+    same: a new paper costs its own diff, and its own row of the table.
+    """
 
     def __init__(self, folder: Path, papers: Mapping[str, Record] | None = None):
         self.folder = folder
@@ -37,14 +43,15 @@ class Trees:
         """A paper's diff if it is known: {"a", "b", "diff": [{"path", "a", "b"}], "command"} or {"missing": why}."""
         if chain(key, self.papers) is None:
             return {"missing": "it is no change to a recipe"}
-        return _load(self._file(key))
+        found = _load(self._file(key))
+        return found["found"] if found and found.get("state") == self._states[key] else None
 
     def diffs(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Every key's diff. Takes some seconds when one is not cached."""
         found = {key: self.cached(key) for key in keys}
         wanted = {key: chain(key, self.papers) for key, diff in found.items() if diff is None}
         if wanted:
-            found |= self._keep(_ask({"diffs": wanted}))["diffs"]
+            found |= self._keep(self._ask({"diffs": wanted}))["diffs"]
         return {key: diff for key, diff in found.items() if diff is not None}
 
     def prepare(self) -> None:
@@ -52,12 +59,13 @@ class Trees:
         wanted = {key: chain(key, self.papers) for key in self.papers if self.cached(key) is None}
         request: dict[str, Any] = {"diffs": wanted} if wanted else {}
         if self.cached_compositions() is None:
-            request["compose"] = self._deltas()
+            request["compose"] = self._unknown()
         if request:
-            self._keep(_ask(request))
+            self._keep(self._ask(request))
 
     def cached_compositions(self) -> dict[str, Any] | None:
-        return _load(self.folder / f"compose-{_state()}.json")
+        found = _load(self.folder / "compose.json")
+        return found["found"] if found and found.get("states") == self._deltas() else None
 
     def compositions(self) -> dict[str, Any]:
         """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "reasons": {"a b": sentence}}.
@@ -67,21 +75,44 @@ class Trees:
         """
         found = self.cached_compositions()
         if found is None:
-            found = self._keep(_ask({"compose": self._deltas()}))["compose"]
+            found = self._keep(self._ask({"compose": self._unknown()}))["compose"]
         return found
 
-    def _deltas(self) -> list[str]:
-        return [key for key, r in self.papers.items() if r.kind == "delta"]
+    def _deltas(self) -> dict[str, str]:
+        """Every delta and its state."""
+        return {key: self._states[key] for key, r in self.papers.items() if r.kind == "delta"}
+
+    def _unknown(self) -> dict[str, Any]:
+        """A request for the table of pairs, with those that still stand."""
+        before = _load(self.folder / "compose.json") or {"states": {}, "found": {"pairs": {}, "reasons": {}}}
+        now, table = self._deltas(), before["found"]
+        stands = lambda pair: all(now.get(key) == before["states"].get(key, "") for key in pair.split())
+        known = {kind: {p: v for p, v in table[kind].items() if stands(p)} for kind in ("pairs", "reasons")}
+        return {"keys": list(now), "known": known}
 
     def _keep(self, answer: dict[str, Any]) -> dict[str, Any]:
         for key, diff in answer.get("diffs", {}).items():
-            _save(self._file(key), diff)
+            _save(self._file(key), {"state": self._states[key], "found": diff})
         if "compose" in answer:
-            _save(self.folder / f"compose-{_state()}.json", answer["compose"])
+            _save(self.folder / "compose.json", {"states": self._deltas(), "found": answer["compose"]})
         return answer
 
     def _file(self, key: str) -> Path:
-        return self.folder / f"diff-{key}-{_state()}.json"
+        return self.folder / f"diff-{key}.json"
+
+    @cached_property
+    def _states(self) -> dict[str, str]:
+        """For each paper a hash of its file, of those that it and BASE build on, and of the house below them."""
+        files = {key: _digest(record.path.read_bytes()) for key, record in self.papers.items()}
+        parents = {key: [p for p in record.parents if p in files] for key, record in self.papers.items()}
+        below = {BASE, *ancestors(BASE, parents)} & files.keys()
+        return {
+            key: _digest(" ".join([_house(), *(files[k] for k in sorted({key, *ancestors(key, parents)} | below))]))
+            for key in files
+        }
+
+    def _ask(self, request: Any) -> Any:
+        return _ask(request, [sys.executable, "-m", "deltax.site.trees"])
 
 
 def chain(key: str, papers: Mapping[str, Record]) -> list[str] | None:
@@ -102,11 +133,11 @@ def chain(key: str, papers: Mapping[str, Record]) -> list[str] | None:
     return [*reversed(found)] if found[-1] in papers else None
 
 
-def _ask(request: Any) -> Any:
+def _ask(request: Any, command: list[str]) -> Any:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "deltax.site.trees"],
+            command,
             input=json.dumps(request),
             capture_output=True,
             text=True,
@@ -125,14 +156,16 @@ def _ask(request: Any) -> Any:
 
 
 @cache
-def _state() -> str:
-    """Changes when any source file of deltax does, short of the pages' own."""
-    digest = hashlib.sha256()
+def _house() -> str:
+    """Changes when any source file does that recipes are made of, papers apart."""
     house = Path(catalog.__file__).parent
-    for path in sorted(house.rglob("*.py")):
-        if path.relative_to(house).parts[0] not in ("site", "library", "lab"):
-            digest.update(path.relative_to(house).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    files = {path.relative_to(house).as_posix(): path for path in house.rglob("*.py")}
+    above = ("site/", "library/", "lab/", "papers/")
+    return _digest(" ".join(f"{k} {_digest(files[k].read_bytes())}" for k in sorted(files) if not k.startswith(above)))
+
+
+def _digest(content: bytes | str) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -170,7 +203,8 @@ def _diff(steps: list[str]) -> dict[str, Any]:
     return {"a": before.title, "b": after.title, "command": f"dx diff {before.title} {after.title}", "diff": lines}
 
 
-def _compose(keys: list[str]) -> dict[str, Any]:
+def _compose(keys: list[str], known: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """`known` are the pairs, and the reasons, that need not be tried again."""
     from deltax.expression import load, recipe
 
     base = recipe(BASE)
@@ -182,8 +216,11 @@ def _compose(keys: list[str]) -> dict[str, Any]:
         except UserError:
             continue
     pairs, reasons = {}, {}
-    for i, a in enumerate(alone):
-        for b in list(alone)[i + 1 :]:
+    for a, b in combinations(alone, 2):
+        if (pair := f"{a} {b}") in known["pairs"]:
+            pairs[pair] = known["pairs"][pair]
+            reasons |= {pair: known["reasons"][pair]} if pair in known["reasons"] else {}
+        else:
             there, why = _sum(alone[a], deltas[b])
             back, why_back = _sum(alone[b], deltas[a])
             outcome = (
@@ -191,9 +228,9 @@ def _compose(keys: list[str]) -> dict[str, Any]:
                 if there and back
                 else "forward" if there else "backward" if back else "conflict"
             )  # fmt: skip
-            pairs[f"{a} {b}"] = outcome
+            pairs[pair] = outcome
             if why or why_back:
-                reasons[f"{a} {b}"] = why or why_back
+                reasons[pair] = why or why_back
     return {"base": BASE, "keys": list(alone), "pairs": pairs, "reasons": reasons}
 
 
@@ -210,7 +247,7 @@ def main() -> None:
     if "diffs" in request:
         answer["diffs"] = {key: _diff(steps) for key, steps in request["diffs"].items()}
     if "compose" in request:
-        answer["compose"] = _compose(request["compose"])
+        answer["compose"] = _compose(**request["compose"])
     json.dump(answer, sys.stdout)
 
 

@@ -111,6 +111,8 @@ def train(
         if save_to and time.monotonic() - saved > save_every:
             checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             saved = time.monotonic()
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()  # what it trains at is not what it would have used
     model.eval()
     with machine.autocast():
         evaluation = task.evaluate(mesh.reader(model, engine), run.objective)

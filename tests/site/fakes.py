@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,19 @@ from deltax.catalog import Record
 from deltax.lab.store import Store, Worker
 from deltax.library.importing import import_paths
 from deltax.library.store import Library
+from deltax.site import trees
 from deltax.site.notes import Notes
 from deltax.site.pages import Site
+from deltax.site.reports import Reports
 from deltax.site.runs import Runs
 from deltax.site.trees import Trees
 
 FIELDS = ("language", "vision", "generative", "systems", "optimization", "rl", "interp", "audio")
+SLOTS = {
+    "language": ("norm", "mlp", "mixer", "position", "residual", "activation"),
+    "optimization": ("optimizer", "schedule"),
+}
+"""What papers of a field fill; the others fill a slot that gpt does not have."""
 
 PAPER = '''"""{title}. {author} et al., {year}. arXiv:{arxiv}
 
@@ -43,7 +51,7 @@ class Twice{i}(nn.Module):
 
 @paper({on}arxiv="{arxiv}", year={year})
 def {name}(recipe: Part, *, scale: float = {i}.5) -> Part:
-    return recipe.fill("norm", Twice{i})
+    return recipe.fill("{slot}", Twice{i})
 
 
 @claim
@@ -87,6 +95,7 @@ def catalogue(folder: Path, count: int, seed: int = 0) -> dict[str, Record]:
                 imports=imports,
                 on=f"on={parents[0][1]}, " if parents else "",
                 i=i,
+                slot=draw.choice(SLOTS.get(field, ("unit",))),
                 name=name,
                 key=name.replace("_", "-"),
             )
@@ -162,6 +171,8 @@ def comparison() -> dict[str, Any]:
             "cost": {"parameters": 372_000, "flops_per_step": 5e9, "tokens_per_step": 2048,
                      "peak_bytes": 31_000_000 + int(4e6 * (shift != 0)), "state_bytes_per_token": 768.0},
             "changes": [["model.norm", "LayerNorm()", "DyT()"]] if against else [], "against": against,
+            "strip": {"factors": [0.25, 0.5, 1, 2, 4], "losses": [3.5, 3.4, 3.3, 3.4, None], "at_edge": False},
+            "knob": None, "second": None,
         }  # fmt: skip
 
     def against(outcome: str, mean: float) -> dict[str, Any]:
@@ -170,6 +181,7 @@ def comparison() -> dict[str, Any]:
             "mean": mean, "low": mean - 0.011, "high": mean + 0.012, "level": 0.95, "outcome": outcome,
             "sentence": outcome, "gains": {"flop": gain, "token": gain, "second": gain}, "flips": outcome != "better",
             "adjusted_p": 0.01, "detectable": 0.014, "margin": 0.01, "differences": [mean] * 5,
+            "method": "paired t", "p_win": 0.9, "sign_flip_floor": 0.06, "shared": {"factor": 1, "difference": mean},
         }  # fmt: skip
 
     return {
@@ -179,6 +191,13 @@ def comparison() -> dict[str, Any]:
         "plan": ["gpt against gpt+dyt and gpt+alibi", "with 5 pairs you can see a gain of ≥ 10 %"],
         "pairs": 5,
         "level": 0.95,
+        "budget": {"asked": "quick", "shown": "1.6e+12 training FLOPs"},
+        "seeds": {"tuning": 0, "pairs": [1, 2, 3, 4, 5]},
+        "factors": [0.25, 0.5, 1, 2, 4],
+        "ladder": {"budgets": [0.5, 1, 2], "losses": [[3.5, 3.3, 3.1], [3.51, 3.31, 3.12]]},
+        "spent": {"scoring": {"runs": 15, "flops": 2.4e13, "seconds": 450}},
+        "environment": {"cpu": "a machine"},
+        "earlier": 0,
         "rows": [
             row("gpt", 0.0, None),
             row("gpt+dyt", 0.03, against("inconclusive", 0.003)),
@@ -217,8 +236,31 @@ def site(folder: Path, papers: int = 40, notes: int = 60) -> Site:
         notes=Notes(folder / "library.sqlite", records),
         runs=Runs(folder / "runs"),
         trees=KnownTrees(folder / "cache", records),
+        reports=Reports(folder / "cache"),
         evidence=folder / "evidence",
     )
+
+
+def with_trees(folder: Path) -> Site:
+    """The site of `site(folder)` with the real papers beside the made-up ones, and all their trees to be built."""
+    records = [catalog.read(path) for path in sorted((folder / "papers").glob("*/*.py"))]
+    every = {r.key: r for r in sorted([*records, *catalog.papers().values()], key=lambda r: (r.year, r.key))}
+    return Site(
+        papers=every,
+        notes=Notes(folder / "library.sqlite", every),
+        runs=Runs(folder / "runs"),
+        trees=MadeTrees(folder / "cache", every),
+        reports=Reports(folder / "cache"),
+        evidence=folder / "evidence",
+    )
+
+
+class MadeTrees(Trees):
+    """The trees of made-up papers in `papers` beside `folder`, and of the real ones: for measuring."""
+
+    def _ask(self, request: Any) -> Any:
+        script = Path(__file__).with_name("made_trees.py")
+        return trees._ask(request, [sys.executable, str(script), str(self.folder.parent / "papers")])
 
 
 class KnownTrees(Trees):

@@ -259,6 +259,10 @@ def test_curves_on_every_axis_and_a_sorted_table(at, shown, fake):
     page.get_by_role("button", name="bits per byte").click()
     assert page.locator("tbody tr th code").all_inner_texts()[:3] == ["gpt+alibi", "gpt", "gpt+dyt"]
     assert page.locator("th[aria-sort=ascending]").inner_text() == "bits per byte"
+    page.get_by_role("link", name="The report").click()
+    page.wait_for_url(f"**/comparison/{name}.report.html")
+    assert page.locator("svg").count() == 4 and "Holm" in page.locator("body").inner_text()
+    assert page.locator(".key").first.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(124, 133, 148)"
 
 
 def test_which_deltas_compose_is_a_table_and_a_list(at, shown):
@@ -346,6 +350,9 @@ def test_the_site_works_from_a_folder(at, fake, tmp_path):
     page.click("nav >> text=Comparisons")
     page.click("tbody a >> nth=0")
     page.wait_for_selector("path.curve")
+    page.get_by_role("link", name="The report").click()
+    page.wait_for_url("**/*.report.html")
+    assert page.locator("svg").count() == 4
 
 
 def test_thousands_of_notes_are_few_rows_at_a_time(at, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from deltax.errors import UserError
 from deltax.library.store import Library
-from deltax.site import commands, notes
+from deltax.site import commands, notes, pages
 from deltax.site.build import MARKER, build
 
 
@@ -64,6 +64,13 @@ def test_every_address_resolves_and_nothing_comes_from_elsewhere(built):
             assert target.is_relative_to(folder.resolve())
             seen += 1
     assert seen > 1000
+
+
+def test_the_report_lies_beside_its_comparison(built, fake):
+    folder, _ = built
+    (name,) = fake.runs.comparisons()
+    text = (folder / "comparison" / f"{name}.report.html").read_text()
+    assert text == pages.report(fake, name) and "Checklist" in text and text.count("<svg") == 4
 
 
 def test_style_sheets_load_files_of_the_site(built):

@@ -178,3 +178,42 @@ def test_which_deltas_compose_is_told_by_their_trees(tmp_path):
     assert pairs[frozenset(("rms-norm", "dyt"))] != "commute"
     assert any("erases" in reason for reason in found["reasons"].values())
     assert len(pairs) == 6
+
+
+def test_a_changed_paper_costs_its_own_trees_alone(tmp_path):
+    records = fakes.catalogue(tmp_path / "papers", 12)
+    keys = [key for key, r in records.items() if r.kind == "delta"]
+    asked = []
+
+    class Noted(Trees):
+        def _ask(self, request):
+            asked.append(request)
+            table = request["compose"]
+            pairs = {f"{a} {b}": "commute" for i, a in enumerate(keys) for b in keys[i + 1 :]}
+            return {
+                "compose": {"base": "gpt", "keys": keys, "pairs": pairs, "reasons": {}, **table["known"]}
+                | {"pairs": pairs}
+            }
+
+    first = Noted(tmp_path / "cache", records).compositions()
+    assert asked[-1]["compose"]["known"]["pairs"] == {}
+    assert Noted(tmp_path / "cache", records).compositions() == first and len(asked) == 1
+    last = records[keys[-1]]
+    assert not any(last.key in r.parents for r in records.values())
+    last.path.write_text(last.source.replace("scale = 2.0", "scale = 3.0"))
+    Noted(tmp_path / "cache", records).compositions()
+    known = asked[-1]["compose"]["known"]["pairs"]
+    assert known.keys() == {pair for pair in first["pairs"] if last.key not in pair.split()}
+    oldest = records[keys[0]]
+    oldest.path.write_text(oldest.source + "\nNEW = 1\n")
+    Noted(tmp_path / "cache", records).compositions()
+    assert asked[-1]["compose"]["known"]["pairs"] == {}, "all of these descend from the oldest"
+
+
+def test_known_pairs_are_not_tried_again():
+    from deltax.site.trees import _compose
+
+    known = {"pairs": {"rope dyt": "conflict"}, "reasons": {"rope dyt": "so it was told"}}
+    found = _compose(["rope", "dyt", "rms-norm"], known)
+    assert found["pairs"]["rope dyt"] == "conflict" and found["reasons"]["rope dyt"] == "so it was told"
+    assert found["pairs"]["rope rms-norm"] == "commute" and len(found["pairs"]) == 3

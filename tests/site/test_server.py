@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from deltax.errors import UserError
 from deltax.site import server
-from deltax.site.render import POLICY
+from deltax.site.render import ALONE, POLICY
 
 ORIGIN = "http://127.0.0.1:8753"
 
@@ -87,6 +87,26 @@ def test_a_figure_may_do_nothing(client, fake):
         answer.headers["content-type"].startswith("image/svg")
         and "sandbox" in answer.headers["content-security-policy"]
     )
+
+
+def test_a_report_stands_alone_and_may_do_nothing(own, mine):
+    store = fakes.Store(mine.runs.folder)
+    hostile = fakes.comparison()
+    hostile["rows"][1]["name"] = hostile["environment"]["cpu"] = "</style><script>alert(1)</script>"
+    old = {k: v for k, v in fakes.comparison().items() if k != "seeds"}
+    store.remember("comparison", "hostile", hostile)
+    store.remember("comparison", "old", old)
+    store.close()
+    of_old, of_hostile, _ = mine.runs.comparisons()
+    for again in range(2):
+        answer = own.get(f"/comparison/{of_hostile}.report.html")
+        assert answer.status_code == 200 and answer.headers["content-security-policy"] == ALONE, again
+        assert "<script" not in answer.text and "&lt;script&gt;" in answer.text and answer.text.count("<svg") == 4
+    assert "script" not in ALONE and "default-src 'none'" in ALONE and "allow" not in ALONE
+    assert f"{of_hostile}.report.html" in own.get(f"/comparison/{of_hostile}.html").text
+    assert ".report.html" not in own.get(f"/comparison/{of_old}.html").text
+    answer = own.get(f"/comparison/{of_old}.report.html")
+    assert answer.status_code == 404 and "compare again" in answer.text
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8753", "127.0.0.1.evil.example:8753", "", "[::2]:8753"])
@@ -198,7 +218,8 @@ def test_a_port_that_is_taken_is_said(fake):
 
 def test_pages_load_no_torch():
     code = (
-        "import sys; from deltax.site import server, build, pages; s = pages.Site(); pages.genealogy(s); "
+        "import sys; from deltax.lab import report; from deltax.site import server, build, pages; "
+        "s = pages.Site(); pages.genealogy(s); "
         "pages.paper(s, 'dyt'); server.app(s); assert 'torch' not in sys.modules, 'torch'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

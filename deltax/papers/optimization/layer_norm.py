@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper
+from deltax.papers.optimization.batch_norm import batch_norm
 from deltax.parts.roles import tag
 from deltax.shapes import Features
 
@@ -33,7 +34,7 @@ class LayerNorm(nn.Module):
         return nn.functional.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
 
 
-@paper(year=2016, arxiv="1607.06450")
+@paper(on=batch_norm, year=2016, arxiv="1607.06450")
 def layer_norm(recipe: Part, *, eps: float = 1e-5) -> Part:
     return recipe.fill("norm", LayerNorm, eps=eps)
 

@@ -136,8 +136,9 @@ def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) 
     """`tile_by_tile`, but with attention done for all tiles first: keys go round once, not once a tile."""
     if ctx.state is not None:
         return in_turn(block, x, ctx)
-    out = block.mixer.kernel(*heads(block, x, ctx), block.mixer.rules(ctx))
-    return each_tile(block, x, ctx, tile, lambda rows: (_as_it_is, (out[:, rows],)))
+    q, k, v = heads(block, x, ctx, tile)
+    out = block.mixer.kernel(torch.cat(q, 1), k, v, block.mixer.rules(ctx))
+    return each_tile(block, x, ctx, tile, [(_as_it_is, (own,)) for own in out.split(tile, 1)])
 
 
 def _as_it_is(heads: Heads) -> Heads:

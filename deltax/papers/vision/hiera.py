@@ -143,7 +143,7 @@ _HF = (
     ("layernorm_after", "mlp_residual.norm"),
     ("mlp.fc1", "mlp.up"),
     ("mlp.fc2", "mlp.down"),
-    ("proj", "skip"),
+    ("proj", "shortcut"),
     ("norm.weight", "norm.gain"),
 )
 

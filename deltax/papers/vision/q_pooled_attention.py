@@ -99,7 +99,7 @@ class QPooled(Projections):
 
 
 class PooledBlock(nn.Module):
-    """pool(skip(norm(x))) + mixer(norm(x)), whose mixer pools and widens alike; then the MLP's branch.
+    """pool(shortcut(norm(x))) + mixer(norm(x)), whose mixer pools and widens alike; then the MLP's branch.
 
     Stream (B, T, D) -> (B, T / stride, widen D), and the context, whose grid it leaves.
     """
@@ -112,20 +112,20 @@ class PooledBlock(nn.Module):
         mixer: Part,
         residual: Part,
         mlp: Part,
-        skip: Part = part(Glorot),
+        shortcut: Part = part(Glorot),
         stride: int = 4,
         widen: int = 2,
     ):
         super().__init__()
         self.stride = stride
-        self.norm, self.skip = norm(dim), skip(dim, widen * dim)
+        self.norm, self.shortcut = norm(dim), shortcut(dim, widen * dim)
         self.mixer = mixer(dim)
         self.mlp_residual, self.mlp = residual(widen * dim), mlp(widen * dim)
 
     def forward(self, x: Stream, ctx: Context) -> tuple[Stream, Context]:
         ctx = replace(ctx, grid=None)
         x = self.norm(x)
-        return self.mlp_residual(pool(self.skip(x), self.stride) + self.mixer(x, ctx), self.mlp), ctx
+        return self.mlp_residual(pool(self.shortcut(x), self.stride) + self.mixer(x, ctx), self.mlp), ctx
 
 
 @paper(on=vit, year=2021, arxiv="2104.11227")

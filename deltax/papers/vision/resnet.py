@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
 from deltax.paper import paper_of
+from deltax.papers.optimization.batch_norm import BatchNorm
+from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.parts.convolution import ConvNorm, SmallStem, Stem
 from deltax.parts.linear import Linear
 from deltax.parts.objectives import classify
@@ -24,7 +26,7 @@ from deltax.parts.optimizers import sgd
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.shapes import Images, Maps
-from deltax.tasks.digits import Digits
+from deltax.tasks.pictures import Pictures
 
 
 class Convolutions(nn.ModuleList):
@@ -40,7 +42,7 @@ class Convolutions(nn.ModuleList):
 class Basic(Convolutions):
     """Two 3 x 3 convolutions, the first with the stride (Figure 5, left)."""
 
-    def __init__(self, channels: int, out: int, stride: int, *, map_norm: Part = part(nn.BatchNorm2d)):
+    def __init__(self, channels: int, out: int, stride: int, *, map_norm: Part = part(BatchNorm)):
         super().__init__(
             [ConvNorm(channels, out, stride=stride, map_norm=map_norm), ConvNorm(out, out, map_norm=map_norm)]
         )
@@ -49,9 +51,7 @@ class Basic(Convolutions):
 class Bottleneck(Convolutions):
     """1 x 1 down to a `squeeze`-th of the channels, 3 x 3 with the stride, 1 x 1 up again (Figure 5, right)."""
 
-    def __init__(
-        self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(nn.BatchNorm2d)
-    ):
+    def __init__(self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(BatchNorm)):
         inner = out // squeeze
         super().__init__(
             [
@@ -83,7 +83,7 @@ class Residual(nn.Module):
         stride: int,
         *,
         branch: Part = part(Basic),
-        map_norm: Part = part(nn.BatchNorm2d),
+        map_norm: Part = part(BatchNorm),
     ):
         super().__init__()
         self.branch = branch(channels, out, stride)
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         self,
         channels: int,
         *,
-        stem: Part = part(Stem),
+        stem: Part = part(Stem, map_norm=BatchNorm),
         stem_width: int = 64,
         widths: tuple[int, ...] = (64, 128, 256, 512),
         depths: tuple[int, ...] = (2, 2, 2, 2),
@@ -146,13 +146,14 @@ class ResNet(nn.Module):
         return self.classifier(self.backbone(images).mean((-2, -1)))
 
 
-@paper(year=2015, arxiv="1512.03385")
+@paper(on=(lenet_1989, BatchNorm), year=2015, arxiv="1512.03385")
 def resnet(*, n: int = 1, width: int = 8) -> Part:
-    backbone = part(Backbone, stem=SmallStem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(n, n, n))
+    stem = part(SmallStem, map_norm=BatchNorm)
+    backbone = part(Backbone, stem=stem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(n, n, n))
     return part(
         Run,
         model=part(ResNet, backbone=backbone),
-        task=Digits,
+        task=Pictures,
         objective=classify,
         batches=from_task,
         optimizer=sgd,
