@@ -110,7 +110,7 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
     except RuntimeError as error:
         if not _of_the_group(error):
             raise
-        reason = str(error).splitlines()[0].rpartition("] ")[2].strip()
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". This ")[0].strip()
         place = f"rank {os.environ['RANK']} of {world}"
         raise Lost(f"{place} lost another process ({reason}); start again to go on from the last checkpoint") from error
     else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deltax import claim, paper
-from deltax.papers.systems.gpipe import layers
+from deltax.papers.systems.gpipe import Stages, layers
 from deltax.papers.systems.zero import zero
 from deltax.parts.ranks import Ranks, flat, unflat
 
@@ -27,7 +27,7 @@ class Sharded:
     Between its uses a unit is a shard (N / F,) on each rank, padded to a multiple of the ring's size.
     """
 
-    def __init__(self, units: Sequence[nn.Module], ring: Ranks):
+    def __init__(self, units: Stages, ring: Ranks):
         self.units, self.ring = units, ring
         whole = [flat([p.detach() for p in unit.parameters()]) for unit in units]
         padded = [nn.functional.pad(w, (0, -w.numel() % ring.size)) for w in whole]
@@ -77,7 +77,7 @@ class Sharded:
 
 
 @paper(on=zero, year=2023, arxiv="2304.11277")
-def fsdp(units: Sequence[nn.Module], ranks: int) -> Sharded:
+def fsdp(units: Stages, ranks: int) -> Sharded:
     """The units' parameters, each a flat one, sharded over the ranks."""
     return Sharded(units, Ranks(ranks))
 

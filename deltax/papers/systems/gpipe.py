@@ -27,6 +27,7 @@ class Work(NamedTuple):
 
 
 Order = list[list[Work]]  # what each stage does, in order
+Stages = Sequence[nn.Module] | nn.ModuleList
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,7 @@ def timed(order: Order) -> Table:
     return Table(rows)
 
 
-def run(
-    table: Table, stages: Sequence[nn.Module], pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]
-) -> Tensor:
+def run(table: Table, stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Do what the table says, tick by tick; gradients of the mean of `loss(piece, output)` add up in the stages.
 
     A stage keeps its input and computes the rest again on the way back. Returns the mean loss.
@@ -115,7 +114,7 @@ def run(
 
 
 @paper(on=gpt, year=2018, arxiv="1811.06965")
-def gpipe(stages: Sequence[nn.Module], pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
+def gpipe(stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Gradients of the mean loss over the pieces of a batch, in every stage; returns that loss."""
     return run(timed(all_forward_all_back(len(stages), len(pieces))), stages, pieces, loss)
 

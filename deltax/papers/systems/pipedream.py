@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from deltax import claim, paper
-from deltax.papers.systems.gpipe import Order, Work, against, all_forward_all_back, gpipe, layers, orders, run, timed
+from deltax.papers.systems.gpipe import (
+    Order,
+    Stages,
+    Work,
+    against,
+    all_forward_all_back,
+    gpipe,
+    layers,
+    orders,
+    run,
+    timed,
+)
 
 
 def one_forward_one_back(stages: int, pieces: int) -> Order:
@@ -31,7 +42,7 @@ def one_forward_one_back(stages: int, pieces: int) -> Order:
 
 
 @paper(on=gpipe, year=2019, arxiv="1806.03377")
-def pipedream(stages: Sequence[nn.Module], pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
+def pipedream(stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Gradients of the mean loss over the pieces of a batch, one forward, one back, with a flush; returns that loss."""
     return run(timed(one_forward_one_back(len(stages), len(pieces))), stages, pieces, loss)
 
@@ -43,7 +54,7 @@ class Stash:
     gradient was applied; `kept[s]` the most versions it held at once.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], *, rate: float):
+    def __init__(self, stages: Stages, *, rate: float):
         self.stages, self.rate = stages, rate
         self.steps = [0] * len(stages)
         self.versions: list[dict[int, int]] = [{} for _ in stages]

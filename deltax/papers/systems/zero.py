@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltax import claim, paper
-from deltax.papers.systems.ddp import ddp
+from deltax.papers.language.gpt import gpt
 from deltax.parts.ranks import Ranks
 
 Gradient = Callable[[int, Tensor], Tensor]  # rank, all weights -> that rank's gradient of all weights
@@ -47,7 +47,7 @@ class Training:
             everywhere = self.weights
         whole = [gradient(rank, w[: self.count]).to(self.low) for rank, w in enumerate(everywhere)]
         if self.stage == 0:
-            summed = [self._padded(each[0]) for each in ddp([[g * self.ring.size] for g in whole], self.ring)]
+            summed = [self._padded(total) for total in self.ring.all_reduce(whole)]
         else:
             summed = self.ring.reduce_scatter(whole)
         self.gradients = [self._padded(g) for g in whole] if self.stage == 1 else summed
@@ -78,11 +78,11 @@ class Training:
         return optimizer.param_groups[0]["params"][0]
 
 
-@paper(on=ddp, year=2019, arxiv="1910.02054")
+@paper(on=gpt, year=2019, arxiv="1910.02054")
 def zero(
     weights: Tensor, ranks: int, optimizer: State, *, stage: int = 3, low: torch.dtype = torch.float16
 ) -> Training:
-    """Training that train these weights (N,) at a stage: 1 shards the optimizer, 2 the gradient too, 3 the weights too."""
+    """Training of these weights (N,): stage 1 shards the optimizer, 2 the gradient too, 3 the weights too."""
     return Training(weights, Ranks(ranks), optimizer, stage=stage, low=low)
 
 
@@ -119,7 +119,7 @@ def memory_falls_to_the_closed_form():
 
 @claim
 def a_model_of_seven_billion():
-    """7.5 billion parameters on 64 ranks take 120 GB a rank, and 31.4, 16.6 and 1.9 at the three stages (Figure 1)."""
+    """With 7.5 billion parameters each of 64 ranks holds 120 GB, and 31.4, 16.6 and 1.9 at the stages (Figure 1)."""
     gigabytes = [memory(7.5e9, 64, stage=stage) / 1e9 for stage in range(4)]
     assert [round(g, 1) for g in gigabytes] == [120.0, 31.4, 16.6, 1.9]
 
