@@ -32,7 +32,7 @@ from deltax.parts.mlp import MLP
 from deltax.parts.scores import causal, window
 from deltax.parts.stack import Block, PostNorm, PreNorm, Stack, in_turn
 from deltax.parts.tiles import tiles
-from deltax.shapes import Heads, Keys, Queries, Stream, Values
+from deltax.shapes import Heads, Keys, Stream, Values
 
 Held = tuple[Tensor, ...]
 
@@ -72,9 +72,9 @@ def each_tile(
     attended: for each tile, how its heads come from some tensors, and those tensors.
     """
     through = []
-    for rows, own, (attend, given) in zip(tiles(x.shape[1], tile), x.split(tile, 1), attended, strict=True):
+    for rows, own, (looked, given) in zip(tiles(x.shape[1], tile), x.split(tile, 1), attended, strict=True):
         beside = tensors(_rows(ctx, rows, x.device))
-        run = partial(_through, block, ctx, tuple(beside), attend, len(given))
+        run = partial(_through, block, ctx, tuple(beside), looked, len(given))
         through.append(checkpoint(run, own, *given, *beside.values()))
     return torch.cat(through, 1)
 
