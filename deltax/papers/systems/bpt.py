@@ -32,7 +32,7 @@ from deltax.parts.mlp import MLP
 from deltax.parts.scores import causal, window
 from deltax.parts.stack import Block, PostNorm, PreNorm, Stack, in_turn
 from deltax.parts.tiles import tiles
-from deltax.shapes import Heads, Keys, Queries, Stream, Values
+from deltax.shapes import Heads, Keys, Stream, Values
 
 Held = tuple[Tensor, ...]
 
@@ -72,9 +72,9 @@ def each_tile(
     attended: for each tile, how its heads come from some tensors, and those tensors.
     """
     through = []
-    for rows, own, (attend, given) in zip(tiles(x.shape[1], tile), x.split(tile, 1), attended, strict=True):
+    for rows, own, (looked, given) in zip(tiles(x.shape[1], tile), x.split(tile, 1), attended, strict=True):
         beside = tensors(_rows(ctx, rows, x.device))
-        run = partial(_through, block, ctx, tuple(beside), attend, len(given))
+        run = partial(_through, block, ctx, tuple(beside), looked, len(given))
         through.append(checkpoint(run, own, *given, *beside.values()))
     return torch.cat(through, 1)
 
@@ -187,7 +187,7 @@ class _Largest(TorchDispatchMode):
 
 @claim.measured(paper="up to 4 times longer sequences than with memory-efficient attention alone (abstract, Table 1)")
 def longer_in_the_same_memory(lab):
-    """In the memory that four blocks over FlashAttention need for 2, 4 or 8 thousand positions, BPT takes twice as many.
+    """In the memory of four blocks over FlashAttention at 2, 4 or 8 thousand positions, BPT takes twice as many.
 
     BPT is measured to 16,384 positions. Its bytes are linear in positions: the longest are read off the fitted line.
     Four blocks, since what is kept is kept of every block and what gradients pass through is there once, and tiles of
@@ -206,7 +206,7 @@ def longer_in_the_same_memory(lab):
 
 @claim.measured(paper="activations of a layer are linear in length, 2 b s h bytes (Table 1)")
 def memory_grows_with_length(lab):
-    """The exponent by which a block's peak memory grows, to 32,768 positions, is at least 0.5 lower than a plain one's."""
+    """The exponent of a block's peak memory, measured to 32,768 positions, is at least 0.5 lower than a plain one's."""
     import numpy as np
 
     times = {"plain": (1024, 2048, 4096), "bpt": (2048, 8192, 32_768)}
