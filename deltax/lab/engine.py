@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deltax.errors import StoreError, UserError, nearest
-from deltax.lab.store import Result, Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Result, Store
 from deltax.lab.worker import UNDER_WAY, Message, Tell
 from deltax.train.job import Job, loop_of, task_of
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from deltax.errors import UserError
 from deltax.lab import warm
-from deltax.lab.store import Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Store
 from deltax.lab.worker import UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
 

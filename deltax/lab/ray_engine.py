@@ -12,7 +12,8 @@ from typing import Any
 
 import deltax
 from deltax.errors import UserError
-from deltax.lab.store import Result, Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Result, Store
 from deltax.lab.worker import BEAT_EVERY, UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
 

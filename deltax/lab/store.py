@@ -6,7 +6,6 @@ A folder with `runs.sqlite` (in WAL mode, so that many processes may use it), `c
 
 import json
 import os
-import socket
 import sqlite3
 import threading
 import time
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +21,12 @@ from safetensors import numpy as safetensors
 
 from deltax.errors import StoreError, UserError, nearest
 from deltax.home import home
+from deltax.lab.lease import Worker
 
 if TYPE_CHECKING:
     from deltax.train.job import Job
 
 VERSION = 1
-SILENCE = 60.0  # seconds after which a worker that cannot be asked counts as dead
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -75,27 +73,6 @@ class Result:
     diverged: bool
     environment: dict[str, Any]
     weights_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A process that trains. `born` tells it from a later process of the same number."""
-
-    host: str
-    pid: int
-    born: int
-
-    @classmethod
-    def here(cls, pid: int | None = None) -> "Worker":
-        """A process of this machine, this one by default."""
-        pid = pid or os.getpid()
-        return cls(_host(), pid, _birth(pid) or 0)
-
-    def alive(self, beat: float) -> bool:
-        """Asked of the system where it runs here, else believed for a minute after its last sign of life."""
-        if self.host == _host():
-            return _birth(self.pid) == self.born
-        return time.time() - beat < SILENCE
 
 
 @dataclass(frozen=True)
@@ -376,30 +353,3 @@ def _connect(uri: str) -> sqlite3.Connection:
     db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     return db
-
-
-@cache
-def _host() -> str:
-    """A machine, and which of its containers: numbers of processes mean the same only inside one."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _birth(pid: int) -> int | None:
-    """When a process of this machine started, in ticks since the machine did; 0 where only its life can be told, None
-    when it is dead."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else int(fields[18])
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return 0

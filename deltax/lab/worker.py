@@ -11,7 +11,8 @@ import numpy as np
 
 from deltax import __version__
 from deltax.errors import StoreError, UserError
-from deltax.lab.store import Result, Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Result, Store
 from deltax.train import checkpoint
 from deltax.train.job import Job, code_version
 from deltax.train.loop import Outcome, Progress, Stop, train

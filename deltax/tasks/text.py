@@ -11,8 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
-from deltax.tasks.corpus import SPLITS, Corpus, load
+from deltax.tasks.corpus import SPLITS, Corpus
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.sources import load
 
 SEPARATOR = 0
 IGNORED = -100  # what torch's cross entropy leaves out by default
@@ -58,7 +59,7 @@ class Text:
     evaluate(model, objective)     an `Evaluation` on the held-out data: lower scores are better
     fingerprint                    changes when the data, or what is asked about it, changes
 
-    source is what `deltax.tasks.corpus.load` takes; context is the length of a sequence; held_out is how many bytes to
+    source is what `deltax.tasks.sources.load` takes; context is the length of a sequence; held_out is how many bytes to
     evaluate on, or all of a split where it has fewer. Raises UserError for a source that cannot be read, or too small
     for one training and one evaluation sequence.
     """

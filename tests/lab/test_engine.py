@@ -13,7 +13,8 @@ from test_store import sentence, small_disk  # noqa: F401
 from tiny import jobs, source, tiny
 
 from deltax.lab.engine import execute
-from deltax.lab.store import Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Store
 from deltax.lab.trackers import tracker
 from deltax.train import checkpoint
 from deltax.train.job import Job

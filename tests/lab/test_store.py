@@ -13,7 +13,8 @@ from tiny import source, tiny
 
 from deltax.errors import StoreError, UserError
 from deltax.lab import store as stores
-from deltax.lab.store import Result, Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Result, Store
 from deltax.train.job import Job
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from deltax import catalog
 from deltax.catalog import Record
-from deltax.lab.store import Store, Worker
+from deltax.lab.lease import Worker
+from deltax.lab.store import Store
 from deltax.library.importing import import_paths
 from deltax.library.store import Library
 from deltax.site import trees

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltax.errors import UserError
-from deltax.tasks import corpus as corpora
-from deltax.tasks.corpus import SPLITS, Corpus, load
+from deltax.tasks import sources
+from deltax.tasks.corpus import SPLITS, Corpus
+from deltax.tasks.sources import load
 from deltax.tasks.text import Batch, Text
 
 LINES = [f"line {i} of a text that is long enough to learn from, number {i * i}\n\n" for i in range(400)]
@@ -52,14 +53,14 @@ def test_default_text_holds_prose_and_code_and_no_tests():
     assert "topics/assert" in corpus.names and "json/decoder.py" in corpus.names
     assert not [name for name in corpus.names if {"test", "tests", "site-packages"} & set(name.split("/"))]
     assert "pydoc_data/topics.py" not in corpus.names
-    assert 4_000_000 < corpus.documents.size <= corpora.DEFAULT_BYTES
+    assert 4_000_000 < corpus.documents.size <= sources.DEFAULT_BYTES
     for split in ("train", "validation"):
         titles = [corpus.names[i] for i in corpus.splits[split]]
         assert 0 < sum(title.startswith("topics/") for title in titles) < len(titles)
 
 
 def test_default_text_is_the_same_in_another_process_and_loads_no_torch():
-    code = "import sys; from deltax.tasks.corpus import load; print(load().fingerprint, 'torch' in sys.modules)"
+    code = "import sys; from deltax.tasks.sources import load; print(load().fingerprint, 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [load().fingerprint, "False"]
 
@@ -74,8 +75,8 @@ def test_prose_and_code_are_the_two_halves_of_the_default_text():
 
 
 def test_default_text_stops_at_its_cap_and_stays_mixed(monkeypatch):
-    monkeypatch.setattr(corpora, "DEFAULT_BYTES", 1_500_000)
-    corpus = corpora._default.__wrapped__()
+    monkeypatch.setattr(sources, "DEFAULT_BYTES", 1_500_000)
+    corpus = sources._default.__wrapped__()
     assert 1_000_000 < corpus.documents.size <= 1_500_000
     topics = sum(name.startswith("topics/") for name in corpus.names)
     assert 5 < topics < len(corpus) / 2
@@ -368,7 +369,7 @@ def hub(monkeypatch, rows=None, error=None):
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
-    corpora._hub.cache_clear()
+    sources._hub.cache_clear()
     return calls
 
 
