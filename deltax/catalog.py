@@ -100,7 +100,8 @@ def use(record: Record, known: Mapping[str, Record]) -> str:
     """The line that a reader of this paper would type next: a delta is compared with the recipe it is shown on."""
     if record.kind == "delta":
         whole = record.whole or next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
-        return f"dx compare {whole} {whole}+{record.key}"
+        if whole not in known or record.key not in known[whole].parents:  # else that recipe has it
+            return f"dx compare {whole} {whole}+{record.key}"
     if record.kind == "recipe":
         return f"dx train {record.key}"
     return f"from {record.module} import {record.function}"

@@ -8,7 +8,7 @@ import pytest
 
 from deltax import UserError, catalog
 from deltax.catalog import PAPERS
-from deltax.expression import load
+from deltax.expression import load, recipe
 from deltax.paper import paper_of
 
 RECORDS = catalog.papers()
@@ -80,6 +80,11 @@ class TestEveryPaper:
             record.kind,
             record.arxiv,
         )
+
+    def test_its_line_of_use_reads(self, key):
+        words = catalog.use(RECORDS[key], RECORDS).split()
+        for text in words[2:] if words[0] == "dx" else []:
+            recipe(text)
 
     def test_claims_are_sentences(self, key):
         for claim in RECORDS[key].claims:
