@@ -15,7 +15,7 @@ from deltax.parts.linear import Linear
 from deltax.parts.nothing import Nothing
 from deltax.parts.roles import tag
 from deltax.recipe import Part, part
-from deltax.shapes import Images, Logits, Stream
+from deltax.shapes import Images, Stream
 
 Grid = tuple[int, int]  # rows, columns
 Pooled = Float[Tensor, "B D"]
@@ -83,7 +83,7 @@ class ClassToken(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.token, std=self.std)
 
-    def forward(self, x: Stream) -> Stream:
+    def forward(self, x: Stream) -> Float[Tensor, "B T+1 D"]:
         return torch.cat([self.token.expand(len(x), 1, -1), x], 1)
 
 
@@ -174,5 +174,5 @@ class ImageClassifier(nn.Module):
     def features(self, images: Images) -> Pooled:
         return self.pool(self.trunk(images))
 
-    def forward(self, images: Images) -> Logits:
+    def forward(self, images: Images) -> Float[Tensor, "B V"]:
         return self.classifier(self.features(images))

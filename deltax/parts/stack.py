@@ -8,7 +8,7 @@ from deltax.parts.context import Context, takes_context
 from deltax.parts.linear import soften
 from deltax.parts.nothing import Nothing
 from deltax.recipe import Part, part
-from deltax.shapes import Stream
+from deltax.shapes import OtherStream, Stream
 
 
 class PreNorm(nn.Module):
@@ -73,7 +73,13 @@ class Stack(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, depth: int = 4, block: Part, entry: Part = part(Nothing), passage: Part = part(straight)
+        self,
+        dim: int,
+        *,
+        depth: int = 4,
+        block: Callable[[int], nn.Module],
+        entry: Part = part(Nothing),
+        passage: Part = part(straight),
     ):
         super().__init__()
         self.width = dim
@@ -117,7 +123,7 @@ class Stages(nn.Module):
         self.stages = nn.ModuleList(stage(dim * 2**i) for i, stage in enumerate(stages))
         self.merges = nn.ModuleList(merge(dim * 2**i) for i, merge in enumerate(merges))
 
-    def each(self, x: Stream, ctx: Context) -> Iterator[Stream]:
+    def each(self, x: Stream, ctx: Context) -> Iterator[OtherStream]:
         """The stream after every stage."""
         x = self.stages[0](self.entry(x), ctx)
         yield x
@@ -126,7 +132,7 @@ class Stages(nn.Module):
             x = stage(x, ctx)
             yield x
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
+    def forward(self, x: Stream, ctx: Context) -> OtherStream:
         for after in self.each(x, ctx):
             x = after
         return x

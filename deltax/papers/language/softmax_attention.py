@@ -10,6 +10,7 @@ elsewhere. Divided by sqrt(K), the products start with variance one and the soft
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
@@ -17,7 +18,7 @@ from deltax.parts.context import Context, placed
 from deltax.parts.linear import Linear, Out
 from deltax.parts.nothing import Nothing
 from deltax.parts.scores import Rules, causal, everywhere, unchanged
-from deltax.shapes import Heads, Keys, Memory, Queries, Stream, Values
+from deltax.shapes import Heads, Keys, Memory, OtherStream, Queries, Stream, Values
 
 
 def attend(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         self.mask = mask
         self.kernel = kernel
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
+    def forward(self, x: Stream, ctx: Context) -> OtherStream:
         q, k, v = self.heads(x, ctx)
         rules = self.rules(ctx)
         if ctx.state is not None:
@@ -102,8 +103,8 @@ class Attention(nn.Module):
             rules = Rules(self.score, self.mask, here, seen)
         return self.project.join(self.kernel(q, k, v, rules))
 
-    def heads(self, x: Stream, ctx: Context) -> tuple[Queries, Keys, Values]:
-        """What the stream asks and says, normalised and placed."""
+    def heads(self, x: Stream, ctx: Context) -> tuple[Float[Tensor, "B _ H K"], Keys, Values]:
+        """What the stream asks and says, normalised and placed. A projection may ask less often than at every T."""
         standing = placed(x, ctx.place)
         q, k, v = self.project.split(standing, standing, x)
         here = ctx.where(x)

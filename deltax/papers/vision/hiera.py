@@ -28,7 +28,7 @@ from deltax.parts.linear import Glorot
 from deltax.parts.nothing import Nothing
 from deltax.parts.patches import Grid, LearnedGrid, Mean, Patches, Pooled, pair, patchify, unpatchify
 from deltax.parts.stack import Stages
-from deltax.shapes import Images, Stream
+from deltax.shapes import Images, OtherStream, Stream
 
 
 class MaskUnits(nn.Module):
@@ -39,7 +39,7 @@ class MaskUnits(nn.Module):
         self.unit = unit
         self.inner = inner(dim)
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
+    def forward(self, x: Stream, ctx: Context) -> OtherStream:
         units = self.inner(x.unflatten(1, (-1, self.unit)).flatten(0, 1), Context())
         return units.unflatten(0, (len(x), -1)).flatten(1, 2)
 
@@ -57,7 +57,7 @@ class Fused(nn.Module):
         levels = len(self.inner.merges)
         self.heads = nn.ModuleList(embed(dim * 2**i * stride ** (levels - i), self.width) for i in range(levels))
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
+    def forward(self, x: Stream, ctx: Context) -> OtherStream:
         *views, last = self.inner.each(x, ctx)
         for head, view in zip(self.heads, views, strict=True):
             last = last + head(view.reshape(*last.shape[:2], -1))

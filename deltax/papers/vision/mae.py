@@ -21,15 +21,15 @@ from deltax import Part, claim, paper, part
 from deltax.errors import UserError
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
-from deltax.papers.vision.vit import ViT, renamed, vit
 from deltax.papers.vision.vit import from_hf as vit_from_hf
+from deltax.papers.vision.vit import renamed, vit
 from deltax.parts.checking import assert_equal, faster, gradients, randomise, same_gradients
 from deltax.parts.context import Context
 from deltax.parts.linear import Glorot
 from deltax.parts.patches import Grid, GridSinusoids, pair, patchify, unpatchify
 from deltax.parts.roles import tag
 from deltax.parts.stack import Stack
-from deltax.shapes import Images, PerExample, Stream
+from deltax.shapes import Images, OtherStream, PerExample, Stream
 from deltax.tasks.digits import Batch, DigitDrawings
 
 Pixels = Float[Tensor, "B T F"]
@@ -65,7 +65,7 @@ class PixelDecoder(nn.Module):
     """
 
     def __init__(
-        self, trunk: ViT, pixels: int, *, dim: int, position: Part = part(GridSinusoids), stack: Part, norm: Part
+        self, trunk: nn.Module, pixels: int, *, dim: int, position: Part = part(GridSinusoids), stack: Part, norm: Part
     ):
         super().__init__()
         self.prefix, self.count = trunk.prefix, math.prod(trunk.grid)
@@ -80,7 +80,7 @@ class PixelDecoder(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, latent: Stream, kept: Int[Tensor, "B N"]) -> Pixels:
+    def forward(self, latent: OtherStream, kept: Int[Tensor, "B N"]) -> Pixels:
         first, seen = self.enter(latent).tensor_split([self.prefix], 1)
         where = kept[..., None].expand(-1, -1, seen.shape[-1])
         patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
@@ -23,7 +24,7 @@ from deltax.parts.context import Context
 from deltax.parts.linear import Glorot, Linear, Out
 from deltax.parts.patches import Grid, Patches
 from deltax.parts.stack import Stack, Stages
-from deltax.shapes import Images, Keys, Queries, Stream, Values
+from deltax.shapes import Images, Keys, Memory, OtherStream, Stream, Values
 
 
 def pool(x: Tensor, stride: int) -> Tensor:
@@ -68,6 +69,11 @@ class ZOrdered(nn.Module):
         return self.inner(images)[:, list(z_order(self.grid((rows, columns)), self.levels))]
 
 
+def widened(dim: int, out: int, *, made: Part, before: int = 1, after: int = 1) -> nn.Module:
+    """A map from `before` times the width to `after` times that."""
+    return made(before * dim, after * out)
+
+
 class QPooled(Projections):
     """Projections to `widen` times the width, the queries pooled by `stride`.
 
@@ -86,14 +92,14 @@ class QPooled(Projections):
         value: Part = part(Linear),
         out: Part = part(Out),
     ):
-        wide = lambda make: lambda before, after: make(before, widen * after)
-        both = lambda before, after: out(widen * before, widen * after)
+        wide = lambda made: part(widened, made=made, after=widen)
+        both = part(widened, made=out, before=widen, after=widen)
         super().__init__(dim, heads, query=wide(query), key=wide(key), value=wide(value), out=both)
         self.stride = stride
 
     def split(
-        self, x: Stream, memory: Stream | None = None, values: Stream | None = None
-    ) -> tuple[Queries, Keys, Values]:
+        self, x: Stream, memory: Memory | None = None, values: Memory | None = None
+    ) -> tuple[Float[Tensor, "B _ H K"], Keys, Values]:
         q, k, v = super().split(x, memory, values)
         return pool(q, self.stride), k, v
 
@@ -122,7 +128,7 @@ class PooledBlock(nn.Module):
         self.mixer = mixer(dim)
         self.mlp_residual, self.mlp = residual(widen * dim), mlp(widen * dim)
 
-    def forward(self, x: Stream, ctx: Context) -> tuple[Stream, Context]:
+    def forward(self, x: Stream, ctx: Context) -> tuple[OtherStream, Context]:
         ctx = replace(ctx, grid=None)
         x = self.norm(x)
         return self.mlp_residual(pool(self.shortcut(x), self.stride) + self.mixer(x, ctx), self.mlp), ctx

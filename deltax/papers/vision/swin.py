@@ -30,7 +30,7 @@ from deltax.parts.nothing import Nothing
 from deltax.parts.patches import Grid
 from deltax.parts.roles import tag
 from deltax.parts.stack import Alternating, Stages
-from deltax.shapes import Scores, Stream
+from deltax.shapes import OtherStream, Scores, Stream
 from deltax.tasks.borders import Borders
 
 
@@ -130,7 +130,7 @@ class PatchMerging(nn.Module):
         self.norm = norm(4 * dim)
         self.reduce = Matrix(4 * dim, 2 * dim)
 
-    def forward(self, x: Stream, ctx: Context) -> tuple[Stream, Context]:
+    def forward(self, x: Stream, ctx: Context) -> tuple[OtherStream, Context]:
         rows, columns = grid_of(x, ctx)
         maps = nn.functional.pad(x.unflatten(1, (rows, columns)), (0, 0, 0, columns % 2, 0, rows % 2))
         four = maps.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)

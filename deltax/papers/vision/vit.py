@@ -45,7 +45,7 @@ from deltax.parts.patches import (
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.stack import PreNorm, Stack
-from deltax.shapes import Images, Stream
+from deltax.shapes import Images, OtherStream, Stream
 from deltax.tasks.digits import Digits
 
 
@@ -89,11 +89,11 @@ class ViT(nn.Module):
             )
         return self.position(self.patches(images), ctx or Context())
 
-    def read(self, tokens: Stream, ctx: Context | None = None) -> Stream:
+    def read(self, tokens: Stream, ctx: Context | None = None) -> OtherStream:
         """What the stack makes of tokens (B, T, D), all of them or some, normed: (B, 1 + T, D)."""
         return self.norm(self.stack(self.class_token(tokens), ctx or Context()))
 
-    def forward(self, images: Images) -> Stream:
+    def forward(self, images: Images) -> OtherStream:
         return self.read(self.tokens(images), Context(grid=self.grid if self.patches.raster else None))
 
 
