@@ -9,6 +9,7 @@ Everything is derived from stored runs, so the same comparison again trains noth
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -73,6 +74,14 @@ def compare(
     plan = make_plan(parts, store, budget=budget, pairs=pairs, ladder=ladder, workers=workers)
     on_event(plan)
     runs = Runs(lambda jobs: execute(jobs, store=store, engine=engine, workers=workers, on_event=on_event))
+    known = store.recall("comparison", plan.id)
+    with nullcontext() if known else store.announced("comparing", plan.announcement()):
+        comparison = _carry_out(plan, runs, store)
+        _remember(store, comparison)
+    return comparison
+
+
+def _carry_out(plan: Plan, runs: Runs, store: Store) -> Comparison:
     tuned = tune(plan.arms, runs)
     tuning = set(runs)
     ladder_found = None
@@ -101,7 +110,7 @@ def compare(
         replace(row, against=replace(found, gains=_gains(found, rows[0], row, seconds[0], seconds[i + 1], plan)))
         for i, (row, found) in enumerate(zip(rows[1:], against, strict=True))
     ]
-    comparison = Comparison(
+    return Comparison(
         plan=plan,
         rows=tuple(rows),
         ladder=_ladder_json(plan, tuned[0], ladder_found, runs),
@@ -109,8 +118,6 @@ def compare(
         environment=_environment(plan),
         earlier=_earlier(store, plan),
     )
-    _remember(store, comparison)
-    return comparison
 
 
 def _judge(

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -177,6 +177,12 @@ class Plan:
         level = look_level(pairs) if len(self.looks) > 1 and pairs in LOOKS else 0.95
         strict = 1 - (1 - level) / max(1, len(self.arms) - 1)
         return math.exp(detectable(self.noise.sd, pairs, level=strict))
+
+    def announcement(self) -> dict[str, Any]:
+        """What the pages need to tell this comparison's runs from others, while they go on."""
+        steps = lambda arm: [arm.steps, *(self.rungs if arm is self.x else ())]
+        arms = [{"name": a.name, "title": a.recipe.title, "steps": steps(a)} for a in self.arms]
+        return {"plan": self.id, "scale": self.scale, "runs": sum(self.runs().values()), "arms": arms}
 
     def sentences(self) -> list[str]:
         """The plan as it is printed before the first run."""

@@ -228,6 +228,37 @@ class Store:
         rows = self._all("SELECT key, value FROM records WHERE kind = ? ORDER BY changed, rowid", kind)
         return {row["key"]: json.loads(row["value"]) for row in rows}
 
+    def forget(self, kind: str, key: str) -> None:
+        self._write("DELETE FROM records WHERE kind = ? AND key = ?", kind, key)
+
+    @contextmanager
+    def announced(self, kind: str, value: Any) -> Iterator[None]:
+        """Tell whoever asks `going_on` of something that this process does, for as long as it does it.
+
+        A store that cannot be written keeps it to itself.
+        """
+        me = Worker.here()
+        key = f"{me.pid} {time.time_ns()} {me.host}"
+        with suppress(StoreError):
+            for left in [k for k, v in self.records(kind).items() if not self._lives(v)]:
+                self.forget(kind, left)
+            self.remember(kind, key, {"worker": vars(me), "at": time.time(), "value": value})
+        try:
+            yield
+        finally:
+            with suppress(StoreError):
+                self.forget(kind, key)
+
+    def going_on(self, kind: str) -> list[tuple[float, Any]]:
+        """(since when, what) of everything announced by a process that lives, the oldest first."""
+        return [(v["at"], v["value"]) for v in self.records(kind).values() if self._lives(v)]
+
+    def _lives(self, announced: dict[str, Any]) -> bool:
+        """A process of another machine is believed while one that trains there is."""
+        worker = Worker(**announced["worker"])
+        row = self._one("SELECT max(beat) AS last FROM runs WHERE host = ?", worker.host)
+        return worker.alive(max(announced["at"], row["last"] or 0.0))
+
     def check_writable(self) -> None:
         """Raises StoreError for a store that can only be read."""
         with self._transaction():

@@ -9,7 +9,7 @@ from deltax.errors import UserError
 from deltax.lab.store import Line, Store
 
 RECENT = 3600.0
-"""Seconds for which a finished run is shown beside those that are going on."""
+"""Seconds for which a finished run that is of no comparison is counted beside those that are going on."""
 
 
 class Runs:
@@ -37,28 +37,38 @@ class Runs:
         return found
 
     def live(self) -> dict[str, Any]:
-        """What is training now, by recipe: {"arms": [{"title", "done", "runs": [...]}], "comparisons": [ids]}.
+        """What goes on now: {"plans": [{"plan", "title", "scale", "runs", "done", "arms"}], "arms", "comparisons"}.
 
-        A run: id, seed, step, steps, loss (nats), speed (tokens/s), state.
+        An arm: {"title", "done", "runs": [...]}; those beside the plans are of no comparison. A run: id, seed, step,
+        steps, loss (nats), speed (tokens/s), state.
         """
         if self.store is None:
-            return {"arms": [], "comparisons": []}
-        lines = self.store.runs(limit=200)
-        arms: dict[str, dict[str, Any]] = {}
-        for line in lines:
-            if line.state == "running":
-                arms.setdefault(line.title, {"title": line.title, "done": 0, "runs": []})["runs"].append(_run(line))
-        for line in lines:
-            if line.title in arms and line.finished and time.time() - line.finished.timestamp() < RECENT:
-                arms[line.title]["done"] += 1
-        for arm in arms.values():
-            arm["runs"].sort(key=lambda run: (run["seed"], run["id"]))
-        return {"arms": sorted(arms.values(), key=lambda a: a["title"]), "comparisons": list(self.comparisons())}
+            return {"plans": [], "arms": [], "comparisons": []}
+        lines = self.store.runs(limit=500)
+        plans: dict[str, dict[str, Any]] = {}
+        for since, said in self.store.going_on("comparing"):
+            arms = [_arm(a["name"], lines, since, title=a["title"], steps=set(a["steps"])) for a in said["arms"]]
+            title = " · ".join(a["name"] for a in said["arms"])
+            known = {"plan": said["plan"], "title": title, "scale": said["scale"], "runs": said["runs"]}
+            plans.setdefault(said["plan"], {**known, "done": sum(a["done"] for a in arms), "arms": arms})
+        planned = {run["id"] for plan in plans.values() for arm in plan["arms"] for run in arm["runs"]}
+        alone = [line for line in lines if line.id not in planned]
+        titles = sorted({line.title for line in alone if line.state == "running"})
+        others = [_arm(title, alone, time.time() - RECENT, title=title) for title in titles]
+        return {"plans": list(plans.values()), "arms": others, "comparisons": list(self.comparisons())}
 
 
 def short(key: str) -> str:
     """The name of a comparison in addresses."""
     return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _arm(name: str, lines: list[Line], since: float, *, title: str, steps: set[int] | None = None) -> dict[str, Any]:
+    """The runs of a recipe, of these lengths where given, that go on, and how many ended since then."""
+    own = [line for line in lines if line.title == title and (steps is None or line.steps in steps)]
+    runs = sorted((_run(line) for line in own if line.state == "running"), key=lambda run: (run["seed"], run["id"]))
+    done = sum(line.finished is not None and line.finished.timestamp() >= since for line in own)
+    return {"title": name, "done": done, "runs": runs}
 
 
 def _run(line: Line) -> dict[str, Any]:

@@ -34,6 +34,20 @@ def test_the_experiment_follows_the_protocol(tiny, store, world):
     assert sum(v["flops"] for v in c.spent.values()) == pytest.approx(flops, rel=1e-2)
 
 
+def test_it_is_announced_while_it_goes_on(tiny, store, world, monkeypatch):
+    made, told = world({"gpt+dyt": Truth(gain=1.5)}), []
+    execute = made.execute
+    monkeypatch.setattr(made, "execute", lambda *a, **k: told.append(store.going_on("comparing")) or execute(*a, **k))
+    monkeypatch.setattr("deltax.lab.compare.execute", made.execute)
+    c = compare(tiny(), tiny("gpt+dyt"), store=store)
+    assert told and all([what for _, what in seen] == [c.plan.announcement()] for seen in told)
+    x, y = c.plan.announcement()["arms"]
+    assert (x["title"], y["title"]) == ("gpt", "gpt+dyt") and c.plan.announcement()["runs"] == 32
+    lengths = {"gpt": x["steps"], "gpt+dyt": y["steps"]}
+    assert all(job.steps in lengths[job.recipe.title] for job in made.trained)
+    assert store.going_on("comparing") == []
+
+
 def test_every_arm_gets_the_same_flops(tiny, store, world):
     world({})
     wide = tiny().put("model.stack.block.mlp.widen", 16)

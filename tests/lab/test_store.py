@@ -171,6 +171,43 @@ def test_a_dead_workers_lease_is_taken_over_at_once(tmp_path, job):
     assert taken and not store.beat(job, theirs)
 
 
+_ANNOUNCES = """
+import sys, time
+from deltax.lab.store import Store
+with Store(sys.argv[1]).announced("comparing", {"plan": "theirs"}):
+    print("said", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_announced_is_over(tmp_path):
+    store = Store(tmp_path)
+    with store.announced("comparing", {"plan": "ours"}):
+        assert [what for _, what in Store(tmp_path).going_on("comparing")] == [{"plan": "ours"}]
+        with subprocess.Popen([sys.executable, "-c", _ANNOUNCES, str(tmp_path)], stdout=subprocess.PIPE) as child:
+            child.stdout.readline()
+            assert [what["plan"] for _, what in store.going_on("comparing")] == ["ours", "theirs"]
+            child.kill()
+        assert [what["plan"] for _, what in store.going_on("comparing")] == ["ours"]
+        assert len(store.records("comparing")) == 2
+        with store.announced("comparing", {"plan": "next"}):
+            assert len(store.records("comparing")) == 2, "what is left behind is swept when the next begins"
+    assert store.records("comparing") == {}
+
+
+def test_another_machines_announcement_lasts_as_long_as_it_trains(tmp_path, job, monkeypatch):
+    store, far = Store(tmp_path), Worker("elsewhere", 1, 1)
+    monkeypatch.setattr(stores.Worker, "here", lambda: far)
+    with store.announced("comparing", {"plan": "a"}):
+        now = time.time()
+        assert store.claim(job, far)
+        for later, lives in ((50, True), (70, False)):
+            monkeypatch.setattr(stores.time, "time", lambda later=later: now + later)
+            assert bool(store.going_on("comparing")) == lives
+        store.beat(job, far)
+        assert store.going_on("comparing")
+
+
 def test_a_process_of_the_same_number_is_not_the_same_worker(tmp_path, job):
     store, us = Store(tmp_path), Worker.here()
     assert store.claim(job, replace(us, born=us.born - 1))

@@ -210,15 +210,22 @@ def comparison() -> dict[str, Any]:
 def job(title: str, seed: int, steps: int = 300) -> Any:
     """What the store asks of a job while it runs."""
     value = {"recipe": {}, "seed": seed, "steps": steps, "rate": 1.0, "precision": "float32"}
-    made = SimpleNamespace(id=f"{title}-{seed}", recipe=SimpleNamespace(title=title), steps=steps)
+    name = f"{title}-{seed}" if steps == 300 else f"{title}-{seed}-{steps}"
+    made = SimpleNamespace(id=name, recipe=SimpleNamespace(title=title), steps=steps)
     made.to_json = lambda: value
     return made
 
 
-def train(folder: Path, title: str, seed: int, step: int, loss: float) -> None:
+def announcement(plan: str, *titles: str, steps: int = 300) -> dict[str, Any]:
+    """As `Plan.announcement` gives it."""
+    arms = [{"name": title, "title": title, "steps": [steps]} for title in titles]
+    return {"plan": plan, "scale": "0.37M parameters", "runs": 12, "arms": arms}
+
+
+def train(folder: Path, title: str, seed: int, step: int, loss: float, steps: int = 300) -> None:
     """A run of this process that has come to `step`."""
     store = Store(folder)
-    work = job(title, seed)
+    work = job(title, seed, steps)
     store.claim(work, Worker.here())
     store.beat(work, Worker.here(), step, loss, 18_000.0)
     store.close()

@@ -235,10 +235,16 @@ def test_a_live_comparison_moves_by_itself(at, served, mine):
     assert page.locator("#live").is_hidden()
     fakes.train(mine.runs.folder, "gpt+dyt", 3, 75, 3.25)
     page.wait_for_selector('[data-run="gpt+dyt-3"]')
+    assert page.locator(".ongoing").count() == 0
     assert "75 of 300 steps · 3.250 nats · 18k tokens/s" in page.locator("[data-run]").inner_text()
     fakes.train(mine.runs.folder, "gpt+dyt", 3, 225, 2.5)
     until(page, "document.querySelector('[data-run] progress')?.value === 0.75")
     store = fakes.Store(mine.runs.folder)
+    with store.announced("comparing", fakes.announcement("p", "gpt", "gpt+dyt")):
+        page.wait_for_selector('[data-plan="p"] [data-run="gpt+dyt-3"]')
+        assert page.locator(".ongoing h3").inner_text() == "gpt · gpt+dyt"
+        assert "0 of about 12 runs done" in page.locator(".ongoing").inner_text()
+    until(page, "document.querySelectorAll('.ongoing').length === 0")
     store.remember("comparison", "another", fakes.comparison())
     store.close()
     until(page, "document.querySelectorAll('table tbody tr').length === 4")

@@ -153,6 +153,23 @@ def test_what_runs_now_says_how_far_it_is(mine):
     assert (run["step"], run["steps"], run["loss"], run["speed"]) == (150, 300, 2.5, 18_000.0)
 
 
+def test_what_runs_now_is_told_by_comparison(mine):
+    store = fakes.Store(mine.runs.folder)
+    for title, seed, steps in (("gpt", 1, 300), ("gpt+dyt", 1, 300), ("gpt", 1, 700), ("gpt+rope", 1, 300)):
+        fakes.train(mine.runs.folder, title, seed, 150, 2.5, steps)
+    with (
+        store.announced("comparing", fakes.announcement("a", "gpt", "gpt+dyt")),
+        store.announced("comparing", fakes.announcement("b", "gpt", "gpt+alibi", steps=700)),
+    ):
+        a, b = mine.runs.live()["plans"]
+        assert (a["plan"], a["title"]) == ("a", "gpt · gpt+dyt") and (b["plan"], b["title"]) == ("b", "gpt · gpt+alibi")
+        assert [[r["id"] for r in arm["runs"]] for arm in a["arms"]] == [["gpt-1"], ["gpt+dyt-1"]]
+        assert [[r["id"] for r in arm["runs"]] for arm in b["arms"]] == [["gpt-1-700"], []]
+        assert [arm["title"] for arm in mine.runs.live()["arms"]] == ["gpt+rope"]
+    assert mine.runs.live()["plans"] == [] and len(mine.runs.live()["arms"]) == 3
+    store.close()
+
+
 def test_the_chain_to_a_paper_starts_with_a_whole_recipe():
     papers = catalog.papers()
     assert chain("dyt", papers) == ["gpt", "dyt"] and chain("rms-norm", papers)[0] == "gpt"

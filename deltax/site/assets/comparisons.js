@@ -14,11 +14,18 @@
       dx.make("span", { class: "muted" }, `${r.step} of ${r.steps} steps${loss}${speed}`));
   }
 
+  const arm = (tag, ended) => (a) => dx.make("div", { class: "arm", "data-title": a.title },
+    dx.make(tag, {}, dx.make("code", {}, a.title), dx.make("span", { class: "muted" }, a.done ? ` ${a.done} finished${ended}` : "")),
+    dx.make("ul", { class: "runs" }, ...a.runs.map(run)));
+
+  const plan = (p) => dx.make("section", { class: "ongoing", "data-plan": p.plan },
+    dx.make("h3", {}, dx.make("code", {}, p.title)),
+    dx.make("p", { class: "muted" }, `${p.done} of about ${p.runs} runs done, at ${p.scale}`),
+    ...p.arms.map(arm("h4", "")));
+
   function show(state) {
-    live.hidden = state.arms.length === 0;
-    arms.replaceChildren(...state.arms.map((arm) => dx.make("div", { class: "arm", "data-title": arm.title },
-      dx.make("h3", {}, dx.make("code", {}, arm.title), dx.make("span", { class: "muted" }, arm.done ? ` ${arm.done} finished this hour` : "")),
-      dx.make("ul", { class: "runs" }, ...arm.runs.map(run)))));
+    live.hidden = state.plans.length + state.arms.length === 0;
+    arms.replaceChildren(...state.plans.map(plan), ...state.arms.map(arm("h3", " this hour")));
     const names = state.comparisons.join(" ");
     if (known !== null && known !== names) location.reload();
     known = names;
