@@ -16,6 +16,7 @@ from torch import Tensor
 from deltax import claim, paper
 from deltax.errors import UserError
 from deltax.papers.language.softmax_attention import softmax_attention
+from deltax.parts.checking import faster
 
 
 class Seen(NamedTuple):
@@ -181,3 +182,12 @@ def _three_passes(scores: Tensor, block: int) -> Tensor:
     largest = reduce(torch.maximum, (piece.amax(-1) for piece in scores.split(block, -1)))[:, None]
     total = sum(torch.exp(piece - largest).sum(-1) for piece in scores.split(block, -1))[:, None]
     return torch.cat([torch.exp(piece - largest) / total for piece in scores.split(block, -1)], -1)
+
+
+@claim.measured(paper="softmax and top-k fused, up to 5 times as fast on a V100 (abstract)")
+def the_largest_come_sooner_in_one_read(lab):
+    """The five largest softmax values of rows of 100,000 come sooner in one read than from a softmax, then a top-k."""
+    torch.manual_seed(0)
+    scores = torch.randn(64, 100_000)
+    found = lab.ratio(lambda: top_k(scores, 5, block=4096), lambda: torch.softmax(scores, -1).topk(5, -1))
+    return lab.verdict(faster(found, 1.0), estimate=found.value, interval=found, unit="times as fast")
