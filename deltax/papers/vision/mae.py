@@ -30,7 +30,8 @@ from deltax.parts.patches import Grid, GridSinusoids, pair, patchify, unpatchify
 from deltax.parts.roles import tag
 from deltax.parts.stack import Stack
 from deltax.shapes import Images, OtherStream, PerExample, Stream
-from deltax.tasks.digits import Batch, DigitDrawings
+from deltax.tasks.digits import Batch
+from deltax.tasks.pictures import Drawings
 
 Pixels = Float[Tensor, "B T F"]
 
@@ -149,7 +150,7 @@ def mae(recipe: Part, *, ratio: float = 0.75, dim: int = 32, depth: int = 1, hea
         norm=trunk["norm"],
     )
     model = part(MaskedAutoencoder, ratio=ratio, trunk=trunk, pixel_decoder=decoder)
-    return recipe.put("model", model).put("task", part(DigitDrawings)).put("objective", part(fill_in))
+    return recipe.put("model", model).fill("task", Drawings).put("objective", part(fill_in))
 
 
 _HF_DECODER = (
