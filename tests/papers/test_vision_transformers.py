@@ -178,7 +178,7 @@ def test_registers_leave_positions_alone():
 
 def test_registers_refuse_a_stack_that_pools():
     trunk = (vit + q_pooled_attention + register_tokens)["model.trunk"](1, 8)
-    with pytest.raises(UserError, match="this stack pools or merges them"):
+    with pytest.raises(UserError, match="this stack pools or merges"):
         trunk(torch.randn(1, 1, 8, 8))
 
 

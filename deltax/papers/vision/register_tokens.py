@@ -46,7 +46,7 @@ class WithRegisters(nn.Module):
         out = self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)
         if out.shape[1] != x.shape[1] + len(self.registers):
             raise UserError(
-                "registers stand behind the patches to the end; this stack pools or merges them: leave it out"
+                "registers stand behind the patches to the end, and this stack pools or merges them: leave one out"
             )
         return out[:, : x.shape[1]]
 
