@@ -43,6 +43,7 @@ from deltax.parts.patches import (
 from deltax.parts.stack import Alternating, Block
 from deltax.tasks.borders import Borders
 from deltax.tasks.digits import DigitDrawings, Digits
+from deltax.tasks.pictures import Drawings
 from deltax.train.job import Job
 from deltax.train.loop import train
 from deltax.train.machine import Machine
@@ -175,6 +176,12 @@ def test_registers_leave_positions_alone():
     torch.testing.assert_close(trunk.read(tokens, Context(positions=positions)), trunk.read(tokens))
 
 
+def test_registers_refuse_a_stack_that_pools():
+    trunk = (vit + q_pooled_attention + register_tokens)["model.trunk"](1, 8)
+    with pytest.raises(UserError, match="this stack pools or merges"):
+        trunk(torch.randn(1, 1, 8, 8))
+
+
 def test_a_mixer_says_how_many_patches_it_takes():
     trunk = (paper_of(vit)(patch=1) + mlp_mixer)["model.trunk"](1, 8)
     with pytest.raises(UserError, match=r"64 patches for a mixer of 16: write mlp_mixer\(context=64\)"):
@@ -270,7 +277,7 @@ def test_the_target_has_no_brightness_and_no_contrast():
 def test_the_same_noise_masks_the_same():
     run = vit + mae
     task = run["task"]()
-    assert isinstance(task, DigitDrawings)
+    assert isinstance(task, Drawings)
     model = run().build(task.facts).eval()
     batch = task.batch(0, size=4, seed=0)
     losses = []
@@ -284,7 +291,7 @@ def test_the_same_noise_masks_the_same():
 def test_a_figure_and_a_probe_of_an_untrained_model():
     torch.manual_seed(0)
     run = vit + mae
-    task = run["task"](held_out=40, examples=60)
+    task = DigitDrawings(held_out=40, examples=60)
     model = run().build(task.facts).eval()
     figure = reconstructions(model, task, count=3)
     assert len(figure.axes) == 3

@@ -237,8 +237,8 @@ def a_stream_gets_shorter_and_wider():
 
 @claim.measured(paper="outperforms vision transformers that are 5 to 10 times more costly in computation (abstract)")
 def pooled_queries_cost_less(lab):
-    """Attention over 1024 elements, forward and backward, takes at least twice as long as with queries pooled by
-    four."""
+    """The reference attention over 1024 elements, forward and backward, takes at least twice as long as with queries
+    pooled by four."""
     x, ctx = torch.randn(2, 1024, 64), Context()
     modules = [
         Attention(64, heads=4, project=part(QPooled, stride=4)),

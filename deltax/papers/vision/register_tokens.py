@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.paper import paper_of
 from deltax.papers.vision.vit import from_hf as vit_from_hf
 from deltax.papers.vision.vit import renamed, vit
@@ -43,7 +43,12 @@ class WithRegisters(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         if ctx.positions is not None:
             ctx = replace(ctx, positions=nn.functional.pad(ctx.positions, (0, len(self.registers))))
-        return self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)[:, : x.shape[1]]
+        out = self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)
+        if out.shape[1] != x.shape[1] + len(self.registers):
+            raise UserError(
+                "registers stand behind the patches to the end, and this stack pools or merges them: leave one out"
+            )
+        return out[:, : x.shape[1]]
 
 
 @paper(on=vit, year=2023, arxiv="2309.16588")

@@ -47,6 +47,7 @@ from deltax.parts.schedules import cosine
 from deltax.parts.stack import PreNorm, Stack
 from deltax.shapes import Images, OtherStream, Stream
 from deltax.tasks.digits import Digits
+from deltax.tasks.pictures import Pictures
 
 
 class ViT(nn.Module):
@@ -124,7 +125,7 @@ def vit(*, dim: int = 64, depth: int = 4, heads: int = 4, patch: int = 2) -> Par
     return part(
         Run,
         model=part(ImageClassifier, trunk=trunk, pool=First),
-        task=Digits,
+        task=Pictures,
         objective=classify,
         batches=from_task,
         optimizer=part(adamw, rate=1e-3),
@@ -264,7 +265,7 @@ def _ahead(lab, examples: int) -> list[float]:
 
 
 def _trained(lab, expression: str, examples: int, seed: int):
-    return lab.train(lab.recipe(expression).put("task.examples", examples), seed=seed, steps=300)
+    return lab.train(lab.recipe(expression).put("task", part(Digits, examples=examples)), seed=seed, steps=300)
 
 
 @torch.no_grad()
