@@ -19,6 +19,7 @@ from deltax import Part, claim, paper, part
 from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.adamw import adamw
 from deltax.papers.optimization.nesterov import look_ahead, nesterov
+from deltax.papers.systems.pipedream import pipedream
 from deltax.parts.roles import by_role
 from deltax.parts.stale import Stale
 
@@ -39,7 +40,7 @@ def nadam(
     return torch.optim.NAdam(groups, lr=rate, betas=(beta1, beta2), decoupled_weight_decay=True)
 
 
-@paper(on=(nesterov, adamw), arxiv="2505.01099", year=2025)
+@paper(on=(pipedream, nesterov, adamw), arxiv="2505.01099", year=2025)
 def async_nesterov_pp(recipe: Part, *, stages: int = 4, momentum: float = 0.99) -> Part:
     return recipe.fill("optimizer", nadam, beta1=momentum, beta2=0.999).wrap("optimizer", Stale, stages=stages)
 

@@ -6,7 +6,7 @@ pseudo-gradients, stale when they arrive, were taken near where the others will 
 
 The momentum is a moving average of pseudo-gradients, and the look-ahead its gamma-fold times the rate: Nesterov's idea
 with the gradient's part undiminished. The server can keep the point looked ahead to, and then no worker knows of it.
-The equations here are those that later work cites as the paper's, which gives its authors' coefficients; no code of the
+The equations here are those that later work cites as the paper's; the paper itself was not at hand, and no code of its
 authors was found.
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
 from deltax.papers.language.gpt import gpt
+from deltax.papers.systems.gpipe import gpipe
 from deltax.papers.systems.topk_compression import topk_compression
 from deltax.parts.context import Context
 from deltax.shapes import Stream
@@ -60,7 +61,7 @@ def cut_bytes(positions: int, dim: int, keep: float, *, width: int = 4) -> int:
     return positions * max(1, round(keep * dim)) * width + -(-dim // 8)
 
 
-@paper(on=topk_compression, url="https://openreview.net/forum?id=UyPDg7ksTM", year=2025)
+@paper(on=(topk_compression, gpipe), url="https://openreview.net/forum?id=UyPDg7ksTM", year=2025)
 def beyond_topk(recipe: Part, *, keep: float = 0.1) -> Part:
     return recipe.wrap("block", Cut, keep=keep)
 

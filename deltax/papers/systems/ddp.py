@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from deltax import claim, paper
 from deltax.papers.language.gpt import gpt
+from deltax.papers.optimization.sgd import sgd
 from deltax.parts.objectives import next_token
 from deltax.parts.ranks import Ranks, flat, unflat
 from deltax.tasks.text import Batch
 
 
-@paper(on=gpt, year=2020, arxiv="2006.15704")
+@paper(on=sgd, year=2020, arxiv="2006.15704")
 def ddp(gradients: Sequence[Sequence[Tensor]], ring: Ranks, *, bucket: int = 25 * 2**20) -> list[list[Tensor]]:
     """The ranks' gradients, one list of tensors a rank, each replaced by its mean over the ranks (Algorithm 1).
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import claim, paper
-from deltax.papers.language.gpt import gpt
+from deltax.papers.optimization.sgd import sgd
 
 
 class Work(NamedTuple):
@@ -113,7 +113,7 @@ def run(table: Table, stages: Stages, pieces: Sequence[Tensor], loss: Callable[[
     return total
 
 
-@paper(on=gpt, year=2018, arxiv="1811.06965")
+@paper(on=sgd, year=2018, arxiv="1811.06965")
 def gpipe(stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Gradients of the mean loss over the pieces of a batch, in every stage; returns that loss."""
     return run(timed(all_forward_all_back(len(stages), len(pieces))), stages, pieces, loss)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deltax import Part, claim, paper, part
 from deltax.papers.optimization.diloco import diloco
+from deltax.papers.systems.fsdp import fsdp
 from deltax.papers.systems.opendiloco import opendiloco
 from deltax.parts.exchange import Payload, Ring, ring_bytes
 
@@ -47,7 +48,7 @@ class Int8:
         return codebook[place.long()]
 
 
-@paper(on=opendiloco, arxiv="2412.01152", year=2024, whole="gpt+diloco")
+@paper(on=(opendiloco, fsdp), arxiv="2412.01152", year=2024, whole="gpt+diloco")
 def intellect_1(recipe: Part, *, sigmas: float = 6.0) -> Part:
     return recipe.fill("code", Int8, sigmas=sigmas)
 

@@ -1,7 +1,7 @@
 """SageAttention: Accurate 8-Bit Attention for Plug-and-play Inference Acceleration.
 Zhang, Wei, Huang, Zhang, Zhu, Chen, 2024. arXiv:2410.02367
 
-FlashAttention, but queries and keys meet as 8-bit integers, once the mean key, which softmax cannot see, is off.
+FlashAttention-2, but queries and keys meet as 8-bit integers, once the mean key, which softmax cannot see, is off.
 
 Eight bits hold a row well unless a few channels are far larger than the rest, and in keys they are: all tokens share a
 large offset there. A mean subtracted from every key moves all scores of a row alike, so it costs nothing to remove.
@@ -22,7 +22,7 @@ from torch import Tensor
 from deltax import Part, claim, paper, part
 from deltax.errors import UserError
 from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems.flash_attention import flash
+from deltax.papers.systems.flash_attention_2 import flash_2
 from deltax.papers.systems.online_softmax import relative
 from deltax.parts.scores import Rules, causal, everywhere, window
 from deltax.shapes import Heads, Keys, Queries, Scores, Values
@@ -156,7 +156,7 @@ class _Inference(torch.autograd.Function):
         raise UserError("attention in whole numbers has no gradient: train with another kernel, and put this in after")
 
 
-@paper(on=flash, arxiv="2410.02367", year=2024)
+@paper(on=flash_2, arxiv="2410.02367", year=2024)
 def sage(recipe: Part) -> Part:
     return recipe.fill("kernel", sage_attention)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
 from deltax.papers.language.gpt import gpt
+from deltax.papers.systems.gpipe import gpipe
 from deltax.parts.context import Context
 from deltax.parts.language_model import LanguageModel
 from deltax.shapes import Stream, Tokens
@@ -97,7 +98,7 @@ def turn(u: Tensor, gradients: Tensor, *, rate: float) -> Tensor:
     return torch.linalg.qr(u + rate * tangent).Q
 
 
-@paper(on=gpt, arxiv="2506.01260", year=2025)
+@paper(on=(gpipe, gpt), arxiv="2506.01260", year=2025)
 def subspace_networks(recipe: Part, *, rank: int = 12) -> Part:
     recipe = recipe.wrap("embedding", SpanEmbedding, rank=rank).wrap("position", SpanPosition, rank=rank)
     return recipe.wrap("out", InSpan, rank=rank).wrap("down", InSpan, rank=rank)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltax import claim, paper
-from deltax.papers.language.gpt import gpt
+from deltax.papers.optimization.adamw import adamw
 from deltax.parts.ranks import Ranks
 
 Gradient = Callable[[int, Tensor], Tensor]  # rank, all weights -> that rank's gradient of all weights
@@ -78,7 +78,7 @@ class Training:
         return optimizer.param_groups[0]["params"][0]
 
 
-@paper(on=gpt, year=2019, arxiv="1910.02054")
+@paper(on=adamw, year=2019, arxiv="1910.02054")
 def zero(
     weights: Tensor, ranks: int, optimizer: State, *, stage: int = 3, low: torch.dtype = torch.float16
 ) -> Training:
