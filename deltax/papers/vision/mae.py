@@ -296,7 +296,8 @@ def much_must_be_masked(lab):
             right[ratio] = probe(run.model, run.task)
             numbers.setdefault(f"probe, {ratio:.0%} masked", []).append(right[ratio])
             if ratio == 0.75 and not figures:
-                figures = {"Masked, filled in, and as they are": lab.figure(reconstructions(run.model, run.task))}
+                caption = "Seen; filled in, given each hidden patch's true mean and deviation; true"
+                figures = {caption: lab.figure(reconstructions(run.model, run.task))}
         gains.append(100 * (right[0.75] - right[0.25]))
     return lab.at_least(gains, 0.5, unit="points of accuracy", numbers=numbers, figures=figures)
 
