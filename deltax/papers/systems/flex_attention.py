@@ -184,7 +184,10 @@ def what_is_not_visited_changes_no_bit():
 
 @claim.parity(peer="torch.nn.attention.flex_attention")
 def equals_torch():
-    """The same two functions give torch's output and gradients, and torch's block mask lists the same blocks."""
+    """The same two functions give torch's output, and torch's block mask lists the same blocks.
+
+    Torch has no backward pass of it on a CPU; gradients are checked against attention, above.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as theirs
 
@@ -192,15 +195,13 @@ def equals_torch():
     for mask in masks():
         mask_mod = lambda b, h, i, j, mask=mask: mask(b, h, i, j)  # torch counts the arguments that have no default
         for score, score_mod in ((Rules().score, None), (capped, lambda s, b, h, i, j: capped(s, b, h, i, j))):
-            q, k, v = drawn()
-            weight, rules = torch.randn_like(q), Rules(score, mask)
+            q, k, v = (x.detach() for x in drawn())
+            rules = Rules(score, mask)
             blocks = create_block_mask(mask_mod, None, None, 61, 61, device="cpu", BLOCK_SIZE=16)
             heads_first = (x.transpose(1, 2) for x in (q, k, v))
             wanted = theirs(*heads_first, score_mod=score_mod, block_mask=blocks, enable_gqa=True).transpose(1, 2)
             out = flex_attention(q, k, v, rules, tile=16)
             torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
-            for ours, other in zip(*(torch.autograd.grad((o * weight).sum(), (q, k, v)) for o in (out, wanted))):
-                torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)
         full = create_block_mask(mask_mod, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
         x = torch.empty(1, 64, 1, 1)
         found = block_mask(x, x, rules, 16)

@@ -60,7 +60,7 @@ def spacing(x: Tensor, form: Format) -> Tensor:
     """The distance between neighbours in the format about x, in float64; constant below the smallest normal number."""
     _, exponent = torch.frexp(x.double())
     lowest = (exponent - 1).clamp(min=1 - form.bias) - form.mantissa
-    return torch.ldexp(torch.ones_like(x, dtype=torch.float64), lowest)
+    return ((lowest.long().clamp(max=1023) + 1023) << 52).view(torch.float64)  # a power of two, exactly
 
 
 def _in_range(rounded: Tensor, x: Tensor, form: Format) -> Tensor:
@@ -130,7 +130,8 @@ def the_layouts_have_these_ends():
     """fp16 ends at 65504 and is normal from 2^-14; bf16 and tf32 reach as far as fp32; rounding is off by 2^-(m+1)."""
     assert FORMATS["fp16"].largest == 65504 and FORMATS["fp16"].smallest_normal == 2**-14
     assert [1 + sum(FORMATS[f]) for f in ("fp32", "tf32", "bf16", "fp16")] == [32, 19, 16, 16]
-    x = values(10_001)
+    x = values(10_001).double()
+    x = x * (1 + torch.rand_like(x) / 1024)
     for form in FORMATS.values():
         normal = x[(x.abs() >= form.smallest_normal) & (x.abs() <= form.largest)]
         off = (nearest(normal, form) / normal - 1).abs()

@@ -112,7 +112,9 @@ def it_tells_a_kernels_rate(lab):
     factors: list[float] = []
     reached: dict[str, list[float]] = {name: [] for name in kernels}
     for _ in range(5):
-        machine = Machine(2 * 1024**3 / _seconds(lambda: square @ square), 8 * 2**24 / _seconds(lambda: out.copy_(long)))
+        machine = Machine(
+            2 * 1024**3 / _seconds(lambda: square @ square), 8 * 2**24 / _seconds(lambda: out.copy_(long))
+        )
         for name, (work, call) in kernels.items():
             reached[name].append(work.flops / _seconds(call) / roofline(work, machine))
         factors.append(max(max(r[-1], 1 / r[-1]) for r in reached.values()))
