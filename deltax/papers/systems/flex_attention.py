@@ -1,0 +1,237 @@
+"""Flex Attention: A Programming Model for Generating Optimized Attention Kernels.
+Dong, Feng, Guessous, Liang, He, 2024. arXiv:2412.05496
+
+FlashAttention-2, but a variant of attention is two small functions, and a mask made once for blocks says which tiles to
+skip and which need no mask.
+
+A kernel by hand serves one variant; people want a window with a bias in packed documents. Score and mask are functions
+of example, head and two positions, and one template has a place for both. A block mask sorts tiles by what the mask
+lets through: nothing, and the tile is never loaded; all, and the mask is never asked; or some. In the paper a compiler
+writes the kernel; here the tiles are walked in Python, to show that it is exact and how much is skipped.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltax import Part, claim, paper, part
+from deltax.papers.language.alibi import Distance
+from deltax.papers.language.softmax_attention import attend
+from deltax.papers.systems.flash_attention import Scheme, recompute
+from deltax.papers.systems.flash_attention_2 import flash_2
+from deltax.papers.systems.memory_efficient_attention import attend_tile, finish, merge
+from deltax.papers.systems.online_softmax import log_sum, relative
+from deltax.parts.agreement import is_attention
+from deltax.parts.scores import Rules, causal, everywhere, window
+from deltax.parts.tiles import tiles, wide
+from deltax.shapes import Heads, Keys, Queries, Scores, Values
+
+Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def both(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, masks: tuple[Mask, ...]) -> Tensor:
+    """A query sees a key where every one of these masks lets it (section 3.1, and_masks)."""
+    return reduce(torch.logical_and, (mask(b, h, q, k) for mask in masks))
+
+
+def either(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, masks: tuple[Mask, ...]) -> Tensor:
+    """A query sees a key where one of these masks lets it (section 3.1, or_masks)."""
+    return reduce(torch.logical_or, (mask(b, h, q, k) for mask in masks))
+
+
+def prefix(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, length: int) -> Tensor:
+    """All see the first `length` positions."""
+    return (k < length).expand(torch.broadcast_shapes(q.shape, k.shape))
+
+
+def documents(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, lengths: tuple[int, ...]) -> Tensor:
+    """Documents of these lengths stand one after the other, and each sees itself only."""
+    ends = torch.tensor(lengths, device=q.device).cumsum(0)
+    return torch.bucketize(q, ends, right=True) == torch.bucketize(k, ends, right=True)
+
+
+def soft_cap(scores: Scores, b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, cap: float = 20.0) -> Scores:
+    """Scores bent to stay within +-cap."""
+    return cap * torch.tanh(scores / cap)
+
+
+class BlockMask(NamedTuple):
+    """For each block of queries, the blocks of keys that it sees in part, and those it sees whole (section 3.3)."""
+
+    partial: tuple[tuple[int, ...], ...]
+    full: tuple[tuple[int, ...], ...]
+
+    def visited(self) -> int:
+        """How many tiles are computed."""
+        return sum(map(len, self.partial)) + sum(map(len, self.full))
+
+
+def block_mask(q: Queries, k: Keys, rules: Rules, tile: int) -> BlockMask:
+    """Asks the mask once about every pair, over all examples and heads at once. Reads shapes of q and k only."""
+    some, whole = [], []
+    for rows in tiles(q.shape[1], tile):
+        seen = [rules.allowed(q, k, rows, columns) for columns in tiles(k.shape[1], tile)]
+        some.append(tuple(i for i, x in enumerate(seen) if x.any() and not x.all()))
+        whole.append(tuple(i for i, x in enumerate(seen) if x.all()))
+    return BlockMask(tuple(some), tuple(whole))
+
+
+def unmasked(rules: Rules) -> Rules:
+    """The score alone, for tiles that are seen whole."""
+    return replace(rules, mask=part(everywhere), q_segments=None, k_segments=None)
+
+
+def _forward(
+    q: Queries, k: Keys, v: Values, rules: Rules, tile: int, blocks: BlockMask | None = None
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1: full tiles without the mask, partial ones with it. -> output, and log-sum-exp (B, H, T)."""
+    blocks = blocks or block_mask(q, k, rules, tile)
+    columns, free = list(tiles(k.shape[1], tile)), unmasked(rules)
+    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    log = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide(q))
+    for i, rows in enumerate(tiles(q.shape[1], tile)):
+        look = lambda how, j: attend_tile(q[:, rows], k[:, columns[j]], v[:, columns[j]], how, rows, columns[j])  # noqa: B023
+        found = [*map(partial(look, free), blocks.full[i]), *map(partial(look, rules), blocks.partial[i])]
+        if found:
+            all_ = reduce(merge, found)
+            out[:, rows], log[..., rows] = finish(all_), log_sum(all_.seen)
+    return out, log
+
+
+def _weights(scores: Scores, log: Tensor) -> Tensor:
+    return relative(scores, log[..., None])
+
+
+def flex_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 128) -> Heads:
+    """`attend`, its rules the score_mod and mask_mod of the paper, by blocks of `tile` queries and keys.
+
+    Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K). Gradients reach q, k, v and
+    the parameters of a score that is a module. Raises UserError for a tile below 1.
+    """
+    return recompute(q, k, v, rules, tile, Scheme(_forward, _weights))
+
+
+flex_attention.reference = attend  # the same function of its arguments: what FLOPs are counted on
+
+
+@paper(on=flash_2, arxiv="2412.05496", year=2024)
+def flex(recipe: Part, *, tile: int = 128) -> Part:
+    tiles(0, tile)  # refuses a tile below 1 where it is written
+    return recipe.fill("kernel", flex_attention, tile=tile)
+
+
+@claim
+def it_is_attention():
+    """Whatever the tile and whoever sees whom, output and gradients are attention's, at any length."""
+    is_attention(lambda tile: part(flex_attention, tile=tile), attend)
+
+
+@claim
+def every_composition_of_masks_and_scores_is_exact():
+    """Causal, window, prefix and documents, any two of them joined by and or by or, with any score: attention."""
+    singles = masks()
+    pairs = [part(join, masks=(a, b)) for join in (both, either) for a in singles for b in singles if a is not b]
+    scores = (Rules().score, part(soft_cap, cap=2.0), Distance(4))
+    for n, mask in enumerate([*singles, *pairs]):
+        rules = Rules(scores[n % 3], mask)
+        q, k, v = drawn()
+        weight = torch.randn_like(q)
+        outs = [kernel(q, k, v, rules) for kernel in (attend, part(flex_attention, tile=16))]
+        found = [[out, *torch.autograd.grad((out * weight).sum(), (q, k, v))] for out in outs]
+        for wanted, ours in zip(*found, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
+
+
+@claim
+def the_blocks_skipped_are_those_nobody_looks_into():
+    """The tiles visited are those of the dense mask that hold anything, the full ones those that hold everything; in
+    n x n blocks causal visits n (n + 1) / 2, n of them in part, and a window of w blocks at most w more a row."""
+    q = torch.empty(1, 64, 1, 1)
+    counted = block_mask(q, q, Rules(mask=part(causal)), 8)
+    assert counted.visited() == 36 and sum(map(len, counted.partial)) == 8
+    assert block_mask(q, q, Rules(mask=part(window, width=16)), 8).visited() == 8 + 7 + 6
+    for mask in masks():
+        rules = Rules(mask=mask)
+        dense = rules.allowed(q, q).expand(1, 1, 64, 64)[0, 0].unfold(0, 8, 8).unfold(1, 8, 8)
+        found = block_mask(q, q, rules, 8)
+        held = dense.sum((2, 3))
+        for i in range(8):
+            assert found.full[i] == tuple((held[i] == 64).nonzero()[:, 0].tolist())
+            assert found.partial[i] == tuple(((held[i] > 0) & (held[i] < 64)).nonzero()[:, 0].tolist())
+
+
+@claim
+def what_is_not_visited_changes_no_bit():
+    """Keys and values of skipped tiles may be anything, NaN too; and a mask asked in every tile gives the same bits."""
+    q, k, v = (x.detach() for x in drawn())
+    rules = Rules(mask=part(window, width=20))
+    rows = slice(48, 61)  # sees 29 to 60: tiles 1, 2 and 3 of 16
+    expected = flex_attention(q, k, v, rules, tile=16)
+    k[:, :16], v[:, :16] = torch.nan, torch.nan
+    assert torch.equal(flex_attention(q, k, v, rules, tile=16)[:, rows], expected[:, rows])
+    assert expected.isfinite().all()
+    q, k, v = (x.detach() for x in drawn())
+    rules = Rules(mask=part(causal))
+    blocks = block_mask(q, k, rules, 16)
+    asked = BlockMask(tuple(map(tuple.__add__, blocks.full, blocks.partial)), ((),) * 4)
+    given = [_forward(q, k, v, rules, 16, each)[0] for each in (blocks, asked)]
+    assert torch.equal(*given)
+
+
+@claim.parity(peer="torch.nn.attention.flex_attention")
+def equals_torch():
+    """The same two functions give torch's output and gradients, and torch's block mask lists the same blocks."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import flex_attention as theirs
+
+    for mask in masks():
+        for score in (None, part(soft_cap, cap=2.0)):
+            q, k, v = drawn()
+            weight, rules = torch.randn_like(q), Rules(score or Rules().score, mask)
+            blocks = create_block_mask(mask, None, None, 61, 61, device="cpu", BLOCK_SIZE=16)
+            heads_first = (x.transpose(1, 2) for x in (q, k, v))
+            wanted = theirs(*heads_first, score_mod=score, block_mask=blocks, enable_gqa=True).transpose(1, 2)
+            out = flex_attention(q, k, v, rules, tile=16)
+            torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+            for ours, other in zip(*(torch.autograd.grad((o * weight).sum(), (q, k, v)) for o in (out, wanted))):
+                torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)
+        full = create_block_mask(mask, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
+        x = torch.empty(1, 64, 1, 1)
+        found = block_mask(x, x, rules, 16)
+        assert _listed(full.kv_num_blocks, full.kv_indices) == found.partial
+        assert _listed(full.full_kv_num_blocks, full.full_kv_indices) == found.full
+
+
+@claim.measured(paper="5.49 to 8 times SDPA's speed for variants that no fused kernel has (section 6)")
+def skipped_tiles_save_time(lab):
+    """At 4096 positions and a window of 256, walking the blocks is at least twice as fast as dense masked attention."""
+    rules = Rules(mask=part(window, width=256))
+    q, k, v = torch.randn(3, 1, 4096, 1, 64, generator=torch.Generator().manual_seed(0))
+    blocks = block_mask(q, k, rules, 128)
+    walk, dense = lambda: _forward(q, k, v, rules, 128, blocks), lambda: attend(q, k, v, rules)
+    found = [lab.ratio(walk, dense, repeats=3).value for _ in range(5)]
+    return lab.at_least(found, 2.0, unit="times as fast", numbers={"tiles": f"{blocks.visited()} of {32 * 32}"})
+
+
+def masks() -> list[Any]:
+    """One of each kind, with sizes that fill no tile."""
+    return [
+        part(causal),
+        part(window, width=9),
+        part(prefix, length=21),
+        part(documents, lengths=(5, 29, 30)),
+    ]
+
+
+def drawn() -> list[Tensor]:
+    """61 positions, four query heads on two key heads, of width 5, in float64."""
+    torch.manual_seed(0)
+    return [torch.randn(2, 61, heads, 5, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+
+
+def _listed(counts: Tensor, blocks: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(sorted(row[:n].tolist())) for n, row in zip(counts[0, 0], blocks[0, 0], strict=True))
