@@ -188,18 +188,20 @@ def equals_torch():
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as theirs
 
+    capped = part(soft_cap, cap=2.0)
     for mask in masks():
-        for score in (None, part(soft_cap, cap=2.0)):
+        mask_mod = lambda b, h, i, j, mask=mask: mask(b, h, i, j)  # torch counts the arguments that have no default
+        for score, score_mod in ((Rules().score, None), (capped, lambda s, b, h, i, j: capped(s, b, h, i, j))):
             q, k, v = drawn()
-            weight, rules = torch.randn_like(q), Rules(score or Rules().score, mask)
-            blocks = create_block_mask(mask, None, None, 61, 61, device="cpu", BLOCK_SIZE=16)
+            weight, rules = torch.randn_like(q), Rules(score, mask)
+            blocks = create_block_mask(mask_mod, None, None, 61, 61, device="cpu", BLOCK_SIZE=16)
             heads_first = (x.transpose(1, 2) for x in (q, k, v))
-            wanted = theirs(*heads_first, score_mod=score, block_mask=blocks, enable_gqa=True).transpose(1, 2)
+            wanted = theirs(*heads_first, score_mod=score_mod, block_mask=blocks, enable_gqa=True).transpose(1, 2)
             out = flex_attention(q, k, v, rules, tile=16)
             torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
             for ours, other in zip(*(torch.autograd.grad((o * weight).sum(), (q, k, v)) for o in (out, wanted))):
                 torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)
-        full = create_block_mask(mask, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
+        full = create_block_mask(mask_mod, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
         x = torch.empty(1, 64, 1, 1)
         found = block_mask(x, x, rules, 16)
         assert _listed(full.kv_num_blocks, full.kv_indices) == found.partial
