@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from deltax.errors import UserError, nearest
+from deltax.expression import recipe as read
 from deltax.lab import measure
 from deltax.lab.statistics import LOOKS, SMOKE_PAIRS, detectable, look_level
 from deltax.lab.store import Store
-from deltax.recipe import Part
+from deltax.recipe import Part, diff
 from deltax.train.job import code_version, fingerprint, loop_of, task_of
 from deltax.train.machine import Machine
 
@@ -283,8 +284,22 @@ def command(plan: Plan) -> str:
         words += ["--pairs", str(plan.pairs)]
     source = dict(plan.x.recipe["task"].given).get("source")
     words += ["--data", source] if source else []
+    for path, value in _settings(plan.x.recipe):
+        words += ["--set", f"{path}={value}"]
     words += ["--ladder", "off"] if plan.ladder == "off" else []
     return shlex.join(words)
+
+
+def _settings(x: Part) -> list[tuple[str, str]]:
+    """The leaves at which a recipe is not what its title says, the text apart."""
+    try:
+        said = read(x.title)
+        if source := dict(x["task"].given).get("source"):
+            said = said.put("task.source", source)
+    except UserError:
+        return []
+    is_leaf = lambda path: not isinstance(x[path], Part)
+    return [(path, value) for path, _, value in diff(said, x) if value != "None" and is_leaf(path)]
 
 
 def _read(asked: str) -> tuple[float, str]:

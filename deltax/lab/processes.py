@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, process
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from deltax.train.job import Job
 
 GRACE = 10.0  # seconds a worker gets at most to finish its step and save its run
 READY = "ready"
-_UNGUARDED = 71
 
 
 @dataclass
@@ -41,8 +40,7 @@ class Processes:
     """
 
     def __init__(self, store: Store, workers: int, tell: Tell, keep_weights: bool):
-        if process.current_process().__dict__.get("_inheriting"):
-            os._exit(_UNGUARDED)  # this process imports the script that started it, which calls us again
+        warm.guard()
         if workers < 1:
             raise UserError(f"runs need at least 1 worker, not {workers}: give --workers 1 or more")
         self.store, self.tell, self.keep_weights = store, tell, keep_weights
@@ -108,7 +106,7 @@ class Processes:
         hand.process.join(GRACE)
         code = hand.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone with exit code {code}"
-        if code == _UNGUARDED:
+        if code == warm.UNGUARDED:
             raise UserError("this script runs itself again in every worker: call it under if __name__ == '__main__':")
         if not hand.ready:
             raise UserError(f"a worker was {how} before it began: see its own words above, or use --engine inline")

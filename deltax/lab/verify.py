@@ -16,6 +16,7 @@ from typing import Any
 from deltax import catalog
 from deltax.claim import Claim, Verdict
 from deltax.errors import UserError, nearest
+from deltax.lab import warm
 from deltax.lab.lab import Lab
 from deltax.lab.store import Store
 from deltax.train.machine import Machine
@@ -52,6 +53,7 @@ def verify(key: str, *, lab: Lab | None = None, only: str | None = None) -> dict
 @contextmanager
 def exclusive(store: Store) -> Iterator[None]:
     """Alone with the machine, among all that ask for it on this store."""
+    warm.guard()  # it would wait for its own parent
     store.check_writable()
     with open(store.folder / "machine.lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

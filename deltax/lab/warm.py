@@ -4,11 +4,20 @@ Standard library only, so that a command can call it before anything else.
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.context import ForkServerContext
+
+UNGUARDED = 71
+
+
+def guard() -> None:
+    """End this process if it is a worker that imports the script that started it, which would start it all again."""
+    if process.current_process().__dict__.get("_inheriting"):
+        os._exit(UNGUARDED)
 
 
 def context() -> ForkServerContext:

@@ -12,6 +12,7 @@ from deltax.site import pages
 from deltax.site.notes import Published
 from deltax.site.pages import Site
 from deltax.site.render import ASSETS, page
+from deltax.site.runs import PublishedRuns
 
 MARKER = "deltax-site.json"
 
@@ -47,7 +48,8 @@ def build(folder: Path | str, site: Site | None = None) -> dict[str, int]:
 
 def public_site(site: Site) -> Site:
     """The site without what the reader does not publish."""
-    return replace(site, notes=Published(site.notes.path, dict(site.papers)))
+    notes = Published(site.notes.path, dict(site.papers))
+    return replace(site, notes=notes, runs=PublishedRuns(site.runs.folder))
 
 
 def files(site: Site) -> Iterator[tuple[str, str]]:

@@ -166,7 +166,10 @@ def comparison(site: Site, name: str) -> dict[str, Any]:
         }
         rows.append({**row, "cost": cost, "scale": scale, "bytes": cost.get("peak_bytes")})
     title = " · ".join(row["name"] for row in rows)
-    return {**found, "rows": rows, "name": name, "title": title, "report": has_report(found)}
+    gains = [g["shown"] for row in rows if row.get("against") for g in row["against"]["gains"].values()]
+    reasons = [why for why in dict.fromkeys(gains) if "(" in why]
+    more = {"rows": rows, "name": name, "title": title, "reasons": reasons, "report": has_report(found)}
+    return {**found, **more}
 
 
 def report(site: Site, name: str) -> str:
@@ -293,7 +296,8 @@ def _where(found: dict[str, Any]) -> str:
     """Machine and commit of a measurement, as far as they were stored."""
     machine = found.get("machine") or ""
     if isinstance(machine, dict):
-        machine = machine.get("cpu") or machine.get("name") or ", ".join(str(v) for v in machine.values())
+        named = {"device": "", "precision": "", "torch": "torch "}
+        machine = ", ".join(f"{before}{machine[k]}" for k, before in named.items() if machine.get(k))
     commit = str(found.get("commit") or "")[:10]
     return ", ".join(part for part in (machine, commit and f"commit {commit}") if part)
 

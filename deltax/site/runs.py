@@ -1,6 +1,7 @@
 """Comparisons that are finished, and runs that are going on, out of the store of runs."""
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,21 @@ class Runs:
         titles = sorted({line.title for line in alone if line.state == "running"})
         others = [_arm(title, alone, time.time() - RECENT, title=title) for title in titles]
         return {"plans": list(plans.values()), "arms": others, "comparisons": list(self.comparisons())}
+
+
+class PublishedRuns(Runs):
+    """Comparisons as others may see them: a text of the reader's own has its name, and not the folder it lies in."""
+
+    def comparisons(self) -> dict[str, dict[str, Any]]:
+        return {name: _nowhere(record) for name, record in super().comparisons().items()}
+
+
+def _nowhere(record: dict[str, Any]) -> dict[str, Any]:
+    for row in record["rows"]:
+        source = ((row.get("recipe") or {}).get("given", {}).get("task", {}).get("given", {})).get("source") or ""
+        if not source.startswith("hf:") and (name := Path(source).name) != source:
+            record = json.loads(json.dumps(record).replace(json.dumps(source)[1:-1], json.dumps(name)[1:-1]))
+    return record
 
 
 def short(key: str) -> str:

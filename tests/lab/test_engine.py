@@ -235,10 +235,12 @@ def test_unknown_engines_and_no_workers(text, tmp_path):
     assert execute([], **wanted) == {}
 
 
-def test_an_unguarded_script_is_told_to_guard_itself(text, tmp_path):
+@pytest.mark.parametrize("alone", ["", "with exclusive(Store(sys.argv[2])): "])
+def test_an_unguarded_script_is_told_to_guard_itself(text, tmp_path, alone):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nsys.path.insert(0, sys.argv[3])\nfrom pathlib import Path\nfrom tiny import Store, execute, jobs\n"
+        f"from deltax.lab.verify import exclusive\n{alone}"
         "execute(jobs(Path(sys.argv[1]), 1, 5), store=Store(sys.argv[2]), workers=1)\n"
     )
     words = [sys.executable, str(script), str(text), str(tmp_path / "runs"), str(Path(__file__).parent)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 
 import pytest
 
@@ -115,3 +116,13 @@ def test_the_command_says_it_all_again(tiny, store, calm):
     assert line.endswith("--ladder off")
     assert read("gpt+dyt(alpha=0.8)") == recipe("gpt+dyt(alpha=0.8)")
     assert "--until-clear" in plan.command(dataclasses.replace(made, looks=(4, 8, 12)))
+
+
+def test_the_command_makes_the_same_recipes(tiny, store, calm):
+    made = make_plan([tiny(), tiny("gpt+dyt(alpha=0.8)")], store)
+    words = shlex.split(plan.command(made))
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    data = words[words.index("--data") + 1]
+    assert "model.dim=8" in settings and not any("source" in s for s in settings)
+    for expression, arm in zip(words[2:4], made.arms):
+        assert read(expression, [*settings, f"task.source={data}"]) == arm.recipe

@@ -73,6 +73,20 @@ def test_the_report_lies_beside_its_comparison(built, fake):
     assert text == pages.report(fake, name) and "Checklist" in text and text.count("<svg") == 4
 
 
+def test_a_published_comparison_does_not_say_where_its_text_lies(mine, tmp_path):
+    secret = tmp_path / "private folder" / "diary.txt"
+    record = fakes.comparison()
+    record["command"] += f" --data '{secret}'"
+    record["rows"][0]["recipe"] = {"make": "m:R", "given": {"task": {"make": "m:T", "given": {"source": str(secret)}}}}
+    store = fakes.Store(mine.runs.folder)
+    store.remember("comparison", "of a text", record)
+    store.close()
+    build(tmp_path / "out", mine)
+    pages_ = list((tmp_path / "out" / "comparison").iterdir())
+    assert len(pages_) == 6 and sum("diary.txt" in path.read_text() for path in pages_) == 3
+    assert not any("private folder" in path.read_text() for path in pages_)
+
+
 def test_style_sheets_load_files_of_the_site(built):
     folder, _ = built
     for path in folder.rglob("*.css"):
