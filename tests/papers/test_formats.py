@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deltax import UserError
+from deltax.papers.language.gpt import gpt
 from deltax.papers.systems.flex_attention import block_mask, either, flex, flex_attention, masks
 from deltax.papers.systems.float_formats import FORMATS, bits, mixed_step, nearest
 from deltax.papers.systems.roofline import MACHINES, Work, roofline
@@ -38,4 +39,4 @@ def test_bad_input_is_told():
     with pytest.raises(UserError, match="above 0"):
         roofline(Work(1, 0), MACHINES["A100"])
     with pytest.raises(UserError, match="at least 1"):
-        flex(lambda: None, tile=0)
+        flex(gpt, tile=0)

@@ -188,6 +188,9 @@ def equals_torch():
 
     Torch has no backward pass of it on a CPU; gradients are checked against attention, above.
     """
+    from unittest.mock import patch
+
+    from torch.nn.attention import flex_attention as peer
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as theirs
 
@@ -199,7 +202,8 @@ def equals_torch():
             rules = Rules(score, mask)
             blocks = create_block_mask(mask_mod, None, None, 61, 61, device="cpu", BLOCK_SIZE=16)
             heads_first = (x.transpose(1, 2) for x in (q, k, v))
-            wanted = theirs(*heads_first, score_mod=score_mod, block_mask=blocks, enable_gqa=True).transpose(1, 2)
+            with patch.object(peer, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True):  # eager, not traced
+                wanted = theirs(*heads_first, score_mod=score_mod, block_mask=blocks, enable_gqa=True).transpose(1, 2)
             out = flex_attention(q, k, v, rules, tile=16)
             torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
         full = create_block_mask(mask_mod, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
