@@ -67,7 +67,7 @@ class Errors(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The largest errors of an honest run: by default those of the paper for bfloat16 and k = 128 (section 5)."""
+    """The largest errors of an honest run: by default those of the paper for bfloat16 and k = 128."""
 
     exponents: int = 38
     mean: float = 10
@@ -127,7 +127,7 @@ def chunks(hidden: Float[Tensor, "T D"], prompt: int, every: int = 32) -> Iterat
 
 @paper(year=2025, arxiv="2501.16007")
 def toploc(hidden: Float[Tensor, "T D"], *, prompt: int, k: int = 128, every: int = 32) -> list[Proof]:
-    """One proof of the prompt's last hidden states, then one of each `every` decoded tokens' (Algorithm 1).
+    """One proof of the prompt's last hidden states, then one of each `every` decoded tokens'.
 
     A piece of fewer than k activations proves all that it has.
     """
@@ -135,7 +135,7 @@ def toploc(hidden: Float[Tensor, "T D"], *, prompt: int, k: int = 128, every: in
 
 
 def verify(hidden: Float[Tensor, "T D"], proofs: Sequence[Proof], *, prompt: int, every: int = 32) -> list[Errors]:
-    """The errors of each proof by the verifier's own hidden states (Algorithm 2).
+    """The errors of each proof by the verifier's own hidden states.
 
     Raises UserError where there are not as many proofs as pieces, or a proof of more than its piece has.
     """
@@ -241,7 +241,7 @@ def the_polynomial_is_sympys():
         assert interpolate(x, y) == tuple(int(c) for c in solved.to_list_flat())
 
 
-@claim.measured(paper="no false positives, no false negatives: models, prompts (section 5, abstract)")
+@claim.measured(paper="no false positives, no false negatives: models, prompts (abstract)")
 def another_model_or_prompt_is_seen(lab):
     """At the paper's limits less than 2 % of honest answers of a small gpt, decoded in other batches and by other
     numbers of threads, are rejected, and less than 2 % of those by other weights or to another prompt are accepted.
@@ -253,7 +253,7 @@ def another_model_or_prompt_is_seen(lab):
     return _verdict(lab, rates)
 
 
-@claim.measured(paper="no false positives, no false negatives: precisions (section 5, abstract)")
+@claim.measured(paper="no false positives, no false negatives: precisions (abstract)")
 def another_precision_is_seen(lab):
     """At the paper's limits less than 2 % of honest answers of a small gpt in bfloat16 are rejected, and less than 2 %
     of those that came from weights of 8 bits (int8 by rows, fp8) or 4 bits are accepted.
