@@ -129,6 +129,11 @@ SLOTS: dict[str, Slot] = {
     ),
     "target": Slot("fill_in", "patches (B, T, F) -> (B, T, F)", "what masked patches are to be"),
     "pool": Slot("ImageClassifier", "x (B, T, D) -> (B, D)", "a stream to features", made="pool(dim)"),
+    # Two encoders
+    "image": Slot("DualEncoder", "images (B, C, Y, X) -> (B, K)", "what sees", made="image(channels, size, width)"),
+    "text": Slot("DualEncoder", "tokens (B, T) -> (B, K)", "what reads", made="text(vocab, context, width)"),
+    "summary": Slot("TextEncoder", "x (B, T, D), ended (B, T) -> (B, D)", "a text's stream to features"),
+    "logits": Slot("DualEncoder", "cosines (N, M) -> (N, M)", "how much a likeness says", made="logits()"),
     "dropout": Slot("LeNet, Perceptron", "units -> units", "noise on hidden units in training", made="dropout()"),
     "view": Slot("contrast", "images (B, C, Y, X) -> images", "a random change that leaves what is shown"),
     "projector": Slot("Contrastive", "features (B, D) -> (B, K)", "into the space of the loss", made="projector(dim)"),

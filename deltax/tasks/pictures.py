@@ -224,7 +224,7 @@ def _load(root: Path, stamps: tuple[tuple[str, int, int], ...], size: int, chann
                 except UserError as error:
                     faults.append(str(error))
                     continue
-                found.append((split, kind, file.as_posix(), _key(whole), fitted(whole, size, whole.shape[-1])))
+                found.append((split, kind, file.as_posix(), content_key(whole), fitted(whole, size, whole.shape[-1])))
     trained = {kind for split, kind, *_ in found if split == "train"}
     for kind in sorted({kind for _, kind, *_ in found} - trained):
         faults.append(f"class {kind} is missing from training: put pictures of it under train or remove {held}/{kind}")
@@ -238,18 +238,18 @@ def _load(root: Path, stamps: tuple[tuple[str, int, int], ...], size: int, chann
     pixels = np.stack([fitted(p, size, channels) for *_, p in found])
     labels = np.array([classes.index(kind) for _, kind, *_ in found])
     given = np.array([SPLITS.index(split) for split, *_ in found])
-    where = given if held else _drawn(np.array([key for *_, key, _ in found], dtype=np.uint64), labels)
+    where = given if held else by_content(np.array([key for *_, key, _ in found], dtype=np.uint64), labels)
     rows = {split: np.flatnonzero(where == i) for i, split in enumerate(SPLITS)}
     if not len(rows["validation"]):
         raise UserError(f"{root.name} has too few pictures to hold some out: give at least 10 of each class")
     return Album(root.name, pixels, labels, classes, tuple(row[2] for row in found), rows, tuple(faults))
 
 
-def _key(pixels: Pixels) -> int:
+def content_key(pixels: Pixels) -> int:
     return int.from_bytes(hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()[:8], "big")
 
 
-def _drawn(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def by_content(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The split of each picture by its content, equal pictures in one; each class keeps one to train on."""
     where = np.digitize(keys / 2.0**64, (0.80, 0.90))
     for label in np.unique(labels):
