@@ -173,6 +173,15 @@ def test_late_answers_are_learnt_from_and_resumed(tmp_path):
     assert not same(now, start)
     assert not same(out.model.past[0].state_dict(), now) and not same(out.model.past[0].state_dict(), start)
     assert not any(p.requires_grad for p in out.model.past.parameters())
+
+    def stop(progress):
+        if progress.step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(job, weights=start, save_to=tmp_path / "run", save_every=0.0, on_step=stop)
+    resumed = train(job, weights=start, save_to=tmp_path / "run", save_every=0.0)
+    assert same(out.model.state_dict(), resumed.model.state_dict())
     fresh = build((SMALL + prime_rl)(), Arithmetic(), 0)
     assert all(same(old.state_dict(), fresh.inner.policy.state_dict()) for old in fresh.past)
 

@@ -254,7 +254,7 @@ def what_strangers_send_is_verified():
 
 
 @claim.measured(
-    paper="answers up to four steps old train as well as fresh ones; the run had two (section on asynchrony)"
+    paper="answers up to four steps old train as well as fresh ones; the run had two"
 )
 def two_steps_of_lag_cost_little(lab):
     """From a short supervised start, 150 updates on answers two steps old end at most 3 points of sampled accuracy
