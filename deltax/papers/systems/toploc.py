@@ -7,7 +7,8 @@ field, and who reads it with activations of his own sees by how much their bits 
 The k largest of the last hidden states are points, index to the 16 bits of a bfloat16, and through k points goes one
 polynomial of k coefficients, 258 bytes at k = 128. Another order of summation moves a few last bits; another model or
 prompt has other large entries, at which the polynomial is as good as random. Verifying is a single parallel pass over
-the text. The limits are the paper's for bfloat16 at k = 128; the released code leaves them to its caller.
+the text. The limits are the paper's for bfloat16 at k = 128; the released code leaves them to its caller, and its
+median is the upper of the middle two.
 """
 
 import struct
@@ -64,17 +65,19 @@ class Errors(NamedTuple):
     exponents: int
     mean: float
     median: float
+    k: int
 
 
 class Limits(NamedTuple):
-    """The largest errors of an honest run: by default those of the paper for bfloat16 and k = 128."""
+    """The largest errors of an honest run: by default those of the paper for bfloat16. `exponents` is of 128."""
 
     exponents: int = 38
     mean: float = 10
     median: float = 8
 
     def accept(self, errors: Errors) -> bool:
-        return all(error <= limit for error, limit in zip(errors, self, strict=True))
+        different = errors.exponents * 128 <= self.exponents * errors.k
+        return different and errors.mean <= self.mean and errors.median <= self.median
 
 
 def interpolate(x: Sequence[int] | np.ndarray, y: Sequence[int] | np.ndarray) -> tuple[int, ...]:
@@ -115,12 +118,14 @@ def compare(activations: Tensor, proof: Proof) -> Errors:
     same = (ours >> 7) & 0xFF == (theirs >> 7) & 0xFF
     apart = np.abs((ours & 0x7F) - (theirs & 0x7F))[same]
     if not len(apart):
-        return Errors(len(ours), float("inf"), float("inf"))
-    return Errors(int((~same).sum()), float(apart.mean()), float(np.median(apart)))
+        return Errors(len(ours), float("inf"), float("inf"), len(ours))
+    return Errors(int((~same).sum()), float(apart.mean()), float(np.median(apart)), len(ours))
 
 
 def chunks(hidden: Float[Tensor, "T D"], prompt: int, every: int = 32) -> Iterator[Float[Tensor, "_ D"]]:
-    """The prompt, then `every` decoded tokens at a time."""
+    """The prompt, then `every` decoded tokens at a time. Raises UserError for a prompt of no token, or beyond the text."""
+    if not 1 <= prompt <= len(hidden) or every < 1:
+        raise UserError(f"of {len(hidden)} tokens the prompt is 1 to {len(hidden)}, and `every` is 1 or more")
     yield hidden[:prompt]
     yield from hidden[prompt:].split(every) if len(hidden) > prompt else ()
 
@@ -134,14 +139,20 @@ def toploc(hidden: Float[Tensor, "T D"], *, prompt: int, k: int = 128, every: in
     return [commit(piece, k=min(k, piece.numel())) for piece in chunks(hidden, prompt, every)]
 
 
-def verify(hidden: Float[Tensor, "T D"], proofs: Sequence[Proof], *, prompt: int, every: int = 32) -> list[Errors]:
+def verify(
+    hidden: Float[Tensor, "T D"], proofs: Sequence[Proof], *, prompt: int, k: int = 128, every: int = 32
+) -> list[Errors]:
     """The errors of each proof by the verifier's own hidden states.
 
-    Raises UserError where there are not as many proofs as pieces, or a proof of more than its piece has.
+    Raises UserError where there are not as many proofs as pieces, or one is not of as many activations as it should
+    be: the fewer, the easier to guess.
     """
     pieces = list(chunks(hidden, prompt, every))
     if len(pieces) != len(proofs):
         raise UserError(f"a text of {len(hidden)} tokens has {len(pieces)} proofs, not {len(proofs)}")
+    for piece, proof in zip(pieces, proofs, strict=True):
+        if len(proof.coefficients) != min(k, piece.numel()):
+            raise UserError(f"a proof is of {min(k, piece.numel())} activations, not {len(proof.coefficients)}")
     return [compare(piece, proof) for piece, proof in zip(pieces, proofs, strict=True)]
 
 
@@ -196,8 +207,8 @@ def untampered_activations_verify_without_error():
     hidden = torch.randn(5 + 32 + 7, 33).bfloat16()
     proofs = [Proof.read(bytes(proof)) for proof in toploc(hidden, prompt=5)]
     assert len(proofs) == 3
-    assert verify(hidden, proofs, prompt=5) == [Errors(0, 0.0, 0.0)] * 3
-    assert verify(hidden.float(), proofs, prompt=5) == [Errors(0, 0.0, 0.0)] * 3
+    assert verify(hidden, proofs, prompt=5) == [Errors(0, 0.0, 0.0, 128)] * 3
+    assert verify(hidden.float(), proofs, prompt=5) == [Errors(0, 0.0, 0.0, 128)] * 3
     other = verify(torch.randn(44, 33).bfloat16(), proofs, prompt=5)
     assert not any(Limits().accept(errors) for errors in other)
 
@@ -220,10 +231,10 @@ def each_changed_bit_is_counted():
     proof = commit(values, k=9)
     changed = values.clone()
     changed[4] *= 2
-    assert compare(changed, proof) == Errors(1, 0.0, 0.0)
+    assert compare(changed, proof) == Errors(1, 0.0, 0.0, 9)
     changed = values.clone()
     changed[2] += 3 / 128
-    assert compare(changed, proof) == Errors(0, 3 / 9, 0.0)
+    assert compare(changed, proof) == Errors(0, 3 / 9, 0.0, 9)
 
 
 @claim.parity(peer="sympy over GF(65497)")
@@ -309,12 +320,17 @@ def _verdict(lab: Any, found: dict[str, list[Errors]]) -> Any:
 
     numbers: dict[str, Any] = {}
     tests = {}
+    curves = {kind: _roc(found, kind) for kind in found if kind not in HONEST}
     for kind, errors in found.items():
         wrong = sum(Limits().accept(e) != (kind in HONEST) for e in errors)
         tests[kind] = (wrong, binomtest(wrong, len(errors)).proportion_ci(0.95, method="exact"))
         name = "rejected" if kind in HONEST else "accepted"
         numbers[f"{kind}: {name}"] = [wrong, len(errors)]
-        numbers[f"{kind}: median of exponents, mean, median"] = [float(v) for v in np.median(errors, axis=0)]
+        middle = np.nan_to_num(np.median(errors, axis=0)[:3], posinf=128.0)
+        numbers[f"{kind}: median of exponents, mean, median"] = [float(v) for v in middle]
+    for kind, curve in curves.items():
+        areas = [float(np.trapezoid(caught, refused)) for refused, caught in curve]
+        numbers[f"{kind}: areas under the three ROC curves"] = areas
     kind = max(tests, key=lambda k: tests[k][0])
     wrong, interval = tests[kind]
     ends = [ci for _, ci in tests.values()]
@@ -327,7 +343,31 @@ def _verdict(lab: Any, found: dict[str, list[Errors]]) -> Any:
         interval=(float(interval.low), float(interval.high)),
         unit=f"of answers decided wrongly, {kind}",
         numbers=numbers,
+        figures={"Honest answers refused against others caught, by the limit on each error": _drawn(lab, curves)},
     )
+
+
+def _roc(found: dict[str, list[Errors]], kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each of the three errors: the shares of honest answers, and of this kind's, above each limit."""
+    honest = np.array([e[:3] for name in HONEST for e in found[name]])
+    other = np.array([e[:3] for e in found[kind]])
+    curves = []
+    for ours, theirs in zip(honest.T, other.T, strict=True):
+        limits = np.concatenate([[np.inf], np.unique(np.concatenate([ours, theirs]))[::-1], [-1]])
+        curves.append(tuple((values > limits[:, None]).mean(1) for values in (ours, theirs)))
+    return curves
+
+
+def _drawn(lab: Any, curves: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3))
+    for place, name in zip(figure.subplots(1, 3, sharey=True), ("exponents", "mean", "median"), strict=True):
+        for kind, curve in curves.items():
+            place.plot(*curve[("exponents", "mean", "median").index(name)], label=kind)
+        place.set(title=name, xlabel="honest, refused")
+    place.legend(frameon=False)
+    return lab.figure(figure)
 
 
 def int_by_rows(weight: Tensor, bits: int) -> Tensor:
