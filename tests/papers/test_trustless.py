@@ -1,7 +1,9 @@
 """What is sent between strangers: proofs, shards of weights, answers."""
 
+import contextlib
 import importlib.util
 import math
+import socket
 import threading
 import time
 from pathlib import Path
@@ -10,12 +12,14 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from deltax import UserError
+from deltax.errors import StoreError
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.grpo import grpo
 from deltax.papers.systems.prime_rl import Lagging, faults, prime_rl, seed_of, two_sided, work
-from deltax.papers.systems.shardcast import Choice, Relay, Server, cut, manifest, shardcast
+from deltax.papers.systems.shardcast import Choice, Relay, Server, cut, fetch, keep, manifest, shardcast
 from deltax.papers.systems.toploc import (
     PRIME,
     Errors,
@@ -78,6 +82,8 @@ def test_the_modulus_keeps_indices_apart():
         (lambda: Proof.read(b"abc"), "not 3 bytes"),
         (lambda: Proof.read(b"\0\1\0\1"), "this is none"),
         (lambda: verify(torch.randn(40, 9), [], prompt=3), "has 3 proofs, not 0"),
+        (lambda: verify(torch.randn(3, 9), [commit(torch.randn(27), k=2)], prompt=3), "of 27 activations, not 2"),
+        (lambda: toploc(torch.randn(3, 9), prompt=0), "the prompt is 1 to 3"),
     ],
 )
 def test_what_is_no_proof_is_named(call, says):
@@ -121,6 +127,62 @@ def test_a_relay_that_stops_half_way_stops_nobody():
             thread.join(20)
         assert got == [b"".join(shards)] * 4
         assert half.sent + whole.sent == 4 * 9_001
+
+
+def test_a_relay_that_trickles_is_left():
+    shards, began = cut(Random(2).randbytes(999), 2), time.monotonic()
+    with Server(shards) as whole, socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def trickle():
+            with contextlib.suppress(OSError):
+                while True:
+                    line = slow.accept()[0]
+                    for _ in range(600):
+                        line.sendall(b"H")
+                        time.sleep(0.01)
+
+        threading.Thread(target=trickle, daemon=True).start()
+        url = f"http://127.0.0.1:{slow.getsockname()[1]}"
+        assert fetch(url, 0, manifest(shards), 0.1) is None
+        assert time.monotonic() - began < 5
+        assert shardcast([url, whole.url], manifest(shards), choice=Choice(2, seed=1), patience=8) == b"".join(shards)
+
+
+def test_who_comes_late_needs_no_origin():
+    shards = cut(Random(3).randbytes(999), 3)
+    known = manifest(shards)
+    with Server(shards) as origin:
+        relay = Relay(origin.url, known)
+        relay.wait()
+    with relay:
+        assert shardcast([relay.url], known) == b"".join(shards)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    keep(b"old", path)
+
+    def die(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken, pytest.raises(StoreError, match="No space left"):
+        broken.setattr("os.replace", die)
+        keep(b"new", path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    keep(b"new", path)
+    assert path.read_bytes() == b"new"
+    with pytest.raises(StoreError, match="cannot write"):
+        keep(b"new", tmp_path / "nowhere" / "weights")
+
+
+def test_weights_that_were_sent_prove_themselves(tmp_path):
+    trainer, worker, task = (*(build(TINY.fill("task", Arithmetic)(), Arithmetic(), s) for s in (0, 1)), Arithmetic())
+    shards = cut(save(trainer.state_dict()), 4)
+    with Server(shards) as origin, Relay(origin.url, manifest(shards)) as relay:
+        keep(shardcast([relay.url], manifest(shards)), tmp_path / "weights.safetensors")
+    assert "activations of other weights" in faults(work(worker, task, node=0, step=0, count=0, size=4), trainer, task)
+    worker.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert faults(work(worker, task, node=0, step=0, count=0, size=4), trainer, task) == []
 
 
 def test_a_relay_does_not_hand_on_what_is_wrong():
