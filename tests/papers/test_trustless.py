@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import math
 import socket
 import threading
 import time
@@ -220,12 +219,6 @@ def test_nobody_waits_longer_than_told():
 # PRIME-RL
 
 
-def test_without_lag_and_delta_training_is_grpos():
-    ours, plain = SMALL + prime_rl(lag=0, delta=math.inf), SMALL
-    a, b = (train(Job(recipe, seed=0, steps=3)).model.state_dict() for recipe in (ours, plain))
-    assert same(a, b)
-
-
 def test_late_answers_are_learnt_from_and_resumed(tmp_path):
     start, job = build(TINY.fill("task", Arithmetic)(), Arithmetic(), 3).state_dict(), Job(SMALL + prime_rl, 0, 5)
     out = train(job, weights=start)
@@ -261,6 +254,15 @@ def test_submissions_of_other_batches_are_verified():
     sent = work(model, task, node=0, step=0, count=0, size=8)
     assert faults(sent, model, task) == []
     assert faults(sent._replace(tokens=sent.tokens[:, :-1]), model, task) == ["other questions than were given"]
+    assert faults(sent._replace(step=-1), model, task) == ["other questions than were given"]
+    assert faults(sent._replace(tokens=sent.tokens[0]), model, task) == ["other questions than were given"]
+    strange = sent.tokens.clone()
+    strange[0, -1] = 99
+    assert faults(sent._replace(tokens=strange), model, task) == ["tokens that are none"]
+    assert faults(sent._replace(rewards=torch.ones(3), proofs=None), model, task) == [
+        "other rewards than the task's",
+        "activations of other weights",
+    ]
     assert len({seed_of(n, s, c) for n in range(3) for s in range(3) for c in range(3)}) == 27
 
 

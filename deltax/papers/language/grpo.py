@@ -102,16 +102,11 @@ def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, g
     )
 
 
-def of_answers(losses: PerToken, said: PerToken) -> PerExample:
-    """The mean over the tokens of each answer."""
-    return (losses * said).sum(1) / said.sum(1)
-
-
 def group_relative(model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04) -> PerExample:
     """PPO's loss of each token plus beta times its k3, a mean over the tokens of each answer (Eq. 3, negated)."""
     new = log_probs(model, batch.tokens, batch.said.shape[1])
     losses = ppo(new, batch.old, batch.advantages[:, None], clip=clip) + beta * k3(new, batch.reference)
-    return of_answers(losses, batch.said)
+    return (losses * batch.said).sum(1) / batch.said.sum(1)
 
 
 @paper(on=ppo, year=2024, arxiv="2402.03300")

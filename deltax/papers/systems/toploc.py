@@ -79,6 +79,12 @@ class Limits(NamedTuple):
         different = errors.exponents * 128 <= self.exponents * errors.k
         return different and errors.mean <= self.mean and errors.median <= self.median
 
+    @staticmethod
+    def above(honest: Sequence[Errors]) -> "Limits":
+        """Twice the largest errors of honest answers, and an exponent more, for models that are not the paper's."""
+        exponents = max(error.exponents * 128 / error.k for error in honest)
+        return Limits(int(2 * exponents) + 1, 2 * max(e.mean for e in honest), 2 * max(e.median for e in honest))
+
 
 def interpolate(x: Sequence[int] | np.ndarray, y: Sequence[int] | np.ndarray) -> tuple[int, ...]:
     """The coefficients, lowest power first, of the polynomial of degree below k through k points, modulo PRIME.
@@ -123,7 +129,7 @@ def compare(activations: Tensor, proof: Proof) -> Errors:
 
 
 def chunks(hidden: Float[Tensor, "T D"], prompt: int, every: int = 32) -> Iterator[Float[Tensor, "_ D"]]:
-    """The prompt, then `every` decoded tokens at a time. Raises UserError for a prompt of no token, or beyond the text."""
+    """The prompt, then `every` decoded tokens at a time. Raises UserError for a prompt of none or beyond the text."""
     if not 1 <= prompt <= len(hidden) or every < 1:
         raise UserError(f"of {len(hidden)} tokens the prompt is 1 to {len(hidden)}, and `every` is 1 or more")
     yield hidden[:prompt]
@@ -254,79 +260,90 @@ def the_polynomial_is_sympys():
 
 @claim.measured(paper="no false positives, no false negatives: models, prompts (abstract)")
 def another_model_or_prompt_is_seen(lab):
-    """At the paper's limits less than 2 % of honest answers of a small gpt, decoded in other batches and by other
-    numbers of threads, are rejected, and less than 2 % of those by other weights or to another prompt are accepted.
+    """With limits of twice the largest errors of 32 honest answers, less than 5 % of other honest answers of a small
+    gpt in bfloat16, decoded and read in other batches and by other numbers of threads, are rejected, and less than 5 %
+    of those by other weights or to another prompt are accepted.
 
-    An answer is 32 decoded tokens with one proof, read again one text at a time; 64 answers of each kind from each of
-    3 models. Other weights are another seed's, and the same after 20 more steps.
+    An answer is 32 decoded tokens with one proof; 32 answers of each kind from each of 3 models. Other weights are
+    another seed's, and the same after 20 more steps. What the paper's limits, those of 8 billion parameters and more,
+    come to is told beside.
     """
-    rates = _rates(lab, ("alone", "in batches of 16", "on two threads", "other seed", "20 more steps", "other prompt"))
-    return _verdict(lab, rates)
+    return _verdict(lab, _rates(lab, (*HONEST, "other seed", "20 more steps", "other prompt")))
 
 
 @claim.measured(paper="no false positives, no false negatives: precisions (abstract)")
 def another_precision_is_seen(lab):
-    """At the paper's limits less than 2 % of honest answers of a small gpt in bfloat16 are rejected, and less than 2 %
-    of those that came from weights of 8 bits (int8 by rows, fp8) or 4 bits are accepted.
+    """With limits of twice the largest errors of 32 honest answers, less than 5 % of other honest answers of a small
+    gpt in bfloat16 are rejected, and less than 5 % of those that came from weights of 8 bits (int8 by rows, fp8) or 4
+    bits are accepted.
 
-    Set up as the claim on models and prompts. Two blocks add up less rounding than the paper's 16 and more.
+    Set up as the claim on models and prompts.
     """
-    return _verdict(lab, _rates(lab, ("alone", "in batches of 16", "on two threads", "int8", "fp8", "int4")))
+    return _verdict(lab, _rates(lab, (*HONEST, *ROUNDED)))
 
 
-HONEST = ("alone", "in batches of 16", "on two threads")
+HONEST = ("decoded alone", "read alone", "read on two threads")
 
 
-def _rates(lab: Any, kinds: Sequence[str]) -> dict[str, list[Errors]]:
-    """The errors of 64 answers a model of every kind, each read by the model they were promised of."""
-    found: dict[str, list[Errors]] = {kind: [] for kind in kinds}
+class Sorted(NamedTuple):
+    """An answer's errors, and whether it is accepted by the limits of its model."""
+
+    errors: Errors
+    accepted: bool
+
+
+def _rates(lab: Any, kinds: Sequence[str]) -> dict[str, list[Sorted]]:
+    """32 answers a model of every kind, each read by the model they were promised of."""
+    found: dict[str, list[Sorted]] = {kind: [] for kind in kinds}
     recipe = lab.recipe("gpt(dim=64, depth=2, heads=2)").put("loop.batch", 8)
     for seed in lab.seeds(3):
-        run = lab.train(recipe, seed=seed, steps=300)
+        run = lab.train(recipe, seed=seed, steps=150)
         promised = deepcopy(run.model).bfloat16()
-        others = {"other seed": lambda s=seed: lab.train(recipe, seed=s + 100, steps=300).model}
+        others = {"other seed": lambda s=seed: lab.train(recipe, seed=s + 100, steps=150).model}
         others["20 more steps"] = lambda r=run, s=seed: (
             lab.train(recipe, seed=s + 200, steps=20, rate=0.3, weights=r.model.state_dict()).model
         )
         for kind, rounded in ROUNDED.items():
             others[kind] = lambda r=run, f=rounded: _with_weights(r.model, f)
-        prompts = run.task.batch(10**6, size=64, seed=seed).inputs[:, :32]
+        first, prompts = run.task.batch(10**6, size=64, seed=seed).inputs[:, :32].split(32)
+        limits = Limits.above(_trial("honest", promised, promised, first))
         for kind in kinds:
             model = deepcopy(others[kind]()).bfloat16() if kind in others else promised
-            found[kind] += _trial(kind, model, promised, prompts)
+            found[kind] += [Sorted(e, limits.accept(e)) for e in _trial(kind, model, promised, prompts)]
     return found
 
 
 def _trial(kind: str, model: nn.Module, promised: nn.Module, prompts: Tokens) -> list[Errors]:
+    """Decoded and read in batches of 16 on one thread, but for what the kind says."""
     said = torch.cat([prompts[:, :16].flip(0), prompts[:, 16:]], 1) if kind == "other prompt" else prompts
-    size, threads = (1 if kind == "alone" else 16), torch.get_num_threads()
-    generator = torch.Generator().manual_seed(0)
-    errors = []
+    generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+    batches = said.split(1 if kind == "decoded alone" else 16)
+    given = [answer(model, batch, length=33, generator=generator) for batch in batches]
+    proofs = [toploc(row, prompt=32)[1] for _, states in given for row in states]
+    texts = torch.cat([prompts, torch.cat([tokens for tokens, _ in given])[:, 32:]], 1)
     try:
-        torch.set_num_threads(2 if kind == "on two threads" else 1)
-        for batch, asked in zip(said.split(size), prompts.split(size), strict=True):
-            tokens, states = answer(model, batch, length=33, generator=generator)
-            proofs = [toploc(row, prompt=32)[1] for row in states]
-            tokens = torch.cat([asked, tokens[:, 32:]], 1)
-            errors += [compare(read(promised, t[None])[0, 32:], p) for t, p in zip(tokens, proofs, strict=True)]
+        torch.set_num_threads(2 if kind == "read on two threads" else 1)
+        states = torch.cat([read(promised, batch) for batch in texts.split(1 if kind == "read alone" else 16)])
     finally:
         torch.set_num_threads(threads)
-    return errors
+    return [compare(row[32:], proof) for row, proof in zip(states, proofs, strict=True)]
 
 
-def _verdict(lab: Any, found: dict[str, list[Errors]]) -> Any:
+def _verdict(lab: Any, found: dict[str, list[Sorted]]) -> Any:
     """By the exact interval of each kind's rate of wrong decisions; the estimate is the worst kind's."""
     from scipy.stats import binomtest
 
     numbers: dict[str, Any] = {}
     tests = {}
     curves = {kind: _roc(found, kind) for kind in found if kind not in HONEST}
-    for kind, errors in found.items():
-        wrong = sum(Limits().accept(e) != (kind in HONEST) for e in errors)
-        tests[kind] = (wrong, binomtest(wrong, len(errors)).proportion_ci(0.95, method="exact"))
+    for kind, answers in found.items():
+        wrong = sum(a.accepted != (kind in HONEST) for a in answers)
+        tests[kind] = (wrong, binomtest(wrong, len(answers)).proportion_ci(0.95, method="exact"))
         name = "rejected" if kind in HONEST else "accepted"
-        numbers[f"{kind}: {name}"] = [wrong, len(errors)]
-        middle = np.nan_to_num(np.median(errors, axis=0)[:3], posinf=128.0)
+        numbers[f"{kind}: {name}"] = [wrong, len(answers)]
+        by_paper = sum(Limits().accept(a.errors) != (kind in HONEST) for a in answers)
+        numbers[f"{kind}: {name} at the paper's limits"] = [by_paper, len(answers)]
+        middle = np.nan_to_num(np.median([a.errors[:3] for a in answers], axis=0), posinf=128.0)
         numbers[f"{kind}: median of exponents, mean, median"] = [float(v) for v in middle]
     for kind, curve in curves.items():
         areas = [float(np.trapezoid(caught, refused)) for refused, caught in curve]
@@ -334,8 +351,8 @@ def _verdict(lab: Any, found: dict[str, list[Errors]]) -> Any:
     kind = max(tests, key=lambda k: tests[k][0])
     wrong, interval = tests[kind]
     ends = [ci for _, ci in tests.values()]
-    outcome = "supported at this scale" if all(ci.high < 0.02 for ci in ends) else "inconclusive"
-    if any(ci.low > 0.02 for ci in ends):
+    outcome = "supported at this scale" if all(ci.high < 0.05 for ci in ends) else "inconclusive"
+    if any(ci.low > 0.05 for ci in ends):
         outcome = "not seen at this scale"
     return lab.verdict(
         outcome,
@@ -347,10 +364,10 @@ def _verdict(lab: Any, found: dict[str, list[Errors]]) -> Any:
     )
 
 
-def _roc(found: dict[str, list[Errors]], kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _roc(found: dict[str, list[Sorted]], kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each of the three errors: the shares of honest answers, and of this kind's, above each limit."""
-    honest = np.array([e[:3] for name in HONEST for e in found[name]])
-    other = np.array([e[:3] for e in found[kind]])
+    honest = np.array([a.errors[:3] for name in HONEST for a in found[name]])
+    other = np.array([a.errors[:3] for a in found[kind]])
     curves = []
     for ours, theirs in zip(honest.T, other.T, strict=True):
         limits = np.concatenate([[np.inf], np.unique(np.concatenate([ours, theirs]))[::-1], [-1]])
