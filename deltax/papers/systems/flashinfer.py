@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +77,7 @@ def alone(cache: Pages, requests: Iterable[int]) -> list[Chunk]:
 
 
 def shared(cache: Pages, requests: Iterable[int]) -> list[Chunk]:
-    """Requests that begin with the same pages read these together, and go apart where their pages do (section 3.1.2)."""
+    """Requests that begin with the same pages read these together, and go apart where pages do (section 3.1.2)."""
     chunks: list[Chunk] = []
     groups = [(list(requests), 0)]
     while groups:
@@ -180,7 +180,7 @@ def _check(q: Tensor, asked: Sequence[int], cache: Pages, requests: Sequence[int
             raise UserError(f"{count} queries cannot stand at the last of request {r}'s {cache.length(r)} positions")
         if reads[r] != cache.length(r):
             raise UserError(
-                f"the plan reads {reads[r]} of request {r}'s {cache.length(r)} keys: plan again when the cache has grown"
+                f"the plan reads {reads[r]} of request {r}'s {cache.length(r)} keys: plan again once a cache grew"
             )
     if unknown := reads.keys() - set(requests):
         raise UserError(
@@ -198,7 +198,7 @@ def merging_is_attention_over_the_union():
     expected = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
     for _ in range(5):
         cuts = [0, *sorted((1 + torch.randperm(60)[:6]).tolist()), 61]
-        left = [look(q, k[:, a:b], v[:, a:b], Rules()) for a, b in zip(cuts, cuts[1:])]
+        left = [look(q, k[:, a:b], v[:, a:b], Rules()) for a, b in pairwise(cuts)]
         while len(left) > 1:
             i, j = torch.randperm(len(left))[:2].tolist()
             left = [merge(left[i], left[j]), *(x for n, x in enumerate(left) if n not in (i, j))]
@@ -220,7 +220,7 @@ def pages_change_no_bit():
     together = Pages(len(ASKED), 64)
     for r in ASKED:
         together.append(r, *scattered.read(r))
-    assert any(b - a != 1 for table in scattered.tables.values() for a, b in zip(table, table[1:]))
+    assert any(b - a != 1 for table in scattered.tables.values() for a, b in pairwise(table))
     assert all(len(table) == 1 for table in together.tables.values())
     assert torch.equal(*(flashinfer(q, [*ASKED.values()], cache, [*ASKED]) for cache in (scattered, together)))
     torch.manual_seed(0)
@@ -255,7 +255,7 @@ def ragged_batches_are_attention():
 
 @claim
 def what_is_shared_is_kept_and_read_once():
-    """n continuations of a prompt of p keys, s of their own each, take p / size + n s / size pages and read p + n s
+    """Of a prompt of p keys, n continuations of s keys each take p / size + n s / size pages and read p + n s
     keys, not n (p + s); who writes on a shared page gets a copy, and the others keep their bits."""
     torch.manual_seed(0)
     size, n, s = 8, 5, 16
