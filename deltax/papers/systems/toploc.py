@@ -295,11 +295,11 @@ class Sorted(NamedTuple):
 def _rates(lab: Any, kinds: Sequence[str]) -> dict[str, list[Sorted]]:
     """32 answers a model of every kind, each read by the model they were promised of."""
     found: dict[str, list[Sorted]] = {kind: [] for kind in kinds}
-    recipe = lab.recipe("gpt(dim=64, depth=2, heads=2)").put("loop.batch", 8)
+    recipe = lab.recipe("gpt(dim=64, depth=2, heads=2)").put("loop.batch", 4)
     for seed in lab.seeds(3):
-        run = lab.train(recipe, seed=seed, steps=150)
+        run = lab.train(recipe, seed=seed, steps=100)
         promised = deepcopy(run.model).bfloat16()
-        others = {"other seed": lambda s=seed: lab.train(recipe, seed=s + 100, steps=150).model}
+        others = {"other seed": lambda s=seed: lab.train(recipe, seed=s + 100, steps=100).model}
         others["20 more steps"] = lambda r=run, s=seed: (
             lab.train(recipe, seed=s + 200, steps=20, rate=0.3, weights=r.model.state_dict()).model
         )

@@ -12,6 +12,7 @@ value, and pays in time: each child is asked 2 m times in place of once.
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 from random import Random
 from typing import NamedTuple
 
