@@ -266,7 +266,8 @@ def another_model_or_prompt_is_seen(lab):
 
     An answer is 32 decoded tokens with one proof; 32 answers of each kind from each of 3 models. Other weights are
     another seed's, and the same after 20 more steps. What the paper's limits, those of 8 billion parameters and more,
-    come to is told beside.
+    come to is told beside. That limits are each model's own was chosen after a look at seed 0, where the paper's let
+    51 of 64 answers to another prompt pass.
     """
     return _verdict(lab, _rates(lab, (*HONEST, "other seed", "20 more steps", "other prompt")))
 
