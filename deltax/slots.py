@@ -132,6 +132,9 @@ SLOTS: dict[str, Slot] = {
     # Two encoders
     "image": Slot("DualEncoder", "images (B, C, Y, X) -> (B, K)", "what sees", made="image(channels, size, width)"),
     "text": Slot("DualEncoder", "tokens (B, T) -> (B, K)", "what reads", made="text(vocab, context, width)"),
+    "sound": Slot(
+        "Bound", "spectrograms (B, 1, bands, frames) -> (B, K)", "what hears", made="sound(1, (bands, frames), width)"
+    ),
     "summary": Slot("TextEncoder", "x (B, T, D), ended (B, T) -> (B, D)", "a text's stream to features"),
     "logits": Slot("DualEncoder", "cosines (N, M) -> (N, M)", "how much a likeness says", made="logits()"),
     "dropout": Slot("LeNet, Perceptron", "units -> units", "noise on hidden units in training", made="dropout()"),
