@@ -19,12 +19,13 @@ from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation
 from deltax.tasks.few_labels import wrong
-from deltax.tasks.pairs import END, WORDINGS, WORDS, tokenise
+from deltax.tasks.pairs import END, WORDS, tokenise
 from deltax.tasks.sounds import BANDS, HOP, RATE, WIDTH, spectrograms
 
 NAMES = tuple(f"{a} {b}" for a in WORDS for b in WORDS)
+WORDINGS = ("{}", "number {}", "the digits {}")
 FRAMES = 32
-CONTEXT = 40
+CONTEXT = 26
 
 
 class BoundBatch(NamedTuple):
@@ -140,7 +141,7 @@ class SpokenNumbers:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over the held-out pictures, texts and numbers, the kind of sounds and the training halves."""
-        digest = hashlib.sha256(f"{RATE} {BANDS} {WIDTH} {HOP} {FRAMES} {self.groups}".encode())
+        digest = hashlib.sha256(f"{RATE} {BANDS} {WIDTH} {HOP} {FRAMES} {self.groups} {WORDINGS}".encode())
         for split in SPLITS[1:]:
             images, texts, *_, labels = self.all(split)
             for tensor in (images, texts, labels):
