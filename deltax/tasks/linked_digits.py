@@ -1,6 +1,7 @@
 """Digits as tokens of three kinds, of which only pictures with words and words with sounds are ever given together.
 
-    image  16 tokens: scikit-learn's handwritten digit, averaged to 4 by 4 and rounded to 4 levels
+    image  4 tokens: the quarters of scikit-learn's handwritten digit, each as the nearest of 64, k-means of the
+           training digits' quarters
     word   5 tokens: the letters of its English name, filled up with dots
     sound  8 tokens: the name spelt in tones (`deltax.tasks.sounds`, made here, nobody's voice), the loudest low and the
            loudest high band every 44 ms, the first of each in silence
@@ -30,9 +31,9 @@ from deltax.tasks.text import IGNORED, Batch
 
 IMAGE, WORD, SOUND = range(3)
 KINDS = ("image", "word", "sound")
-LENGTHS = (16, 5, 8)
-_LETTERS, _CODES = 4, 31  # where the tokens of words and of sounds begin
-START, MARK, FILL, PADDING, VOCAB = 95, 98, 99, 100, 101  # START + kind begins a block
+LENGTHS = (4, 5, 8)
+_LETTERS, _CODES = 64, 91  # where the tokens of words and of sounds begin
+START, MARK, FILL, PADDING, VOCAB = 155, 158, 159, 160, 161  # START + kind begins a block
 Rows = Int64[Tensor, "_ _"]  # sequences of any number and length
 Block = tuple[int, Int64[Tensor, "B _"]]  # a kind and its tokens
 
@@ -70,7 +71,7 @@ class LinkedDigits:
         if type(held_out) is not int or held_out < 1:
             raise UserError(f"held_out must be a whole number of at least 1, not {held_out!r}")
         digits = Digits(held_out=held_out)
-        self._images, self._labels, self._rows = _quantised(digits._pixels), digits._labels, digits._rows
+        self._images, self._labels, self._rows = _quantised(), digits._labels, digits._rows
 
     @property
     def facts(self) -> dict[str, int]:
@@ -161,9 +162,15 @@ def _known() -> Tokens:
     return _sounds(np.tile(np.arange(10), 30), np.random.Philox(key=99).random_raw(300))
 
 
-def _quantised(pixels: np.ndarray) -> Tokens:
-    means = pixels.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(len(pixels), -1)
-    return torch.from_numpy(np.minimum(means * 4 // 17, 3).astype(np.int64))
+@cache
+def _quantised() -> Tokens:
+    """The quarters of every digit, row by row, as the number of the nearest centre."""
+    from sklearn.cluster import KMeans
+
+    digits = Digits()
+    quarters = digits._pixels.reshape(-1, 2, 4, 2, 4).swapaxes(2, 3).reshape(len(digits._pixels), 4, 16).astype(float)
+    means = KMeans(_LETTERS, n_init=1, random_state=0).fit(quarters[digits._rows["train"]].reshape(-1, 16))
+    return torch.from_numpy(means.predict(quarters.reshape(-1, 16)).reshape(-1, 4).astype(np.int64))
 
 
 def _words(labels: np.ndarray) -> Tokens:

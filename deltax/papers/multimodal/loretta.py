@@ -127,7 +127,7 @@ def a_span_moved_is_not_lost():
     """Put back where MARK stands, what follows FILL makes the sequence that was; every token of it but the first is
     still to be said, once. With a share of nothing the sequences, and so the losses, are as they were."""
     torch.manual_seed(0)
-    tokens = torch.randint(90, (64, 13))
+    tokens = torch.randint(150, (64, 13))
     moved = span_moved(tokens, share=0.7)
     assert 20 < (moved == MARK).any(1).sum() < 64
     for was, row in zip(tokens.tolist(), moved.tolist(), strict=True):
@@ -137,7 +137,7 @@ def a_span_moved_is_not_lost():
         assert row[: len(was)] == was and set(row[len(was) :]) <= {PADDING}
     targets = padded([moved]).targets
     for was, row in zip(tokens.tolist(), targets.tolist(), strict=True):
-        assert sorted(t for t in row if 0 <= t < 90) == sorted(was[1:])
+        assert sorted(t for t in row if 0 <= t < 150) == sorted(was[1:])
     model = _tiny()
     plain, off = padded([tokens]), padded([span_moved(tokens, share=0.0)])
     torch.testing.assert_close(next_token(model, off), next_token(model, plain))
