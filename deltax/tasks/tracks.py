@@ -123,7 +123,8 @@ class Tracks:
         angle = rng.uniform(-1, 1) + rng.choice([-1, 1]) * rng.uniform(0.6, 1.4) * time
         cosine, sine, zero, one = np.cos(angle), np.sin(angle), np.zeros(n), np.ones(n)
         turn = np.stack([[cosine, zero, -sine], [zero, one, zero], [sine, zero, cosine]]).transpose(2, 0, 1)
-        seen_from = np.einsum("nij,npj->npi", turn, world) + [0, 0, rng.uniform(3.5, 4.5)]
+        seen_from = np.einsum("nij,npj->npi", turn, world)
+        seen_from[..., 2] += rng.uniform(3.5, 4.5)
         seen = rng.uniform(size=(n, p)) > 0.1
         image = seen_from[..., :2] / seen_from[..., 2:]
         return np.concatenate([image, seen[..., None]], -1) * seen[..., None], seen_from[..., 2]

@@ -11,10 +11,11 @@ been seen together. The paper links images, words and speech, cells and genes, g
 when and how often it makes such pairs up is chosen here. The digits here have names that are spelt in tones.
 """
 
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deltax import Part, claim, paper
 from deltax.papers.language.gpt import gpt
@@ -34,7 +35,6 @@ from deltax.tasks.linked_digits import (
     LinkedDigits,
     Rows,
     padded,
-    read,
     spell,
 )
 from deltax.tasks.text import IGNORED, Batch
@@ -101,7 +101,7 @@ def linked(
     if step < warmup or step % every:
         return padded([span_moved(either_way(*pair), share=share) for pair in pairs])
     sequences, said = zip(*(through_the_link(model, pair) for pair in pairs), strict=True)
-    return padded(sum(sequences, []), last=sum(said, []))
+    return padded(list(chain(*sequences)), last=list(chain(*said)))
 
 
 @paper(on=(imagebind, gpt), year=2023, arxiv="2305.14243", whole="gpt")

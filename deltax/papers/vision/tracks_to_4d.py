@@ -145,7 +145,9 @@ def standing(scene: Scene, tracks: Points) -> PerExample:
     return (surprise * seen).sum((1, 2)) / seen.sum((1, 2))
 
 
-def explain(scene: Scene, tracks: Points, *, still: float = 0.02, behind: float = 1.0, sparse: float = 0.005) -> PerExample:
+def explain(
+    scene: Scene, tracks: Points, *, still: float = 0.02, behind: float = 1.0, sparse: float = 0.005
+) -> PerExample:
     """`reprojection`, `still` times `standing`, `behind` times the mean depth behind a camera, `sparse` times the mean
     distance of points from where they stand in the first shape."""
     points = scene.points()
