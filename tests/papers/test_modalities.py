@@ -139,6 +139,13 @@ def test_a_circuit_that_cannot_be_is_refused():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_a_circuit_needs_no_gradient_to_be_on():
+    model, images, layers = tiny_resnet()
+    with torch.no_grad():
+        found = cla_visual_circuits(model.requires_grad_(False), images, layers)
+    assert found == cla_visual_circuits(model.requires_grad_(True), images, layers)
+
+
 def test_dense_layers_have_circuits_too():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()

@@ -71,6 +71,7 @@ def total(scores: list[Scores], neurons: Neurons) -> float:
     return sum(s[list(a)][:, list(b)].sum().item() for s, (a, b) in zip(scores, pairwise(neurons), strict=True))
 
 
+@torch.enable_grad()
 def activity(model: nn.Module, images: Images, layers: tuple[str, ...]) -> list[Float[Tensor, "B _ *_"]]:
     """What each layer gives for the images, still joined to each other by their graph.
 
@@ -86,8 +87,7 @@ def activity(model: nn.Module, images: Images, layers: tuple[str, ...]) -> list[
     keep = lambda name: lambda module, args, out: found.update({name: out})
     hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
     try:
-        with torch.enable_grad():
-            model(images.detach().clone().requires_grad_())
+        model(images.detach().clone().requires_grad_())
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,6 +99,7 @@ def activity(model: nn.Module, images: Images, layers: tuple[str, ...]) -> list[
     return list(found.values())
 
 
+@torch.enable_grad()
 def attribution(maps: list[Float[Tensor, "B _ *_"]]) -> list[Scores]:
     """|a_m| |da_n / da_m| from each layer to the next, a mean over images; a_n is a channel's mean, and da_m moves the
     whole map of m."""
