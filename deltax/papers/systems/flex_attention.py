@@ -54,8 +54,8 @@ def documents(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, lengths: tuple[int,
     return torch.bucketize(q, ends, right=True) == torch.bucketize(k, ends, right=True)
 
 
-def soft_cap(scores: Scores, b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, cap: float = 20.0) -> Scores:
-    """Scores bent to stay within +-cap."""
+def soft_cap(scores: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, cap: float = 20.0) -> Tensor:
+    """Scores, all or one at a time as torch hands them over, bent to stay within +-cap."""
     return cap * torch.tanh(scores / cap)
 
 

@@ -127,7 +127,8 @@ def mixed_step(
 
 @claim
 def the_layouts_have_these_ends():
-    """fp16 ends at 65504 and is normal from 2^-14; bf16 and tf32 reach as far as fp32; rounding is off by 2^-(m+1)."""
+    """The end of fp16 is 65504, and it is normal from 2^-14; bf16 and tf32 reach as far as fp32; rounding is off by
+    2^-(m+1) at most."""
     assert FORMATS["fp16"].largest == 65504 and FORMATS["fp16"].smallest_normal == 2**-14
     assert [1 + sum(FORMATS[f]) for f in ("fp32", "tf32", "bf16", "fp16")] == [32, 19, 16, 16]
     x = values(10_001).double()

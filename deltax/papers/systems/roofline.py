@@ -1,7 +1,7 @@
 """Roofline: An Insightful Visual Performance Model for Multicore Architectures. Williams, Waterman, Patterson, 2009.
 https://doi.org/10.1145/1498765.1498785
 
-A program is as fast as arithmetic or memory lets it be, whichever is slower; operations per byte moved decide which.
+A count of operations, but of bytes moved too: a program is as fast as the slower of arithmetic and memory lets it be.
 
 Attainable operations a second are min(peak, bandwidth x intensity), intensity being operations by bytes that go to and
 from slow memory. On logarithmic axes that is a slanted roof and a flat one; the ridge where they meet is the intensity
