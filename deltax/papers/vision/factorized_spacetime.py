@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
@@ -29,9 +28,8 @@ from deltax.parts.mlp import MLP
 from deltax.parts.nothing import Nothing
 from deltax.parts.scores import Rules, causal, everywhere
 from deltax.parts.stack import Block, PreNorm
+from deltax.parts.videos import Video, as_maps, as_stream, preceded
 from deltax.shapes import Stream
-
-Video = Float[Tensor, "B _ _ _ _"]  # (B, C, T, Y, X)
 
 
 class PlaneConv(nn.Conv3d):
@@ -50,11 +48,6 @@ class PastConv(nn.Conv3d):
 
     def forward(self, x: Video) -> Video:
         return super().forward(preceded(x, self.kernel_size[0] - 1))
-
-
-def preceded(x: Video, frames: int) -> Video:
-    """A video with its first frame put before it `frames` times."""
-    return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
 
 
 class FactorizedConv(nn.Sequential):
@@ -248,7 +241,7 @@ def looking_both_ways_it_has_no_direction():
 
 @claim
 def with_nothing_said_along_time_each_frame_is_a_picture():
-    """With the branch along time left empty the block is the one it replaced, on each frame, to the bit."""
+    """With the branch along time left empty the block is the one it replaced, on each frame."""
     block = _block()
     block.rest.mixer = Nothing()
     block.rest.mixer_residual = _Skipped()
@@ -284,6 +277,6 @@ def _layers() -> Iterator[tuple[nn.Module | Callable[[Tensor], Tensor], Tensor]]
     block = _block()
 
     def attending(video: Tensor) -> Tensor:
-        return block(video.flatten(2).mT, Context(grid=(2, 3))).mT.unflatten(2, video.shape[2:])
+        return as_maps(block(as_stream(video), Context(grid=(2, 3))), tuple(video.shape[2:]))
 
     yield attending, torch.randn(2, 8, 4, 2, 3, dtype=torch.float64)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deltax import claim, paper
 from deltax.errors import UserError
+from deltax.parts.videos import Video, cubed, grouped
 
 Field = Float[Tensor, "B _ ..."]  # images (B, C, Y, X) or videos (B, C, T, Y, X)
 
@@ -63,23 +64,31 @@ def _joined(low: Tensor, high: Tensor, axis: int) -> Tensor:
 
 
 @paper(year=2025, arxiv="2501.03575")
-def haar_wavelet_tokenizer(video: Float[Tensor, "B C T Y X"], *, levels: int = 2) -> Float[Tensor, "B _ _ _ _"]:
+def haar_wavelet_tokenizer(video: Video, *, levels: int = 2) -> Video:
     """A video of 1 + k 2^levels frames as 1 + k groups of bands, (B, 8^levels C, 1 + k, Y / p, X / p).
 
-    The first frame stands p = 2^levels times at the front, and each level is divided by 2 sqrt 2, so a constant keeps its
-    value.
-    `reconstructed` is its inverse.
+    The first frame stands p = 2^levels times at the front, and each level is divided by 2 sqrt 2, so a constant keeps
+    its value. `reconstructed` is its inverse.
     """
-    patch = 2**levels
-    if (video.shape[2] - 1) % patch:
-        raise UserError(f"{video.shape[2]} frames are not 1 + a multiple of {patch}: cut or pad the video")
-    first = video[:, :, :1].expand(-1, -1, patch - 1, -1, -1)
-    return analysed(torch.cat([first, video], 2), levels=levels, rescale=2 * math.sqrt(2))
+    return analysed(grouped(video, 2**levels), levels=levels, rescale=2 * math.sqrt(2))
 
 
-def reconstructed(bands: Float[Tensor, "B _ _ _ _"], *, levels: int = 2) -> Float[Tensor, "B _ _ _ _"]:
+def reconstructed(bands: Video, *, levels: int = 2) -> Video:
     """The video of `haar_wavelet_tokenizer`; the frames put in front are dropped."""
     return synthesised(bands, levels=levels, rescale=2 * math.sqrt(2))[:, :, 2**levels - 1 :]
+
+
+class Haar:
+    """The wavelets as what a tokenizer begins and ends with, where `Cubes` would stand."""
+
+    def __init__(self, *, levels: int = 1):
+        self.patch, self.levels = 2**levels, levels
+
+    def cut(self, video: Video) -> Video:
+        return haar_wavelet_tokenizer(video, levels=self.levels)
+
+    def join(self, bands: Video) -> Video:
+        return reconstructed(bands, levels=self.levels)
 
 
 @claim
@@ -126,6 +135,20 @@ def a_picture_is_a_video_of_one_frame():
         torch.testing.assert_close(torch.autograd.grad((back * weight).sum(), video)[0], weight)
 
 
+@claim
+def it_is_space_to_depth_turned():
+    """The bands of a video are an orthogonal map of what space to depth gives, the same at every place."""
+    torch.manual_seed(0)
+    for levels in (1, 2):
+        p = 2**levels
+        cubes = torch.eye(p**3, dtype=torch.float64).view(p**3, 1, p, p, p)
+        turn = analysed(cubes, levels=levels).flatten(1)  # (p^3, p^3)
+        video = torch.randn(2, 3, 2 * p, p, 3 * p, dtype=torch.float64)
+        depth = cubed(video, (p, p, p)).unflatten(1, (3, p**3))
+        turned = torch.einsum("bcptyx,pq->bqctyx", depth, turn).flatten(1, 2)
+        torch.testing.assert_close(analysed(video, levels=levels), turned)
+
+
 @claim.parity(peer="PyWavelets dwtn, and WaveletPacket2D for the second level")
 def equals_pywavelets():
     """Each band of an image and of a video is PyWavelets' of that name, and each of the second level its packet's."""
@@ -144,6 +167,25 @@ def equals_pywavelets():
     paths = [first + second for second in names for first in names]
     for band, path in zip(analysed(x[None, None], levels=2)[0], paths, strict=True):
         np.testing.assert_allclose(band.numpy(), packet[path].data, atol=1e-12)
+
+
+@claim.parity(peer="diffusers CosmosPatchEmbed3d and CosmosUnpatcher3d")
+def equals_diffusers():
+    """The bands of a video, in order and scale, are those that diffusers' Cosmos patches it into, and what comes back
+    of any bands is what it puts together, with gradients, at one level and two."""
+    from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosPatchEmbed3d, CosmosUnpatcher3d
+
+    torch.manual_seed(0)
+    for levels in (1, 2):
+        p = 2**levels
+        video = torch.randn(2, 3, 1 + 2 * p, 3 * p, p, dtype=torch.float64, requires_grad=True)
+        ours, theirs = haar_wavelet_tokenizer(video, levels=levels), CosmosPatchEmbed3d(p).double()(video)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)  # its filters are float32
+        weight = torch.randn_like(ours)
+        back, peer = reconstructed(weight, levels=levels), CosmosUnpatcher3d(p).double()(weight)
+        torch.testing.assert_close(back, peer, rtol=1e-6, atol=1e-6)
+        slopes = [torch.autograd.grad((y * weight).sum(), video)[0] for y in (ours, theirs)]
+        torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-6)
 
 
 @claim.measured(paper="the wavelet removes redundancy of pixels before anything is learned (section 4.1)")
