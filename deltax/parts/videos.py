@@ -47,7 +47,7 @@ class Cubes:
     (B, C, 1 + k p, Y, X) -> (B, p^3 C, 1 + k, Y / p, X / p).
     """
 
-    def __init__(self, *, levels: int = 1):
+    def __init__(self, *, levels: int = 2):
         self.patch = 2**levels
 
     def cut(self, video: Video) -> Video:

@@ -81,7 +81,7 @@ def reconstructed(bands: Video, *, levels: int = 2) -> Video:
 class Haar:
     """The wavelets as what a tokenizer begins and ends with, where `Cubes` would stand."""
 
-    def __init__(self, *, levels: int = 1):
+    def __init__(self, *, levels: int = 2):
         self.patch, self.levels = 2**levels, levels
 
     def cut(self, video: Video) -> Video:
