@@ -9,7 +9,8 @@ is 16 channels of a plain autoencoder, with no penalty, or six rounded by FSQ: `
 normed within each frame. Halving adds a strided convolution to a mean, doubling a convolution to a repetition. The
 paper learns with an L1 and a perceptual loss, then losses on optical flow and Gram matrices, then an adversary; here
 it is the L1 alone. Released widths are 128, 256, 512, 512 for the encoder, with two units a level, and wavelets of two
-levels; the default here makes 192 numbers of a video of 9 x 16 x 16, 4 x 8 x 8 as it stands in the paper's table.
+levels; the default here makes 192 numbers of a video of 9 x 16 x 16, at the
+paper's rate of 4 x 8 x 8.
 """
 
 import re

@@ -3,7 +3,7 @@
 Attention over all patches of a video, but first within each frame and then along time at each place.
 
 T frames of S patches have (T S)^2 pairs; frame by frame and then place by place there are T S^2 + S T^2, and whatever
-two patches have to say to each other still arrives in two steps (section 3.3.3, model 3). A 3-D convolution splits the
+two patches have to say to each other still arrives in two steps (section 3.3, model 3). A 3-D convolution splits the
 same way, in a plane and along time (R(2+1)D, Tran et al., 2018, arXiv:1711.11248). Along time nothing looks ahead here,
 as in Cosmos's tokenizer: attention under a causal mask, convolution over the past alone, the first frame standing for
 what was before it. So a picture is a video of one frame, and a video can be read as it comes. ViViT and R(2+1)D
@@ -117,7 +117,7 @@ def _by_frame(x: Tensor, ctx: Context) -> Tensor:
     return x.unflatten(1, (-1, places))
 
 
-@paper(on=vit, year=2021, arxiv="2103.15691")
+@paper(on=vit, year=2021, arxiv="2103.15691", whole="vit+vitok")
 def factorized_spacetime(recipe: Part, *, mask: Part = part(causal)) -> Part:
     return mean_pooled(recipe).wrap("block", SpaceTimeBlock, mask=mask)
 

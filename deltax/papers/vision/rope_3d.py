@@ -172,3 +172,28 @@ def equals_diffusers():
         weight = torch.randn_like(ours)
         slopes = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
         torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
+
+
+@claim.parity(peer="transformers Qwen2VLRotaryEmbedding and apply_rotary_pos_emb")
+def with_one_ladder_it_is_m_rope():
+    """Qwen2-VL's M-RoPE turns the same groups by the same three places, but gives them one ladder of frequencies, time
+    the fastest: with each axis scaled and stretched to its rungs, queries come out as transformers' do, with
+    gradients."""
+    from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding, apply_rotary_pos_emb
+
+    torch.manual_seed(0)
+    width, base, sizes = 20, 10_000.0, groups(20)
+    rope = {"rope_type": "default", "rope_theta": base, "mrope_section": [size // 2 for size in sizes]}
+    config = Qwen2VLTextConfig(hidden_size=3 * width, num_attention_heads=3, rope_parameters=rope)
+    x, places = torch.randn(2, 7, 3, width, requires_grad=True), torch.randint(0, 9, (2, 7, 3))
+    cos, sin = Qwen2VLRotaryEmbedding(config)(x, places.movedim(-1, 0))
+    theirs = apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)[0].transpose(1, 2)
+    before = [sum(sizes[:axis]) for axis in range(3)]
+    scale = torch.tensor([base ** (-start / width) for start in before], dtype=torch.float64)
+    stretch = tuple((base ** (size / width - 1)) ** ((size - 2) / size) for size in sizes)
+    ours = rotate(x, turns(places * scale, width, base=base, stretch=stretch).float())
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    weight = torch.randn_like(ours)
+    slopes = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)

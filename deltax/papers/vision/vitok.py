@@ -81,11 +81,11 @@ def _through(coder: CubeEncoder | CubeDecoder, stream: Tensor, cubes: Video) -> 
 
 
 def floats(video: Cube, cube: Cube, width: int) -> int:
-    """E, the floats in the latent of a video of T x Y x X (section 2.2)."""
+    """E, the floats in the latent of a video of T x Y x X."""
     return math.prod(size // of for size, of in zip(video, cube, strict=True)) * width
 
 
-@paper(on=vit, year=2025, arxiv="2501.09755", whole="vit")
+@paper(on=vit, year=2025, arxiv="2501.09755")
 def vitok(
     recipe: Part, *, cube: Cube = (4, 4, 4), width: int = 8, encoder: int = 2, decoder: int = 4, weight: float = 1e-3
 ) -> Part:
