@@ -257,7 +257,9 @@ def _line(numbers: dict):
 
 
 def _recipe(*, cube: Cube = (2, 2, 3), width: int = 3) -> Part:
-    return (paper_of(vit)(dim=12, heads=2) + vitok(cube=cube, width=width, encoder=1, decoder=2)).set(Attention, heads=2)
+    return (paper_of(vit)(dim=12, heads=2) + vitok(cube=cube, width=width, encoder=1, decoder=2)).set(
+        Attention, heads=2
+    )
 
 
 def _tiny() -> tuple[nn.Module, Tensor]:
