@@ -9,8 +9,8 @@ is 16 channels of a plain autoencoder, with no penalty, or six rounded by FSQ: `
 normed within each frame. Halving adds a strided convolution to a mean, doubling a convolution to a repetition. The
 paper learns with an L1 and a perceptual loss, then losses on optical flow and Gram matrices, then an adversary; here
 it is the squared error, since under the L1 a small digit on a dark field is long not worth drawing (`absolute` gives
-it back). Released widths are 128, 256, 512, 512 for the encoder, with two units a level, and wavelets of two levels;
-the default here makes 192 numbers of a video of 9 x 16 x 16, at the paper's rate of 4 x 8 x 8.
+it back). Released widths are 128, 256, 512, 512 for the encoder, with two units a level, and one halving or two after
+wavelets of two levels; the default here halves no more and makes 192 numbers of a video of 9 x 16 x 16.
 """
 
 import re
@@ -177,9 +177,9 @@ class CosmosEncoder(nn.Module):
         channels: int,
         out: int,
         *,
-        widths: tuple[int, ...] = (32, 48, 48),
+        widths: tuple[int, ...] = (32, 32),
         depth: int = 1,
-        factors: Factors = ((1, 2),),
+        factors: Factors = (),
         attentive: tuple[int, ...] = (),
         patcher: Part = part(Haar),
         mixer: Part = part(Attention, heads=1),
@@ -222,9 +222,9 @@ class CosmosDecoder(nn.Module):
         latent: int,
         channels: int,
         *,
-        widths: tuple[int, ...] = (32, 48, 48),
+        widths: tuple[int, ...] = (32, 32),
         depth: int = 1,
-        factors: Factors = ((1, 2),),
+        factors: Factors = (),
         attentive: tuple[int, ...] = (),
         patcher: Part = part(Haar),
         mixer: Part = part(Attention, heads=1),
@@ -265,7 +265,7 @@ def _patch(patch: int, factors: Factors, widths: tuple[int, ...]) -> tuple[int, 
 
 
 @paper(on=(haar_wavelet_tokenizer, factorized_spacetime, fsq), year=2025, arxiv="2501.03575")
-def cosmos_tokenizer(*, width: int = 16, levels: int = 2) -> Part:
+def cosmos_tokenizer(*, width: int = 4, levels: int = 2) -> Part:
     patcher = part(Haar, levels=levels)
     return part(
         Run,
@@ -280,7 +280,7 @@ def cosmos_tokenizer(*, width: int = 16, levels: int = 2) -> Part:
         batches=from_task,
         optimizer=part(adamw, rate=3e-3, decay=0.0),
         schedule=cosine,
-        loop=part(Loop, batch=16, steps=400),
+        loop=part(Loop, batch=16, steps=700),
     )
 
 
@@ -370,7 +370,7 @@ def rounded_it_is_the_discrete_tokenizer():
     these numbers alone is what the tokenizer gives."""
     recipe = cosmos_tokenizer + fsq(levels=(8, 8, 8, 5, 5, 5))
     model = randomise(recipe().build({"channels": 1}))
-    video = torch.randn(2, 1, 5, 16, 8, dtype=torch.float64)
+    video = torch.randn(2, 1, 5, 8, 4, dtype=torch.float64)
     made = model(video)
     codes = made.passed.codes
     assert codes.shape == (2, 2, 2, 1) and codes.min() >= 0 and codes.max() < 64_000
