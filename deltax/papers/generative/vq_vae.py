@@ -172,7 +172,7 @@ def vq_vae(*, codes: int = 64, width: int = 16) -> Part:
         batches=from_task,
         optimizer=part(adamw, rate=2e-3, decay=0.0),
         schedule=cosine,
-        loop=part(Loop, batch=64, steps=600),
+        loop=part(Loop, batch=64, steps=400),
     )
 
 
