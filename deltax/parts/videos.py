@@ -1,5 +1,8 @@
 """Videos cut into cubes, and cubes put together again. A video is (B, C, T, Y, X), a picture a video of one frame."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,3 +68,18 @@ def as_stream(maps: Video) -> Float[Tensor, "B _ _"]:
 def as_maps(stream: Float[Tensor, "B _ _"], space: Cube) -> Video:
     """What `as_stream` laid out, of T, Y, X."""
     return stream.mT.unflatten(2, space)
+
+
+@torch.no_grad()
+def film(videos: Video, model: Callable[[Video], Any]) -> Any:
+    """A matplotlib figure: the frames of each video, and under them the `.pixels` that a model makes of it."""
+    from matplotlib.figure import Figure
+
+    made = model(videos).pixels
+    rows = [row for pair in zip(videos[:, 0], made[:, 0], strict=True) for row in pair]
+    figure = Figure(figsize=(0.6 * videos.shape[2], 0.6 * len(rows)))
+    for axes, row in zip(figure.subplots(len(rows), videos.shape[2], squeeze=False), rows, strict=True):
+        for ax, frame in zip(axes, row, strict=True):
+            ax.imshow(frame.numpy(), cmap="gray_r", vmin=-1, vmax=1)
+            ax.set_axis_off()
+    return figure

@@ -10,7 +10,7 @@ from deltax.expression import recipe as read
 from deltax.papers.generative.fsq import FSQ, fsq
 from deltax.papers.generative.vq_vae import Codebook, ConvEncoder, MovingCodebook, nearest, usage, vq_vae
 from deltax.papers.language.softmax_attention import Attention
-from deltax.papers.vision.cosmos_tokenizer import CosmosDecoder, CosmosEncoder, cosmos_tokenizer, frames_figure
+from deltax.papers.vision.cosmos_tokenizer import CosmosDecoder, CosmosEncoder, cosmos_tokenizer
 from deltax.papers.vision.factorized_spacetime import AlongTime, PastConv, WithinFrames, factorized_spacetime
 from deltax.papers.vision.haar_wavelet_tokenizer import Haar, analysed, haar_wavelet_tokenizer, synthesised
 from deltax.papers.vision.rope_3d import Rotary3D, groups, turns, unravelled
@@ -20,7 +20,7 @@ from deltax.parts.autoencoder import Autoencoder, Gaussian, Open, absolute, deci
 from deltax.parts.checking import randomise
 from deltax.parts.context import Context
 from deltax.parts.scores import causal, everywhere
-from deltax.parts.videos import Cubes, as_maps, as_stream, cubed, uncubed
+from deltax.parts.videos import Cubes, as_maps, as_stream, cubed, film, uncubed
 from deltax.tasks.videos import Batch, MovingDigits
 from deltax.train.job import Job
 from deltax.train.loop import train
@@ -311,5 +311,4 @@ def test_vitok_refuses_videos_that_are_no_cubes():
 
 def test_frames_are_drawn():
     task = MovingDigits(frames=5)
-    run = type("Run", (), {"task": task, "model": cosmos_tokenizer().build(task.facts).eval()})
-    assert len(frames_figure(run).axes) == 8 * 5
+    assert len(film(task.all().videos[:3], cosmos_tokenizer().build(task.facts).eval()).axes) == 2 * 3 * 5

@@ -16,7 +16,6 @@ wavelets of two levels; the default here halves no more and makes 192 numbers of
 import re
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ from deltax.parts.optimizers import adamw
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.scores import causal
-from deltax.parts.videos import Cubes, Video, as_maps, as_stream, preceded
+from deltax.parts.videos import Cubes, Video, as_maps, as_stream, film, preceded
 from deltax.tasks.videos import MovingDigits
 
 Factors = tuple[tuple[int, int], ...]  # how many times fewer frames, and rows and columns; each 1 or 2
@@ -407,22 +406,6 @@ def equals_diffusers():
     assert_equal(gradients(ours), from_hf(gradients(theirs)))
 
 
-def frames_figure(run) -> Any:
-    """A matplotlib figure: the frames of four held-out videos, each above what a trained tokenizer makes of them."""
-    from matplotlib.figure import Figure
-
-    videos = run.task.all().videos[:4]
-    with torch.no_grad():
-        made = run.model(videos).pixels
-    rows = [row for pair in zip(videos[:, 0], made[:, 0], strict=True) for row in pair]
-    figure = Figure(figsize=(0.6 * videos.shape[2], 0.6 * len(rows)))
-    for axes, row in zip(figure.subplots(len(rows), videos.shape[2], squeeze=False), rows, strict=True):
-        for ax, frame in zip(axes, row, strict=True):
-            ax.imshow(frame.numpy(), cmap="gray_r", vmin=-1, vmax=1)
-            ax.set_axis_off()
-    return figure
-
-
 @claim.measured(paper="the wavelets let the tokenizer begin on what is not redundant (section 4.1)")
 def wavelets_draw_better_than_pixels(lab):
     """Trained alike at equal compute, the tokenizer reconstructs held-out videos of moving digits at least 0.2 dB
@@ -435,7 +418,11 @@ def wavelets_draw_better_than_pixels(lab):
             found[name] = run.evaluation.metrics["psnr"]
             numbers.setdefault(f"{name}: dB", []).append(found[name])
             if name == "wavelets" and not figures:
-                figures = {"Frames, and what 192 numbers make of all nine": lab.figure(frames_figure(run))}
+                figures = {
+                    "Frames, and what 192 numbers make of all nine": lab.figure(
+                        film(run.task.all().videos[:4], run.model)
+                    )
+                }
         gains.append(found["wavelets"] - found["pixels"])
     return lab.at_least(gains, 0.2, unit="dB", numbers=numbers, figures=figures)
 
