@@ -65,7 +65,7 @@ class Codebook(nn.Module):
 
 
 class MovingCodebook(nn.Module):
-    """A `Codebook` whose entries are running means of the vectors looked up at them (Eqs. 6 to 8).
+    """A `Codebook` whose entries are running means of the vectors looked up at them (appendix A.1).
 
     In training each batch adds its counts and sums to what was, times `decay`; an entry is sum over count, the counts
     smoothed so that none is 0. It charges commit |z - sg(e)|^2.

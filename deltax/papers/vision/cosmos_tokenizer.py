@@ -409,7 +409,7 @@ def equals_diffusers():
 @claim.measured(paper="the wavelets let the tokenizer begin on what is not redundant (section 4.1)")
 def wavelets_draw_better_than_pixels(lab):
     """Trained alike at equal compute, the tokenizer reconstructs held-out videos of moving digits at least 0.2 dB
-    better from wavelets than from cubes of pixels."""
+    better from wavelets than from cubes of pixels, after 700 steps of 16."""
     gains, numbers, figures = [], {}, {}
     for seed in lab.seeds(3):
         found = {}
