@@ -47,7 +47,7 @@ def full(item: Item, others: list[Item], joined: Joined | None, family: list[str
     out.append("   ".join(part for part in task if part))
     out += ["tags " + " ".join(entry.tags)] if entry.tags else []
     out += (
-        [f"{entry.origin.path}:{entry.origin.line}" + (" (no longer there)" if item.gone else "")]
+        [entry.origin.path + (f":{entry.origin.line}" if entry.origin.line else "") + " (no longer there)" * item.gone]
         if entry.origin.path
         else []
     )
