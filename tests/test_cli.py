@@ -110,6 +110,20 @@ def test_train_then_runs_then_sample(numbers, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.startswith("12 is")
 
 
+def test_a_run_on_a_mesh_tells_how_it_goes(numbers, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("deltax.lab.worker.TELL_EVERY", 0.0)
+    told = []
+    monkeypatch.setattr("deltax.lab.terminal.Live.hear", lambda live, event: told.append(event))
+    words = ["train", "gpt", "--steps", "3", "--data", str(numbers), *TINY, "--mesh", "dp=2", "--patience", "60"]
+    assert cli.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [event.kind for event in (told[0], told[-1])] == ["started", "finished"]
+    assert told[-1].result.score == found["score"] and told[-2].step == 3
+    losses = [pair for event in told for pair in event.losses]
+    assert [step for step, _ in losses] == [0, 1, 2] and told[-2].loss == losses[-1][1]
+
+
 def test_compare_writes_a_report_and_repeats_for_nothing(numbers, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

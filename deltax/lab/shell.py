@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +19,12 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     """`dx train`: one run, kept with its weights; on a mesh, over processes that torchrun or this one starts."""
     from dataclasses import replace
 
+    from rich.console import Console
+
     from deltax.lab.engine import execute
     from deltax.lab.terminal import Live
     from deltax.train import mesh
     from deltax.train.job import Job, loop_of
-    from deltax.train.launch import launch
     from deltax.train.machine import Machine
 
     store = Store(arguments.store)
@@ -33,17 +35,14 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     precision = str(machine.precision).removeprefix("torch.")
     job = Job(recipe, arguments.seed, arguments.steps or loop_of(recipe).steps, arguments.rate, precision)
     result = store.get(job)
-    if result is None and (here > 1 or arguments.compile):
-        if mesh.started() or here == 1:
-            with mesh.joined(layout, patience=arguments.patience) as speaks:
-                _together(job, machine, arguments.store)
-            if not speaks:
+    together = result is None and (here > 1 or arguments.compile)
+    if result is None or result.weights_file is None:
+        with _trackers(arguments.log, store) as log, Live(None if mesh.first() else Console(quiet=True)) as live:
+            hear = _each(live.hear, *log)
+            if not together:
+                execute([job], store=store, engine="inline", on_event=hear, keep_weights=True)
+            elif not _on_a_mesh(job, machine, layout, hear, store, arguments.patience):
                 return
-        else:
-            launch(here, _together, job, machine, arguments.store, layout=layout, patience=arguments.patience)
-    elif result is None or result.weights_file is None:
-        with _trackers(arguments.log, store) as log, Live() as live:
-            execute([job], store=store, engine="inline", on_event=_each(live.hear, *log), keep_weights=True)
     result = store.get(job)
     assert result is not None
     unit = job.recipe["task"]().unit
@@ -58,18 +57,58 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
         print(f"run {job.id}; go on with: dx sample {job.id[:8]} 'Once'")
 
 
-def _together(job: Any, machine: Any, folder: str | None) -> None:
-    """One process's part of a run on a mesh; the first one stores it."""
+def _on_a_mesh(job: Any, machine: Any, layout: Any, hear: Callable[[Any], None], store: Store, patience: float) -> bool:
+    """Train with the processes that torchrun started, or with some of our own. Whether this one speaks for them."""
+    from deltax.lab.engine import Event
+    from deltax.train import mesh
+    from deltax.train.launch import launch
+
+    def each(told: tuple[Any, ...]) -> None:
+        hear(Event("step", job, 0, 1, *told))
+
+    hear(Event("started", job, 0, 1))
+    if mesh.started() or layout is None or layout.size == 1:
+        with mesh.joined(layout, patience=patience) as speaks:
+            _together(job, machine, store.folder, each)
+    else:
+        launch(layout.size, _together, job, machine, store.folder, layout=layout, patience=patience, hear=each)
+        speaks = True
+    if speaks:
+        hear(Event("finished", job, 1, 1, job.steps, result=store.get(job)))
+    return speaks
+
+
+def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] | None = None) -> None:
+    """One process's part of a run on a mesh; the first one tells of it, and stores it."""
     from deltax.lab.worker import result_of
-    from deltax.train import checkpoint, mesh
+    from deltax.train import checkpoint, launch, mesh
     from deltax.train.loop import train as run
 
     store = Store(folder)
-    outcome = run(job, machine, save_to=store.checkpoint_of(job))
+    outcome = run(job, machine, save_to=store.checkpoint_of(job), on_step=_paced(job, tell or launch.tell))
     if not outcome.diverged:
         checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
     if mesh.rank() == 0:
         store.put(result_of(job, outcome))
+
+
+def _paced(job: Any, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The first process's step, loss, tokens a second and new losses, (step, nats), told twice a second at most."""
+    from deltax.lab.worker import TELL_EVERY
+    from deltax.train import mesh
+
+    told, at = 0, 0.0
+
+    def each(progress: Any) -> None:
+        nonlocal told, at
+        now = time.monotonic()
+        if mesh.rank() > 0 or (now - at < TELL_EVERY and progress.step < job.steps):
+            return
+        new = tuple(progress.losses[told:])
+        told, at = len(progress.losses), now
+        tell((progress.step, new[-1][1], progress.tokens / max(progress.seconds, 1e-9), new))
+
+    return each
 
 
 def sample(arguments: argparse.Namespace) -> None:

@@ -22,12 +22,21 @@ from deltax.train import mesh
 _PRELOADED = ["deltax.train.loop", "deltax.train.tensor_parallel", "torch.distributed.fsdp", "torch._dynamo"]
 
 
+_parent: connection.Connection | None = None
+
+
 def launch(
-    size: int, work: Callable[..., Any], *args: Any, layout: mesh.Mesh | None = None, patience: float = mesh.PATIENCE
+    size: int,
+    work: Callable[..., Any],
+    *args: Any,
+    layout: mesh.Mesh | None = None,
+    patience: float = mesh.PATIENCE,
+    hear: Callable[[Any], Any] = lambda told: None,
 ) -> list[Any]:
     """What `work(*args)` returns on each of `size` processes joined in one group, by rank.
 
     `work` is a module's function; it and what it is given and returns are pickled. Without a GPU the group is gloo's.
+    `hear` is called here with all that the processes `tell`, while they work.
 
     Where one process fails, dies or stalls, the others learn of it within `patience` seconds, and all have ended within
     a minute more. Raises UserError: with the sentence of a process that knows the mistake, else saying which process
@@ -45,7 +54,7 @@ def launch(
             processes[-1].start()
             theirs.close()
             pipes.append(ours)
-        said = _listen(pipes, grace=min(patience, 60) + 2)
+        said = _listen(pipes, hear, grace=min(patience, 60) + 2)
         ends = {rank: _end(processes[rank]) for rank in range(size) if rank not in said}
     finally:
         for process in processes:
@@ -54,17 +63,29 @@ def launch(
     return _results(said, ends, size)
 
 
-def _listen(pipes: list[connection.Connection], grace: float) -> dict[int, tuple[str, Any]]:
+def tell(word: Any) -> None:
+    """Say something to the `hear` of the `launch` that started this process; elsewhere nobody hears it."""
+    if _parent is not None:
+        _parent.send(("told", word))
+
+
+def _listen(pipes: list[connection.Connection], hear: Callable[[Any], Any], grace: float) -> dict[int, tuple[str, Any]]:
     """What each process said last, or nothing where it died; once one fails the others have `grace` seconds."""
     said: dict[int, tuple[str, Any]] = {}
     waiting = dict(zip(pipes, range(len(pipes))))
     deadline = None
     while waiting and (deadline is None or time.monotonic() < deadline):
         for pipe in connection.wait(list(waiting), timeout=0.5):
-            rank = waiting.pop(pipe)
+            what, value = "died", None
             with contextlib.suppress(EOFError, ConnectionResetError):
-                said[rank] = pipe.recv()
-            if deadline is None and said.get(rank, ("died",))[0] != "returned":
+                what, value = pipe.recv()
+            if what == "told":
+                hear(value)
+                continue
+            rank = waiting.pop(pipe)
+            if what != "died":
+                said[rank] = what, value
+            if deadline is None and what != "returned":
                 deadline = time.monotonic() + grace
     return said
 
@@ -108,6 +129,8 @@ def _process(
     work: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    global _parent
+    _parent = pipe
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}

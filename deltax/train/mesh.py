@@ -80,6 +80,11 @@ def started() -> int:
     return world if world > 1 else 0
 
 
+def first() -> bool:
+    """Whether this process is the first of those started together, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterator[bool]:
     """Join the processes started with this one, and leave them at the end. Yields whether this one speaks for all.

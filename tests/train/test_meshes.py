@@ -12,7 +12,7 @@ import torch
 from deltax import UserError, recipe
 from deltax.train import checkpoint, mesh
 from deltax.train.job import Job
-from deltax.train.launch import launch
+from deltax.train.launch import launch, tell
 from deltax.train.loop import Stop, train
 from deltax.train.mesh import Lost, Mesh
 
@@ -91,6 +91,42 @@ def test_a_lost_process_is_named_on_every_other(tiny, tmp_path, axes, how, end):
     assert time.monotonic() - began < 50
     (said,) = caught.value.__notes__
     assert said.startswith("rank 0 of 2 lost another process (") and said.endswith("go on from the last checkpoint")
+
+
+def _object(job, path):
+    def each(progress):
+        if mesh.rank() == 1:
+            raise UserError("rank 1 knows better")
+
+    train(job, save_to=path, on_step=each)
+
+
+def test_a_mistake_that_one_process_sees_ends_all(tiny, tmp_path):
+    launch(1, os.getpid)  # the server that processes are forked from has started
+    began = time.monotonic()
+    with pytest.raises(UserError, match="rank 1 knows better"):
+        launch(2, _object, tiny(), tmp_path / "run.safetensors", layout=Mesh(dp=2), patience=4)
+    assert time.monotonic() - began < 50
+
+
+def test_another_number_of_processes_is_told_by_those_that_came():
+    launch(1, os.getpid)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="mesh dp=2 wants 2 processes, but 3 started; start 2"):
+        launch(3, print, layout=Mesh(dp=2), patience=30)
+    assert time.monotonic() - began < 50
+
+
+def _tell_both():
+    tell(f"from {mesh.rank()}")
+    return mesh.rank()
+
+
+def test_what_processes_tell_is_heard_while_they_work():
+    heard = []
+    assert launch(2, _tell_both, layout=Mesh(dp=2), patience=60, hear=heard.append) == [0, 1]
+    assert sorted(heard) == ["from 0", "from 1"]
+    tell("nobody listens")
 
 
 @pytest.mark.parametrize(

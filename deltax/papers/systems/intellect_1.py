@@ -1,5 +1,6 @@
 """INTELLECT-1 Technical Report.
-Jaghouar, Ong, Basra, Obeid, Straube, Keiblinger, Bakouch, Atkins, 2024. arXiv:2412.01152
+Jaghouar, Ong, Basra, Obeid, Straube, Keiblinger, Bakouch, Atkins, Panahi, Goddard, Ryabinin, Hagemann,
+2024. arXiv:2412.01152
 
 OpenDiLoCo, but its pseudo-gradients go round the ring in 8 bits, with FSDP inside each island and islands that come and
 go while 10 billion parameters train.
