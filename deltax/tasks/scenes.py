@@ -202,12 +202,14 @@ def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size:
             rows = zip(said.scores[i].tolist(), said.labels[i].tolist(), _pixels(said.boxes[i], size), strict=True)
             answers += [{"image_id": images, "category_id": c, "bbox": b, "score": s} for s, c, b in rows if s > 0]
             images += 1
-    return judge(objects, answers, images, "bbox")
+    return judge(objects, answers, [{"id": i} for i in range(images)], "bbox")
 
 
-def judge(objects: list[dict], answers: list[dict], images: int, kind: str) -> dict[str, float]:
-    """AP and AP50 of answers, by pycocotools. Both are lists in COCO's form, of the images 0 to `images` - 1; `kind` is
-    "bbox" or "segm". Raises UserError where pycocotools is missing."""
+def judge(objects: list[dict], answers: list[dict], images: list[dict], kind: str) -> dict[str, float]:
+    """AP and AP50 of answers about objects of images, all in COCO's form, by pycocotools; `kind` is "bbox" or "segm".
+
+    Raises UserError where pycocotools is missing.
+    """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -220,7 +222,7 @@ def judge(objects: list[dict], answers: list[dict], images: int, kind: str) -> d
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": i} for i in range(images)],
+            "images": images,
             "annotations": objects,
             "categories": [{"id": c} for c in categories],
         }

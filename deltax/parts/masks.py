@@ -1,0 +1,90 @@
+"""Masks of objects: how far two are apart, and what a set of queries that each name a class and a mask says in all."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from deltax.shapes import PerExample
+
+
+class Segments(NamedTuple):
+    """What was found in each image: a score in [0, 1], a class, and the pixels of each of N things."""
+
+    scores: Float[Tensor, "B N"]
+    labels: Int[Tensor, "B N"]
+    masks: Bool[Tensor, "B N Y X"]
+
+
+def dice(logits: Float[Tensor, "*B P"], truth: Float[Tensor, "*B P"]) -> Float[Tensor, "*B"]:
+    """1 - (2 sum m g + 1) / (sum m + sum g + 1) over P pixels of a mask m, given by its logits, and g (V-Net's, with
+    one added to both)."""
+    mask = logits.sigmoid()
+    return 1 - (2 * (mask * truth).sum(-1) + 1) / (mask.sum(-1) + truth.sum(-1) + 1)
+
+
+def dice_of_pairs(logits: Float[Tensor, "*B N P"], truth: Float[Tensor, "*B M P"]) -> Float[Tensor, "*B N M"]:
+    """`dice` of every one of N masks with every one of M."""
+    mask = logits.sigmoid()
+    both = mask.sum(-1)[..., :, None] + truth.sum(-1)[..., None, :]
+    return 1 - (2 * mask @ truth.mT + 1) / (both + 1)
+
+
+def binary_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    """-g log m - (1 - g) log(1 - m), elementwise, of a mask m given by its logits."""
+    return nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+
+
+def resized(masks: Float[Tensor, "*B Y X"], rows: int, columns: int) -> Tensor:
+    """Masks of logits, bilinearly at another size. (..., Y, X) -> (..., rows, columns)."""
+    if masks.shape[-2:] == (rows, columns):
+        return masks
+    flat = masks.flatten(0, -3)[:, None]
+    larger = nn.functional.interpolate(flat, size=(rows, columns), mode="bilinear", align_corners=False)
+    return larger[:, 0].unflatten(0, masks.shape[:-2])
+
+
+def semantic(logits: Float[Tensor, "B N V"], masks: Float[Tensor, "B N Y X"]) -> Float[Tensor, "B _ Y X"]:
+    """sum_i p_i(c) m_i, for each class but the last, which is no object (arXiv:2107.06278, section 3.4)."""
+    return torch.einsum("bnv,bnyx->bvyx", logits.softmax(-1)[..., :-1], masks.sigmoid())
+
+
+def instances(logits: Float[Tensor, "B N V"], masks: Float[Tensor, "B N Y X"]) -> Segments:
+    """Each query's likeliest class and its mask where above one half.
+
+    The score is the class's probability times the mean probability of the mask's own pixels.
+    """
+    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    chance = masks.sigmoid()
+    inside = chance > 0.5
+    sure = (chance * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)
+    return Segments(scores * sure, labels, inside)
+
+
+def panoptic(
+    logits: Float[Tensor, "B N V"], masks: Float[Tensor, "B N Y X"], *, sure: float = 0.8, seen: float = 0.8
+) -> Int[Tensor, "B Y X 2"]:
+    """The class and the query of every pixel, both -1 where there is nothing: argmax_i p_i(c_i) m_i over the queries
+    that name an object with a probability above `sure`.
+
+    A query is dropped where less than `seen` of its own mask (above one half) is left to it
+    (arXiv:2107.06278, section 3.4).
+    """
+    scores, labels = logits.softmax(-1).max(-1)
+    kept = (labels < logits.shape[-1] - 1) & (scores > sure)
+    chance = masks.sigmoid()
+    claimed = torch.where(kept[..., None, None], scores[..., None, None] * chance, -1.0)
+    best, winner = claimed.max(1)
+    won = nn.functional.one_hot(winner, logits.shape[1]).movedim(-1, 1).bool() & (best >= 0)[:, None] & (chance >= 0.5)
+    whole = (chance >= 0.5).sum((-2, -1))
+    kept = kept & (whole > 0) & (won.sum((-2, -1)) >= seen * whole)
+    won = won & kept[..., None, None]
+    which = torch.where(won.any(1), won.int().argmax(1), -1)
+    label = torch.where(which >= 0, labels.gather(1, which.clamp(min=0).flatten(1)).view_as(which), -1)
+    return torch.stack([label, which], -1)
+
+
+def share(each: Float[Tensor, "R"], row: Int[Tensor, "R"], rows: int) -> PerExample:
+    """The sum of `each` by the row that it belongs to, (R,) -> (rows,)."""
+    return each.new_zeros(rows).index_add(0, row, each)
