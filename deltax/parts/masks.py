@@ -1,12 +1,15 @@
 """Masks of objects: how far two are apart, and what a set of queries that each name a class and a mask says in all."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 from torch import Tensor, nn
 
-from deltax.shapes import PerExample
+from deltax.recipe import Part
+from deltax.shapes import Images, Maps, PerExample
 
 
 class Segments(NamedTuple):
@@ -24,8 +27,8 @@ def dice(logits: Float[Tensor, "*B P"], truth: Float[Tensor, "*B P"]) -> Float[T
     return 1 - (2 * (mask * truth).sum(-1) + 1) / (mask.sum(-1) + truth.sum(-1) + 1)
 
 
-def dice_of_pairs(logits: Float[Tensor, "*B N P"], truth: Float[Tensor, "*B M P"]) -> Float[Tensor, "*B N M"]:
-    """`dice` of every one of N masks with every one of M."""
+def dice_of_pairs(logits: Float[Tensor, "L B N P"], truth: Float[Tensor, "B M P"]) -> Float[Tensor, "L B N M"]:
+    """`dice` of every one of N masks, after each of L layers, with every one of M."""
     mask = logits.sigmoid()
     both = mask.sum(-1)[..., :, None] + truth.sum(-1)[..., None, :]
     return 1 - (2 * mask @ truth.mT + 1) / (both + 1)
@@ -88,3 +91,44 @@ def panoptic(
 def share(each: Float[Tensor, "R"], row: Int[Tensor, "R"], rows: int) -> PerExample:
     """The sum of `each` by the row that it belongs to, (R,) -> (rows,)."""
     return each.new_zeros(rows).index_add(0, row, each)
+
+
+class PixelClassifier(nn.Module):
+    """The class of every pixel, the last being ground: what mask classification is compared with.
+
+    Images (B, C, Y, X) -> logits (B, V, Y, X). `channels` and `classes` are the task's; the pixel decoder is as in
+    `deltax.papers.detection.maskformer`, its maps for queries unread.
+    """
+
+    def __init__(self, channels: int, classes: int, *, dim: int, backbone: Part, pixel_pyramid: Part):
+        super().__init__()
+        self.backbone = backbone(channels)
+        self.pixel_pyramid = pixel_pyramid(self.backbone.widths, dim)
+        self.classes = nn.Conv2d(dim, classes + 1, 1)
+
+    def forward(self, images: Images) -> Maps:
+        pixels, _ = self.pixel_pyramid(list(self.backbone.each(images)))
+        return resized(self.classes(torch.relu(pixels)), *images.shape[-2:])
+
+    def panoptic(self, images: Images) -> Int[Tensor, "B Y X 2"]:
+        """The class of each pixel, and the number of the patch that it hangs together with; both -1 on the ground."""
+        logits = self(images)
+        label = logits.argmax(1)
+        label = torch.where(label == logits.shape[1] - 1, -1, label)
+        number = np.full(label.shape, -1)
+        for i, scene in enumerate(label.cpu().numpy()):
+            count = 0
+            for kind in np.unique(scene[scene >= 0]):
+                patches, found = ndimage.label(scene == kind)
+                number[i][patches > 0] = patches[patches > 0] - 1 + count
+                count += found
+        return torch.stack([label, torch.from_numpy(number).to(label.device)], -1)
+
+
+def classify_pixels(model: nn.Module, batch: Any) -> PerExample:
+    """The mean cross-entropy of the pixels of each scene, of a batch with masks."""
+    logits = model(batch.images).float()
+    which = batch.masks.int().argmax(1).flatten(1)
+    label = batch.labels.gather(1, which).view(batch.images[:, 0].shape)
+    label = torch.where(batch.masks.any(1), label, logits.shape[1] - 1)
+    return nn.functional.cross_entropy(logits, label, reduction="none").mean((1, 2))

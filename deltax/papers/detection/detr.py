@@ -207,6 +207,20 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 6) -> 
     )
 
 
+BLOCKS_FROM_HF = (
+    (r"self_attn_layer_norm\.", "mixer_residual.norm."),
+    (r"(encoder|cross)_attn_layer_norm\.", "cross_residual.norm."),
+    (r"final_layer_norm\.", "mlp_residual.norm."),
+    (r"self_attn\.", "mixer.project."),
+    (r"(encoder|cross)_attn\.", "cross.project."),
+    (r"(mlp\.)?fc1\.", "mlp.up."),
+    (r"(mlp\.)?fc2\.", "mlp.down."),
+    (r"project\.q_proj\.", "project.query."),
+    (r"project\.k_proj\.", "project.key."),
+    (r"project\.v_proj\.", "project.value."),
+    (r"project\.(o|out)_proj\.", "project.out."),
+    (r"(residual|head)\.norm\.weight$", r"\1.norm.gain"),
+)
 _HF = (
     (r"model\.input_projection\.", "project."),
     (r"model\.query_position_embeddings\.", "queries."),
@@ -214,18 +228,7 @@ _HF = (
     (r"model\.decoder\.layernorm\.", "detection_head.norm."),
     (r"class_labels_classifier\.", "detection_head.classes."),
     (r"bbox_predictor\.layers\.", "detection_head.box."),
-    (r"self_attn_layer_norm\.", "mixer_residual.norm."),
-    (r"encoder_attn_layer_norm\.", "cross_residual.norm."),
-    (r"final_layer_norm\.", "mlp_residual.norm."),
-    (r"self_attn\.", "mixer.project."),
-    (r"encoder_attn\.", "cross.project."),
-    (r"mlp\.fc1\.", "mlp.up."),
-    (r"mlp\.fc2\.", "mlp.down."),
-    (r"project\.q_proj\.", "project.query."),
-    (r"project\.k_proj\.", "project.key."),
-    (r"project\.v_proj\.", "project.value."),
-    (r"project\.o_proj\.", "project.out."),
-    (r"norm\.weight$", "norm.gain"),
+    *BLOCKS_FROM_HF,
 )
 
 
@@ -235,11 +238,15 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
     ours = {f"backbone.{k}": v for k, v in backbone.items()}
     for name in state.keys() - {k for k in state if k.startswith(inside)}:
-        renamed = name
-        for pattern, word in _HF:
-            renamed = re.sub(pattern, word, renamed)
-        ours[renamed] = state[name]
+        ours[renamed(name, _HF)] = state[name]
     return ours
+
+
+def renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:
+    """The name after every pattern has been replaced, one after the other."""
+    for pattern, word in patterns:
+        name = re.sub(pattern, word, name)
+    return name
 
 
 @claim
