@@ -31,7 +31,10 @@ class DeformableAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         self.shape = heads, levels, points
-        self.offsets, self.weights = nn.Linear(dim, heads * levels * points * 2), nn.Linear(dim, heads * levels * points)
+        self.offsets, self.weights = (
+            nn.Linear(dim, heads * levels * points * 2),
+            nn.Linear(dim, heads * levels * points),
+        )
         self.value, self.out = value(dim, dim), out(dim, dim)
         self.reset_parameters()
 
@@ -65,7 +68,10 @@ def centres(grids: Grids, like: Tensor) -> Float[Tensor, "S 2"]:
 
 
 def read(
-    values: Float[Tensor, "B S H K"], grids: Grids, at: Float[Tensor, "B T H L P 2"], weights: Float[Tensor, "B T H L P"]
+    values: Float[Tensor, "B S H K"],
+    grids: Grids,
+    at: Float[Tensor, "B T H L P 2"],
+    weights: Float[Tensor, "B T H L P"],
 ) -> Float[Tensor, "B T _"]:
     """For each query and head the weighted sum of values at points (x, y) of L maps, each map as 1, bilinearly between
     the centres of cells and zero outside. -> (B, T, H K)."""
