@@ -247,7 +247,7 @@ def sure_masks_are_the_label_map():
     """With sure classes and disjoint masks, semantic inference gives the label map, and panoptic inference the things,
     exactly, also where two things of one class touch; what is no object's is nothing's."""
     torch.manual_seed(0)
-    batch = _random_truth()
+    batch = _truth()
     sure = lambda x: 80.0 * (2 * x.double() - 1)
     label = torch.where(batch.labels >= 0, batch.labels, 4)
     order = torch.randperm(5)
@@ -265,7 +265,7 @@ def sure_masks_are_the_label_map():
 @claim
 def a_set_of_masks_has_no_order():
     """Permuting the queries, or the objects of a scene, changes neither the loss nor its gradients."""
-    said, batch = _random()
+    said, batch = random_scene()
     loss, gradient = _loss_and_gradient(said, batch)
     queries, objects = torch.randperm(7), torch.randperm(5)
     shuffled = MaskPredictions(said.logits[:, :, queries], said.masks[:, :, queries])
@@ -281,7 +281,7 @@ def a_set_of_masks_has_no_order():
 def an_empty_scene_teaches_silence():
     """Scenes without objects give a finite loss, gradients of the logits that raise "no object" alone, and none of
     the masks; read in pieces, a batch has the loss that it has as a whole."""
-    said, batch = _random()
+    said, batch = random_scene()
     empty = batch._replace(labels=torch.full_like(batch.labels, -1), objects=torch.zeros_like(batch.objects))
     loss, (of_logits, of_masks) = _loss_and_gradient(said, empty)
     assert loss.isfinite().all() and of_masks.abs().max() == 0
@@ -326,7 +326,7 @@ def equals_transformers():
     for name, gradient in gradients.items():
         torch.testing.assert_close(ours.get_parameter(name).grad, gradient, rtol=1e-9, atol=1e-9, msg=name)
 
-    said, batch = _random()
+    said, batch = random_scene()
     assert_loss_of_transformers(theirs, said, batch, mask_set_loss)
 
 
@@ -390,7 +390,7 @@ def learns_to_cut_out(lab):
     return lab.at_least([run.evaluation.metrics["PQ"] for run in runs], 0.6, "PQ", numbers=numbers)
 
 
-def _random_truth() -> MaskBatch:
+def _truth() -> MaskBatch:
     """Three scenes of 4, 0 and 2 objects in bands of 12 x 10 pixels; of the first, two of class 1 touch."""
     labels = torch.tensor([[0, 3, 1, 1, -1], [-1] * 5, [2, 0, -1, -1, -1]])
     masks = torch.zeros(3, 5, 12, 10, dtype=torch.bool)
@@ -401,11 +401,11 @@ def _random_truth() -> MaskBatch:
     return MaskBatch(torch.zeros(3, 1, 12, 10), boxes, labels, torch.full((3,), 2.0, dtype=torch.float64), masks)
 
 
-def _random() -> tuple[MaskPredictions, MaskBatch]:
-    """What two layers of 7 queries might say of `_random_truth`, at half its size."""
+def random_scene() -> tuple[MaskPredictions, MaskBatch]:
+    """What two layers of 7 queries might say of `_truth`, at half its size."""
     torch.manual_seed(0)
     logits, masks = torch.randn(2, 3, 7, 5, dtype=torch.float64), torch.randn(2, 3, 7, 6, 5, dtype=torch.float64)
-    return MaskPredictions(logits, masks), _random_truth()
+    return MaskPredictions(logits, masks), _truth()
 
 
 def _loss_and_gradient(said: MaskPredictions, batch: MaskBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
