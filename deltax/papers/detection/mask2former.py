@@ -293,10 +293,10 @@ def equals_transformers():
         torch.testing.assert_close(torch.zeros_like(gradient) if mine is None else mine, gradient, rtol=1e-7, atol=1e-7)
 
     points = torch.rand(120, 2, dtype=torch.float64)
-    same = lambda *shape, **_: points[: shape[1]].expand(shape)
-    given = {**dict(mask2former["objective"].given)}
-    given |= {word: given[word].make for word in ("compare_at", "learn_at")}
-    given |= {word: part(given[word], count=40) for word in ("compare_at", "learn_at")}
+    same = lambda *shape, **_: points[: shape[1]].repeat(shape[0], 1, 1)
+    given = dict(
+        mask2former.put("objective.compare_at.count", 40).put("objective.learn_at.count", 40)["objective"].given
+    )
     with patch("torch.rand", same):
         assert_loss_of_transformers(theirs, *random_scene(), lambda *both: mask_set_loss(*both, **given))
 
