@@ -151,7 +151,7 @@ def uncertain_points(
 
 @paper(on=maskformer, year=2021, arxiv="2112.01527")
 def mask2former() -> Part:
-    encoder = transformer["model.encoder"].set(Stack, depth=2).fill("mixer", DeformableAttention)
+    encoder = transformer["model.encoder"].set(Stack, depth=1).fill("mixer", DeformableAttention, points=2)
     recipe = maskformer.fill("pixel_pyramid", DeformablePyramid, encoder=encoder)
     recipe = recipe.fill("decoder", MaskedQueries).put("model.decoder.inner.depth", LEVELS)
     recipe = recipe.rewrite(lambda _, old: part(CrossFirst, **dict(old.given)) if old.make is DecoderBlock else old)

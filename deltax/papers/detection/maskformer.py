@@ -40,6 +40,7 @@ from deltax.parts.masks import (
     semantic,
     share,
 )
+from deltax.parts.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
 from deltax.tasks.masks import MaskBatch, MaskScenes, draw_masks, panoptic_quality, whose
 
@@ -212,7 +213,7 @@ def mask_classification(
 def maskformer() -> Part:
     recipe = detr.fill("model", MaskFormer, dim=32).wrap("decoder", OneMap)
     recipe = recipe.set(SmallStem, stride=1).set(Backbone, stem_width=16, widths=(16, 32, 32, 64), depths=(1, 1, 1, 1))
-    return recipe.fill("task", MaskScenes, most=3).fill("objective", mask_classification)
+    return recipe.fill("task", MaskScenes, most=3).fill("objective", mask_classification).set(Loop, steps=1000)
 
 
 _HF = (
