@@ -79,7 +79,7 @@ def read(
     cell, share = corners_of(grids, at, weights)
     first = torch.arange(batch, device=at.device)[:, None, None, None] * (cells * heads)
     row = cell * heads + first + torch.arange(heads, device=at.device)[:, None]
-    out = WeightedRows.apply(values.reshape(-1, width), row.flatten(0, 2), share.flatten(0, 2))
+    out = weighted_rows(values.reshape(-1, width), row.flatten(0, 2), share.flatten(0, 2))
     return out.view(batch, at.shape[1], heads * width)
 
 
@@ -103,33 +103,37 @@ def corners_of(
     return torch.where(inside, cell, 0).flatten(3), (share * inside).flatten(3)
 
 
-class WeightedRows(torch.autograd.Function):
-    """Weighted sums of rows of a table: (V, K), which rows (N, P), their weights (N, P) -> (N, K).
+def weighted_rows(
+    table: Float[Tensor, "S K"], row: Int[Tensor, "N P"], weights: Float[Tensor, "N P"]
+) -> Float[Tensor, "N K"]:
+    """Sums of rows of a table, each with its weight; differentiable once."""
+    summed = nn.functional.embedding_bag(row, table.detach(), mode="sum", per_sample_weights=weights)
+    return _OfTable.apply(summed, table, row, weights.detach())
 
-    Its backward pass sums the gradient by row in the same way, after sorting, where scattering would take several times
-    as long, and reads the rows again in pieces that stay in the cache.
-    """
+
+class _OfTable(torch.autograd.Function):
+    """`summed` as it is; backward, what the table is owed: the gradient summed by row in the same way, after sorting,
+    where scattering takes several times as long."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, row: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(table, row, weights)
-        return nn.functional.embedding_bag(row, table, mode="sum", per_sample_weights=weights)
+    def forward(ctx, summed: Tensor, table: Tensor, row: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(row, weights)
+        ctx.rows = len(table)
+        return summed.view_as(summed)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[no-untyped-def]
-        table, row, weights = ctx.saved_tensors
-        gradient, flat, each = gradient.contiguous(), row.reshape(-1), row.shape[1]
-        ordered, order = torch.sort(flat.int())
-        starts = torch.searchsorted(ordered, torch.arange(len(table), dtype=torch.int32, device=row.device))
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[no-untyped-def]
+        if not ctx.needs_input_grad[1]:
+            return gradient, None, None, None
+        row, weights = ctx.saved_tensors
+        ordered, order = torch.sort(row.flatten().int())
+        starts = torch.searchsorted(ordered, torch.arange(ctx.rows, dtype=torch.int32, device=row.device))
         of_table = nn.functional.embedding_bag(
-            order // each, gradient, starts, mode="sum", per_sample_weights=weights.reshape(-1)[order]
+            order // row.shape[1],
+            gradient.contiguous(),
+            starts,
+            mode="sum",
+            per_sample_weights=weights.flatten()[order],
         )
-        of_weights = torch.empty_like(weights)
-        for i in range(0, len(row), PIECE):
-            rows = table.index_select(0, flat[i * each : (i + PIECE) * each]).view(-1, each, table.shape[1])
-            of_weights[i : i + PIECE] = rows.mul_(gradient[i : i + PIECE, None]).sum(-1)
-        return of_table, None, of_weights
-
-
-PIECE = 256
+        return gradient, of_table, None, None
