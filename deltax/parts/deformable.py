@@ -129,11 +129,8 @@ class _OfTable(torch.autograd.Function):
         row, weights = ctx.saved_tensors
         ordered, order = torch.sort(row.flatten().int())
         starts = torch.searchsorted(ordered, torch.arange(ctx.rows, dtype=torch.int32, device=row.device))
+        query, share = order // row.shape[1], weights.flatten()[order]
         of_table = nn.functional.embedding_bag(
-            order // row.shape[1],
-            gradient.contiguous(),
-            starts,
-            mode="sum",
-            per_sample_weights=weights.flatten()[order],
+            query, gradient.contiguous(), starts, mode="sum", per_sample_weights=share
         )
         return gradient, of_table, None, None
