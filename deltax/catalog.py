@@ -4,15 +4,19 @@ There is no registry. A paper is a file under `papers/`; what it imports is what
 """
 
 import ast
+import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from deltax.errors import UserError, nearest
+from deltax.home import cache as cache_folder
 from deltax.paper import kind
 
 PAPERS = Path(__file__).parent / "papers"
@@ -77,9 +81,15 @@ class Record:
 
 @cache
 def papers() -> dict[str, Record]:
-    """Every paper by key, oldest first."""
-    found = [read(path) for path in PAPERS.glob("*/*.py") if path.name != "__init__.py"]
-    return {r.key: r for r in sorted(found, key=lambda r: (r.year, r.key))}
+    """Every paper by key, oldest first. A file that has not changed since it was last read is not parsed again."""
+    memory = cache_folder() / f"catalogue-{crc32(bytes(PAPERS)):08x}.json"
+    kept = _remembered(memory)
+    files = {str(path): _stamp(path) for path in PAPERS.glob("*/*.py") if path.name != "__init__.py"}
+    read_again = [f for f, stamp in files.items() if f not in kept or kept[f][0] != stamp]
+    found = {f: kept[f][1] for f in files if f not in read_again} | {f: read(Path(f)) for f in read_again}
+    if read_again or kept.keys() - files:
+        _remember(memory, {f: (files[f], record) for f, record in found.items()})
+    return {r.key: r for r in sorted(found.values(), key=lambda r: (r.year, r.key))}
 
 
 def find(key: str) -> Record:
@@ -140,6 +150,41 @@ def read(path: Path) -> Record:
         imports=tuple(dict.fromkeys(parents.values())),
         claims=tuple(_claims(tree)),
     )
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_mtime_ns, found.st_size]
+
+
+def _remembered(memory: Path) -> dict[str, tuple[list[int], Record]]:
+    """File -> stamp and record, as this very reader wrote them; empty when there is nothing to trust."""
+    try:
+        stored = json.loads(memory.read_text(encoding="utf-8"))
+        if stored["reader"] != _stamp(Path(__file__)):
+            return {}
+        return {file: (stamp, _record(words)) for file, (stamp, words) in stored["files"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _remember(memory: Path, files: dict[str, tuple[list[int], Record]]) -> None:
+    """Whole or not at all: where nothing can be written, the next start only takes longer."""
+    scratch = memory.with_suffix(f".{os.getpid()}")
+    words = {file: (stamp, {**asdict(record), "path": file}) for file, (stamp, record) in files.items()}
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps({"reader": _stamp(Path(__file__)), "files": words}), encoding="utf-8")
+        scratch.replace(memory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
+def _record(words: dict[str, Any]) -> Record:
+    lists = {"on": tuple(words["on"]), "imports": tuple(words["imports"])}
+    claims = tuple(ClaimRecord(**c) for c in words["claims"])
+    return Record(**{**words, **lists, "path": Path(words["path"]), "claims": claims})
 
 
 def evidence(key: str) -> dict[str, Any]:

@@ -78,12 +78,30 @@ SLOTS: dict[str, Slot] = {
     "down": Slot("MLP", "(..., F) -> (..., D)", "back to the stream", made="down(hidden, dim)"),
     "gate": Slot("SwiGLU", "(..., D) -> (..., F)", "into the gate of the hidden width", made="gate(dim, hidden)"),
     # Encoder and decoder
-    "encoder": Slot("EncoderDecoder, DETR", "x (B, S, D), ctx -> (B, S, D)", "what reads", made="encoder(dim)"),
+    "encoder": Slot(
+        "EncoderDecoder, DETR, Autoencoder",
+        "x (B, S, D), ctx -> (B, S, D); of pixels (B, C, ...) -> latent (B, K, ...)",
+        "what reads",
+        made="encoder(dim), of pixels encoder(channels, K)",
+    ),
     "decoder": Slot(
-        "EncoderDecoder, DETR",
-        "x (B, T, D), ctx with a memory -> (B, T, D); MaskFormer: maps, answer -> MaskPredictions",
+        "EncoderDecoder, DETR, MaskFormer, Autoencoder",
+        "x (B, T, D), ctx with a memory -> (B, T, D); of pixels latent (B, K, ...) -> (B, C, ...); of masks "
+        "maps, answer -> MaskPredictions",
         "what answers",
-        made="decoder(dim), MaskFormer: decoder(dim, queries)",
+        made="decoder(dim), of pixels decoder(K, channels), of masks decoder(dim, queries)",
+    ),
+    "bottleneck": Slot(
+        "Autoencoder",
+        "latent (B, K, ...) -> Passed(latent (B, K', ...), cost (B,), codes or None); .enters is K, .leaves K'",
+        "what is let through between encoder and decoder",
+        made="bottleneck()",
+    ),
+    "patcher": Slot(
+        "CosmosEncoder, CosmosDecoder",
+        ".cut(video) -> (B, p^3 C, T', Y / p, X / p), .join its inverse, .patch is p",
+        "what a video tokenizer begins and ends with",
+        made="patcher()",
     ),
     "cross": Slot(
         "DecoderBlock",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,11 @@ def held_out(
     clusters = np.asarray(task.held_out_documents(split))
     score = task.score(float(np.average(each, weights=weight)))
     return Evaluation(score, np.array([task.score(v) for v in each]), weight, clusters)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """2 E|A - B| - E|A - A'| - E|B - B'| of samples (N, ...) and (M, ...), unbiased: 0 on average where both are of
+    one distribution, and so at times below (Szekely and Rizzo, 2013)."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    within = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+    return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()

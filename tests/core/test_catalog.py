@@ -1,6 +1,7 @@
 """What the catalogue reads off the papers without running them, and the rules every paper keeps."""
 
 import ast
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from deltax.expression import load, recipe
 from deltax.paper import paper_of
 
 RECORDS = catalog.papers()
+read = catalog.read
 
 
 def test_the_catalogue_loads_no_torch():
@@ -29,6 +31,64 @@ def test_records_are_read_off_the_file():
     assert dyt.on == ("gpt",) and dyt.parents == ("gpt", "layer-norm")
     assert "dyt" in catalog.children("gpt")
     assert dyt.change().startswith("class DyT") and "@claim" not in dyt.change()
+
+
+def memory(folder):
+    (file,) = folder.glob("cache/deltax/catalogue-*.json")
+    return file
+
+
+class TestRemembering:
+    """A start parses only what changed since the last one."""
+
+    @pytest.fixture
+    def papers(self, tmp_path, monkeypatch):
+        """The catalogue of two papers, read as a fresh process would, with the files it parsed."""
+        language = tmp_path / "papers" / "language"
+        language.mkdir(parents=True)
+        for name in ("gpt", "dyt"):
+            shutil.copy(PAPERS / "language" / f"{name}.py", language)
+        parsed = []
+        monkeypatch.setattr(catalog, "PAPERS", tmp_path / "papers")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(catalog, "read", lambda path: parsed.append(path.stem) or read(path))
+
+        def start():
+            parsed.clear()
+            return catalog.papers.__wrapped__(), sorted(parsed)
+
+        return start
+
+    def test_nothing_is_parsed_twice(self, papers):
+        first, parsed = papers()
+        assert parsed == ["dyt", "gpt"]
+        again, parsed = papers()
+        assert again == first and parsed == []
+
+    def test_a_changed_file_is_parsed_again(self, papers, tmp_path):
+        papers()
+        file = tmp_path / "papers" / "language" / "dyt.py"
+        file.write_text(file.read_text().replace("A transformer, but", "A network, but"))
+        found, parsed = papers()
+        assert parsed == ["dyt"] and found["dyt"].sentence.startswith("A network, but")
+
+    def test_a_removed_file_is_forgotten(self, papers, tmp_path):
+        papers()
+        (tmp_path / "papers" / "language" / "dyt.py").unlink()
+        assert list(papers()[0]) == ["gpt"]
+        assert "dyt" not in memory(tmp_path).read_text()
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"reader": [1, 2], "files": {}}', '{"files": 3}'])
+    def test_a_spoilt_memory_is_read_anew(self, papers, tmp_path, content):
+        first, _ = papers()
+        memory(tmp_path).write_text(content)
+        assert papers() == (first, ["dyt", "gpt"])
+        assert papers() == (first, [])
+
+    def test_where_nothing_can_be_written_all_is_read(self, papers, tmp_path):
+        (tmp_path / "cache").write_text("a file where the folder should be")
+        first, _ = papers()
+        assert papers() == (first, ["dyt", "gpt"])
 
 
 def test_unknown_papers_name_the_nearest():

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from deltax.papers.generative.ddpm import ddpm
-from deltax.papers.generative.flow_matching import energy_distance, flow_matching, sample
+from deltax.papers.generative.flow_matching import flow_matching, sample
 from deltax.parts.denoiser import Unlabelled
+from deltax.tasks.evaluation import energy_distance
 from deltax.train.initialise import initialise
 from deltax.train.job import Job
 from deltax.train.loop import train

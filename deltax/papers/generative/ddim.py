@@ -7,13 +7,14 @@ any lower level and that is a step. eta says how much of the noise is drawn anew
 """
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
 
 from deltax import claim, paper
 from deltax.papers.generative.ddpm import STEPS, ddpm, posterior, signal
+from deltax.tasks.evaluation import energy_distance
 
 
 @paper(on=ddpm, year=2020, arxiv="2010.02502")
@@ -27,6 +28,17 @@ def ddim(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations
     for now, then in pairwise(steps):
         noise = noise_of(x, (now / STEPS).to(x).expand(len(x)))
         x = step(x, noise, abar[now], abar[then], eta=eta)
+    return x
+
+
+def encode(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations: int = 50) -> Tensor:
+    """The noise that an image x (B, ...) came from: the steps turned round, each with the noise named where it began
+    (section 4.3). No step begins at the image itself, where there is no noise to name: the first is at 1 of 1000."""
+    steps = torch.linspace(0, STEPS, evaluations + 1, dtype=torch.float64).round().long()
+    abar = signal().to(x)
+    for now, then in pairwise(steps):
+        noise = noise_of(x, (now.clamp(min=1) / STEPS).to(x).expand(len(x)))
+        x = step(x, noise, abar[now], abar[then])
     return x
 
 
@@ -99,3 +111,43 @@ def equals_diffusers():
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     gradients = (torch.autograd.grad(y.square().sum(), z)[0] for y, z in ((a, ours), (b, theirs)))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+
+
+@claim.measured(paper="CIFAR-10 at 10 steps: FID 13.36 with no fresh noise, 41.07 with DDPM's (Table 1)")
+def fewer_steps_do(lab):
+    """At 10 and 20 evaluations of one trained network, steps without fresh noise draw digits nearer to held-out ones
+    than steps with DDPM's do: their energy distances sum to less by at least a third."""
+    held_out = lab.task("ddpm").all("validation").images
+    labels = torch.arange(800) % 10
+    gains, numbers = [], {}
+    for seed in lab.seeds(3):
+        model = lab.train("ddpm", seed=seed).model
+        noise = torch.randn(800, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+        sums = {0.0: 0.0, 1.0: 0.0}
+        for eta, evaluations in product(sums, (10, 20, 50, 100)):
+            with torch.no_grad():
+                images = ddim(lambda x, times, m=model: m(x, times, labels), noise, evaluations=evaluations, eta=eta)
+            distance = energy_distance(images, held_out)
+            numbers.setdefault(f"eta {eta:g}, {evaluations} evaluations: distance", []).append(distance)
+            sums[eta] += distance if evaluations <= 20 else 0.0
+        gains.append(1 - sums[0.0] / sums[1.0])
+    return lab.at_least(gains, 1 / 3, unit="of the distance with fresh noise", numbers=numbers)
+
+
+@claim.measured(paper="CIFAR-10: the error of a dimension falls from 0.014 at 10 steps to 0.0001 at 1000 (Table 2)")
+def images_come_back(lab):
+    """Held-out digits taken up to noise by the steps turned round, and down again, come back, and the more steps the
+    nearer: five times the steps leave at most half of the error."""
+    batch = lab.task("ddpm").all("validation")
+    ratios, numbers = [], {}
+    for seed in lab.seeds(3):
+        model = lab.train("ddpm", seed=seed).model
+        network = lambda x, times, m=model: m(x, times, batch.labels)
+        errors = {}
+        for evaluations in (10, 50):
+            with torch.no_grad():
+                back = ddim(network, encode(network, batch.images, evaluations=evaluations), evaluations=evaluations)
+            errors[evaluations] = ((back - batch.images) / 2).square().mean().item()  # in units of [0, 1], as Table 2
+            numbers.setdefault(f"{evaluations} evaluations: squared error", []).append(errors[evaluations])
+        ratios.append(errors[50] / errors[10])
+    return lab.at_most(ratios, 0.5, unit="of the error", numbers=numbers)

@@ -25,6 +25,7 @@ from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.shapes import PerExample
 from deltax.tasks.digits import DigitDrawings
+from deltax.tasks.evaluation import energy_distance
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), times (B,)) -> (B, ...)
 
@@ -255,14 +256,6 @@ def fewer_evaluations_do(lab):
         gains.append(1 - sums["flow-matching"] / sums["ddpm"])
     figures = {"One digit of each class from the same noise, by evaluations": lab.figure(_mosaic(drawn))}
     return lab.at_least(gains, 0.2, unit="of DDPM's distance", numbers=numbers, figures=figures)
-
-
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|A - B| - E|A - A'| - E|B - B'| of samples (N, ...) and (M, ...), unbiased: 0 on average where both are of
-    one distribution, and so at times below (Szekely and Rizzo, 2013)."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    within = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-    return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()
 
 
 @torch.no_grad()

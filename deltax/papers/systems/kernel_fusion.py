@@ -22,6 +22,7 @@ from torch import Tensor
 from deltax import claim, paper
 from deltax.errors import UserError
 from deltax.papers.language.transformer import transformer
+from deltax.papers.systems.roofline import Machine, Work, roofline
 
 
 class Operator(NamedTuple):
@@ -63,7 +64,7 @@ def prefetched(loads: Sequence[float], computes: Sequence[float]) -> float:
     return loads[0] + sum(together) + computes[-1]
 
 
-@paper(on=transformer, arxiv="2007.00072", year=2020)
+@paper(on=(transformer, roofline), arxiv="2007.00072", year=2020)
 def fused(*operators: Callable[[Tensor], Tensor], block: int = 2**14) -> Callable[[Tensor], Tensor]:
     """One operator that does what these elementwise ones do in turn, `block` numbers at a time. Any shape.
 
@@ -134,6 +135,19 @@ def a_chain_moves_its_ends_alone():
         assert moved(chain, sizes) == 2 * k * 7 and moved([one], sizes) == 2 * 7 and one.flops == 7 * k
         listened = [*chain, Operator("other", ("x1",), ("y",), 0)]
         assert fuse(listened, "op0", f"op{k - 1}")[0].writes == ("x1", f"x{k}")
+
+
+@claim
+def as_one_they_climb_the_roof():
+    """By the roofline, k elementwise operators as one take a k-th of their time apart while they wait for memory still,
+    and the time of their arithmetic once they do not."""
+    machine, count, size = Machine(peak=1e11, bandwidth=1e10), 10**6, 4  # its ridge is at 80 operations a number
+    seconds = lambda work: work.flops / roofline(work, machine)
+    for k in (2, 8, 79, 200):
+        apart, one = k * seconds(Work(count, 2 * size * count)), seconds(Work(k * count, 2 * size * count))
+        least = k * count / machine.peak
+        assert abs(one / max(apart / k, least) - 1) < 1e-12, k
+        assert (one > apart / k * (1 + 1e-9)) == (k > 80)
 
 
 @claim
