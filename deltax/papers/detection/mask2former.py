@@ -27,11 +27,11 @@ from deltax.papers.detection.maskformer import (
     maskformer,
     places,
     random_scene,
-    randomised,
 )
 from deltax.papers.detection.maskformer import from_hf as maskformer_from_hf
 from deltax.papers.language.transformer import DecoderBlock, transformer
 from deltax.papers.vision.resnet import Backbone
+from deltax.parts.agreement import randomised
 from deltax.parts.context import Context
 from deltax.parts.convolution import ConvNorm, GroupNorm
 from deltax.parts.deformable import DeformableAttention, centres, read

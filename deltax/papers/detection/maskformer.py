@@ -24,6 +24,7 @@ from deltax.papers.detection.fpn import top_down
 from deltax.papers.detection.retinanet import focal
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.papers.vision.resnet import Backbone, backbone_from_hf
+from deltax.parts.agreement import randomised
 from deltax.parts.context import Context
 from deltax.parts.convolution import ConvNorm, GroupNorm, SmallStem
 from deltax.parts.language_model import Embedding
@@ -329,16 +330,6 @@ def equals_transformers():
 
     said, batch = random_scene()
     assert_loss_of_transformers(theirs, said, batch, mask_set_loss)
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """The model with every parameter and buffer of numbers drawn anew, variances above zero."""
-    model.requires_grad_(True)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not name.startswith("criterion."):
-            positive = name.endswith(("running_var", "normalization.weight"))
-            tensor.copy_(0.5 + torch.rand_like(tensor) if positive else torch.randn_like(tensor) * 0.25)
-    return model
 
 
 def loaded(tree: Part, state: dict[str, Tensor]) -> nn.Module:
