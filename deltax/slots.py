@@ -85,10 +85,11 @@ SLOTS: dict[str, Slot] = {
         made="encoder(dim), of pixels encoder(channels, K)",
     ),
     "decoder": Slot(
-        "EncoderDecoder, DETR, Autoencoder",
-        "x (B, T, D), ctx with a memory -> (B, T, D); of pixels latent (B, K, ...) -> (B, C, ...)",
+        "EncoderDecoder, DETR, MaskFormer, Autoencoder",
+        "x (B, T, D), ctx with a memory -> (B, T, D); of pixels latent (B, K, ...) -> (B, C, ...); of masks "
+        "maps, answer -> MaskPredictions",
         "what answers",
-        made="decoder(dim), of pixels decoder(K, channels)",
+        made="decoder(dim), of pixels decoder(K, channels), of masks decoder(dim, queries)",
     ),
     "bottleneck": Slot(
         "Autoencoder",
@@ -170,6 +171,32 @@ SLOTS: dict[str, Slot] = {
         "objects of a stream",
         made="detection_head(dim, classes)",
     ),
+    "pixel_pyramid": Slot(
+        "MaskFormer",
+        "maps [(B, widths[i], Y', X'), ...] -> embeddings (B, D, Y, X), maps that queries read [(B, D, Y', X'), ...]",
+        "the pixel decoder: maps to embeddings of pixels",
+        made="pixel_pyramid(widths, dim)",
+    ),
+    "mask_head": Slot(
+        "MaskFormer",
+        "x (..., B, N, D), embeddings (B, D, Y, X) -> logits (..., B, N, V + 1), masks (..., B, N, Y, X)",
+        "classes and masks of a stream",
+        made="mask_head(dim, classes)",
+    ),
+    "attention_mask": Slot(
+        "MaskedQueries", "masks (B, N, Y, X), rows, columns -> (B, N, S) or None", "where on a map each query may look"
+    ),
+    "compare_at": Slot(
+        "mask_classification",
+        "masks (L, B, N, Y', X'), truth (B, M, Y, X) -> (L, B, N, P), (B, M, P)",
+        "the points at which the matching compares masks",
+    ),
+    "learn_at": Slot(
+        "mask_classification",
+        "masks (R, Y', X'), truth (R, Y, X) -> (R, P), (R, P)",
+        "the points at which matched masks learn",
+    ),
+    "pixel_loss": Slot("mask_classification", "logits, truth -> loss, elementwise", "how wrong a mask is at a point"),
     "maps": Slot(
         "RegionDetector, OneStage",
         "images (B, C, Y, X) -> [maps (B, .width, Y', X'), ...]",
