@@ -55,6 +55,7 @@ class Record:
     arxiv: str | None
     url: str | None
     whole: str | None
+    trains: bool
     on: tuple[str, ...]
     imports: tuple[str, ...]
     claims: tuple[ClaimRecord, ...]
@@ -107,11 +108,12 @@ def children(key: str) -> list[str]:
 
 
 def use(record: Record, known: Mapping[str, Record]) -> str:
-    """The line that a reader of this paper would type next: a delta is compared with the recipe it is shown on."""
+    """The line that a reader of this paper would type next: a delta is compared with the recipe it is shown on, or
+    only shown beside it where it cannot be trained."""
     if record.kind == "delta":
         whole = record.whole or next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
         if whole not in known or record.key not in known[whole].parents:  # else that recipe has it
-            return f"dx compare {whole} {whole}+{record.key}"
+            return f"dx {'compare' if record.trains else 'diff'} {whole} {whole}+{record.key}"
     if record.kind == "recipe":
         return f"dx train {record.key}"
     return f"from {record.module} import {record.function}"
@@ -146,6 +148,7 @@ def read(path: Path) -> Record:
         arxiv=declared.get("arxiv"),
         url=declared.get("url"),
         whole=declared.get("whole"),
+        trains=declared.get("trains", True),
         on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
         imports=tuple(dict.fromkeys(parents.values())),
         claims=tuple(_claims(tree)),

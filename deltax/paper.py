@@ -21,6 +21,7 @@ class Paper:
     """A published change. `on` is its X: a recipe, a paper, or a tuple of these.
 
     `whole` is the recipe that a delta is shown on, as written at the shell, where that is neither its X nor gpt.
+    `trains` is whether it has a gradient: what has none is for models that are trained already.
     """
 
     function: Callable[..., Any]
@@ -30,6 +31,7 @@ class Paper:
     url: str | None = None
     whole: str | None = field(default=None, compare=False, repr=False)
     options: tuple[tuple[str, Any], ...] = ()
+    trains: bool = field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -77,12 +79,18 @@ class Paper:
 
 
 def paper(
-    *, year: int, on: Any = None, arxiv: str | None = None, url: str | None = None, whole: str | None = None
+    *,
+    year: int,
+    on: Any = None,
+    arxiv: str | None = None,
+    url: str | None = None,
+    whole: str | None = None,
+    trains: bool = True,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Declare a module's Y. See the module docstring for the three kinds."""
 
     def declare(function: Callable[..., Any]) -> Any:
-        declared = Paper(function, year, on, arxiv, url, whole)
+        declared = Paper(function, year, on, arxiv, url, whole, trains=trains)
         return declared() if declared.kind == "recipe" else declared
 
     return declare

@@ -78,9 +78,30 @@ SLOTS: dict[str, Slot] = {
     "down": Slot("MLP", "(..., F) -> (..., D)", "back to the stream", made="down(hidden, dim)"),
     "gate": Slot("SwiGLU", "(..., D) -> (..., F)", "into the gate of the hidden width", made="gate(dim, hidden)"),
     # Encoder and decoder
-    "encoder": Slot("EncoderDecoder, DETR", "x (B, S, D), ctx -> (B, S, D)", "what reads", made="encoder(dim)"),
+    "encoder": Slot(
+        "EncoderDecoder, DETR, Autoencoder",
+        "x (B, S, D), ctx -> (B, S, D); of pixels (B, C, ...) -> latent (B, K, ...)",
+        "what reads",
+        made="encoder(dim), of pixels encoder(channels, K)",
+    ),
     "decoder": Slot(
-        "EncoderDecoder, DETR", "x (B, T, D), ctx with a memory -> (B, T, D)", "what answers", made="decoder(dim)"
+        "EncoderDecoder, DETR, MaskFormer, Autoencoder",
+        "x (B, T, D), ctx with a memory -> (B, T, D); of pixels latent (B, K, ...) -> (B, C, ...); of masks "
+        "maps, answer -> MaskPredictions",
+        "what answers",
+        made="decoder(dim), of pixels decoder(K, channels), of masks decoder(dim, queries)",
+    ),
+    "bottleneck": Slot(
+        "Autoencoder",
+        "latent (B, K, ...) -> Passed(latent (B, K', ...), cost (B,), codes or None); .enters is K, .leaves K'",
+        "what is let through between encoder and decoder",
+        made="bottleneck()",
+    ),
+    "patcher": Slot(
+        "CosmosEncoder, CosmosDecoder",
+        ".cut(video) -> (B, p^3 C, T', Y / p, X / p), .join its inverse, .patch is p",
+        "what a video tokenizer begins and ends with",
+        made="patcher()",
     ),
     "cross": Slot(
         "DecoderBlock",
@@ -132,6 +153,9 @@ SLOTS: dict[str, Slot] = {
     # Two encoders
     "image": Slot("DualEncoder", "images (B, C, Y, X) -> (B, K)", "what sees", made="image(channels, size, width)"),
     "text": Slot("DualEncoder", "tokens (B, T) -> (B, K)", "what reads", made="text(vocab, context, width)"),
+    "sound": Slot(
+        "Bound", "spectrograms (B, 1, bands, frames) -> (B, K)", "what hears", made="sound(1, (bands, frames), width)"
+    ),
     "summary": Slot("TextEncoder", "x (B, T, D), ended (B, T) -> (B, D)", "a text's stream to features"),
     "logits": Slot("DualEncoder", "cosines (N, M) -> (N, M)", "how much a likeness says", made="logits()"),
     "dropout": Slot("LeNet, Perceptron", "units -> units", "noise on hidden units in training", made="dropout()"),
@@ -147,6 +171,32 @@ SLOTS: dict[str, Slot] = {
         "objects of a stream",
         made="detection_head(dim, classes)",
     ),
+    "pixel_pyramid": Slot(
+        "MaskFormer",
+        "maps [(B, widths[i], Y', X'), ...] -> embeddings (B, D, Y, X), maps that queries read [(B, D, Y', X'), ...]",
+        "the pixel decoder: maps to embeddings of pixels",
+        made="pixel_pyramid(widths, dim)",
+    ),
+    "mask_head": Slot(
+        "MaskFormer",
+        "x (..., B, N, D), embeddings (B, D, Y, X) -> logits (..., B, N, V + 1), masks (..., B, N, Y, X)",
+        "classes and masks of a stream",
+        made="mask_head(dim, classes)",
+    ),
+    "attention_mask": Slot(
+        "MaskedQueries", "masks (B, N, Y, X), rows, columns -> (B, N, S) or None", "where on a map each query may look"
+    ),
+    "compare_at": Slot(
+        "mask_classification",
+        "masks (L, B, N, Y', X'), truth (B, M, Y, X) -> (L, B, N, P), (B, M, P)",
+        "the points at which the matching compares masks",
+    ),
+    "learn_at": Slot(
+        "mask_classification",
+        "masks (R, Y', X'), truth (R, Y, X) -> (R, P), (R, P)",
+        "the points at which matched masks learn",
+    ),
+    "pixel_loss": Slot("mask_classification", "logits, truth -> loss, elementwise", "how wrong a mask is at a point"),
     "maps": Slot(
         "RegionDetector, OneStage",
         "images (B, C, Y, X) -> [maps (B, .width, Y', X'), ...]",

@@ -168,6 +168,9 @@ def add(library: Library, args: argparse.Namespace) -> Result:
     identifier = identifiers.parse(words)
     papers = catalogue()
     record = papers.records.get(words)
+    scheme = words.partition(":")[0].lower()
+    if identifier is None and scheme in identifiers.EXAMPLES:
+        raise UserError(f"{words!r} is no {scheme} id: write it as {identifiers.EXAMPLES[scheme]}")
     if record and record.arxiv:
         identifier = identifiers.arxiv(record.arxiv)
     if identifier and (there := library.by_identifier(identifier)):
@@ -203,7 +206,9 @@ def add(library: Library, args: argparse.Namespace) -> Result:
 def fetch(library: Library, args: argparse.Namespace) -> Result:
     items = [i for i in library.items() if [x for x in i.entry.reference.ids if x.scheme == "arxiv"]]
     wanted = list(dict.fromkeys(x.value for i in items for x in i.entry.reference.ids if x.scheme == "arxiv"))
-    known = arxiv.fetch(library, wanted[: args.limit or None])
+    known = arxiv.cached(library, wanted)
+    missing = [identifier for identifier in wanted if identifier not in known]
+    known |= arxiv.fetch(library, missing[: args.limit or None])
     changed = 0
     for item in items:
         identity = [key.removeprefix("arxiv:") for key in item.entry.reference.identity if key.startswith("arxiv:")]

@@ -5,6 +5,7 @@ where it stopped.
 """
 
 import contextlib
+import http.client
 import json
 import re
 import time
@@ -50,8 +51,11 @@ class Metadata:
 def get(url: str) -> bytes:
     """The body at `url`. Raises OSError."""
     request = urllib.request.Request(url, headers={"User-Agent": "deltax (reading notes; asked for by a person)"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return answer.read(_LARGEST + 1)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read(_LARGEST + 1)
+    except http.client.HTTPException as error:
+        raise OSError(f"the answer broke off: {type(error).__name__}") from None
 
 
 def cached(library: Library, ids: Iterable[str]) -> dict[str, Metadata]:

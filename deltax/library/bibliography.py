@@ -7,6 +7,7 @@ carries every field it came with. The rest rides in `deltax` (BibTeX), `custom` 
 import csv
 import io
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,10 @@ from typing import Any
 
 from deltax.errors import UserError
 from deltax.library.identifiers import arxiv, doi, from_text, from_url, normal_title, unique, url_of
-from deltax.library.model import Entry, Identifier, Link, Reference
+from deltax.library.model import Entry, Identifier, Link, Origin, Reference
 
 Parsed = tuple[Entry, str | None]
-"""An entry as the format says it, and what rode along."""
+"""An entry as the format says it, at its line where the parser tells it (else 0), and what rode along."""
 
 _USED = {"title", "shorttitle", "author", "year", "date", "journal", "journaltitle", "booktitle", "doi", "url"}
 _USED |= {"eprint", "archiveprefix", "eprinttype", "keywords", "annote", "deltax"}
@@ -83,37 +84,53 @@ def write_bibtex(entries: Sequence[Entry], carried: Sequence[str]) -> str:
 def read_bibtex(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
     """Entries, and (line, reason, text) of the blocks that are none."""
     import bibtexparser
+    from bibtexparser.model import DuplicateBlockKeyBlock
 
+    logging.getLogger("bibtexparser").setLevel(logging.CRITICAL)  # what it cannot read becomes a remark
     library = bibtexparser.parse_string(text)
+    blocks = [(block.start_line or 0, block) for block in library.entries]
+    failed = []
+    strings = "\n".join(block.raw or "" for block in library.strings)
+    for bad in library.failed_blocks:
+        line, raw = bad.start_line or 0, bad.raw or ""
+        if isinstance(bad, DuplicateBlockKeyBlock):
+            blocks += [(line, block) for block in bibtexparser.parse_string(f"{strings}\n{raw}").entries]
+        else:
+            reason = getattr(bad.error, "abort_reason", None) or bad.error
+            failed.append((line + 1, f"BibTeX that cannot be read: {_one_line(reason)}", raw))
     found: list[Parsed] = []
-    for block in library.entries:
+    for line, block in sorted(blocks, key=lambda pair: pair[0]):
         values = {field.key.lower(): str(field.value) for field in block.fields}
-        names = re.split(r"\s+and\s+", values.get("author", "")) if values.get("author") else []
-        ids = [arxiv(values.get("eprint", "").removeprefix("arXiv:")), doi(values.get("doi", ""))]
-        url = values.get("url", "")
-        reference = Reference(
-            title=_from_latex(values.get("title", "")),
-            name=_from_latex(values.get("shorttitle", "")),
-            authors=tuple(_first_last(_from_latex(name)) for name in names if name.strip()),
-            year=_year(values.get("year") or values.get("date", "")),
-            venue=_from_latex(values.get("journal") or values.get("journaltitle") or values.get("booktitle", "")),
-            ids=unique([*ids, from_url(url), *from_text(values.get("note", ""))]),
-            links=(Link(url),) if url else (),
-            extra=tuple((k, v) for k, v in values.items() if k not in _USED),
-        )
-        extra = reference.extra
-        if block.entry_type.lower() != "misc":
-            extra = (("type", block.entry_type.lower()), *extra)
-        if not re.fullmatch(re.escape(made_key(reference)) + r"(-\d+)?", block.key):
-            extra = (("citekey", block.key), *extra)
-        reference = replace(reference, extra=extra)
-        tags = tuple(filter(None, (_from_latex(t).strip() for t in re.split("[,;]", values.get("keywords", "")))))
-        found.append((Entry(reference, tags=tags, text=values.get("annote", "")), values.get("deltax")))
-    failed = [
-        ((b.start_line or 0) + 1, f"BibTeX that cannot be read: {_one_line(b.error)}", b.raw or "")
-        for b in library.failed_blocks
-    ]
+        if not values.get("title", "").strip():
+            failed.append((line + 1, f"{block.key} has no title: kept", block.raw or ""))
+            continue
+        found.append((_from_bibtex(block.entry_type.lower(), block.key, values, line + 1), values.get("deltax")))
     return found, failed
+
+
+def _from_bibtex(kind: str, key: str, values: dict[str, str], line: int) -> Entry:
+    names = re.split(r"\s+and\s+", values.get("author", ""))
+    url = values.get("url", "")
+    volume = values.get("volume", "")  # Semantic Scholar: journal = {ArXiv}, volume = {abs/1706.03762}
+    ids = [arxiv(values.get("eprint", "").removeprefix("arXiv:")), doi(values.get("doi", "")), from_url(url)]
+    ids += [arxiv(volume.removeprefix("abs/"))] if volume.startswith("abs/") else []
+    reference = Reference(
+        title=_from_latex(values["title"]),
+        name=_from_latex(values.get("shorttitle", "")),
+        authors=tuple(_first_last(_from_latex(name)) for name in names if name.strip()),
+        year=_year(values.get("year") or values.get("date", "")),
+        venue=_from_latex(values.get("journal") or values.get("journaltitle") or values.get("booktitle", "")),
+        ids=unique([*ids, *from_text(values.get("note", ""))]),
+        links=(Link(url),) if url else (),
+        extra=tuple((k, v) for k, v in values.items() if k not in _USED),
+    )
+    extra = reference.extra
+    if kind != "misc":
+        extra = (("type", kind), *extra)
+    if not re.fullmatch(re.escape(made_key(reference)) + r"(-\d+)?", key):
+        extra = (("citekey", key), *extra)
+    tags = tuple(filter(None, (_from_latex(t).strip() for t in re.split("[,;]", values.get("keywords", "")))))
+    return Entry(replace(reference, extra=extra), tags=tags, text=values.get("annote", ""), origin=Origin(line=line))
 
 
 def _to_latex(text: str) -> str:
@@ -185,7 +202,6 @@ def read_csl(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
         if not isinstance(item, dict) or not str(item.get("title") or "").strip():
             failed.append((1, f"item {number} has no title: kept", json.dumps(item, ensure_ascii=False)))
             continue
-        names = [n for n in item.get("author") or [] if isinstance(n, dict)]
         lines = str(item.get("note") or "").split("\n")
         noted = [_noted(line) for line in lines]
         rest = "\n".join(line for line, identifier in zip(lines, noted, strict=True) if identifier is None).strip()
@@ -198,8 +214,8 @@ def read_csl(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
         reference = Reference(
             title=str(item["title"]),
             name=str(item.get("title-short") or ""),
-            authors=tuple(_name_of(n) for n in names),
-            year=_year(json.dumps((item.get("issued") or {}).get("date-parts") or (item.get("issued") or {}))),
+            authors=tuple(filter(None, map(_name_of, _listed(item.get("author"))))),
+            year=_year(json.dumps(item.get("issued"))),
             venue=str(item.get("container-title") or ""),
             ids=unique([*noted, doi(str(item.get("DOI") or "")), from_url(url)]),
             links=(Link(url),) if url else (),
@@ -207,7 +223,8 @@ def read_csl(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
         )
         if not re.fullmatch(re.escape(made_key(reference)) + r"(-\d+)?", str(item.get("id", ""))):
             reference = replace(reference, extra=(("citekey", str(item.get("id", ""))), *extra))
-        tags = tuple(t.strip() for t in str(item.get("keyword") or "").split(",") if t.strip())
+        words = ",".join(map(str, _listed(item.get("keyword"))))
+        tags = tuple(t.strip() for t in words.split(",") if t.strip())
         custom = item.get("custom")
         packed = custom.get("deltax") if isinstance(custom, dict) else None
         found.append((Entry(reference, tags=tags, text=str(item.get("annote") or "")), packed))
@@ -228,7 +245,14 @@ def _csl_name(name: str) -> dict[str, str]:
     return {"family": family, "given": given} if given and family else {"literal": name}
 
 
-def _name_of(name: dict[str, Any]) -> str:
+def _listed(value: Any) -> list[Any]:
+    """A list as it is, one value as a list, nothing as an empty one: files that break CSL's schema hold either."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _name_of(name: Any) -> str:
+    if not isinstance(name, dict):
+        return str(name)
     if name.get("literal"):
         return str(name["literal"])
     parts = (name.get("given"), name.get("non-dropping-particle"), name.get("family"), name.get("suffix"))
@@ -270,12 +294,16 @@ def read_ris(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
         items = rispy.loads(text.lstrip("\ufeff"))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"this is no RIS ({_one_line(error)}): export it again") from None
+    starts = [n for n, line in enumerate(text.splitlines(), 1) if re.match(r"\ufeff?TY  ?-", line)]
+    lines = starts if len(starts) == len(items) else [0] * len(items)
     found: list[Parsed] = []
     failed = []
-    for number, item in enumerate(items, 1):
+    for number, (line, item) in enumerate(zip(lines, items, strict=True), 1):
         title = item.get("title") or item.get("primary_title") or ""
         if not title:
-            failed.append((1, f"record {number} has no title: kept", json.dumps(item, ensure_ascii=False, default=str)))
+            failed.append(
+                (line, f"record {number} has no title: kept", json.dumps(item, ensure_ascii=False, default=str))
+            )
             continue
         notes = [str(note) for note in item.get("notes", [])]
         packed = next((note.removeprefix(_RIDES) for note in notes if note.startswith(_RIDES)), None)
@@ -295,7 +323,8 @@ def read_ris(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
             extra=tuple(extra),
         )
         text_of = "\n".join(note for note in notes if not note.startswith(_RIDES))
-        found.append((Entry(reference, tags=tuple(item.get("keywords", ())), text=text_of), packed))
+        tags = tuple(item.get("keywords", ()))
+        found.append((Entry(reference, tags=tags, text=text_of, origin=Origin(line=line)), packed))
     return found, failed
 
 
@@ -326,30 +355,44 @@ def read_csv(text: str) -> tuple[list[Parsed], list[tuple[int, str, str]]]:
     used = {column for found in columns.values() for column in found}
     found: list[Parsed] = []
     failed: list[tuple[int, str, str]] = []
+    line, following = 1, 2
     try:
         for row in rows:
+            line, following = following, rows.line_num + 1
             value = {
                 k: next((row[c].strip() for c in names if (row[c] or "").strip()), "") for k, names in columns.items()
             }
             if not value["title"]:
                 raw = json.dumps(list(row.values()), ensure_ascii=False)
-                failed.append((rows.line_num, "a row without a title: kept", raw))
+                failed.append((line, "a row without a title: kept", raw))
                 continue
-            separator = ";" if ";" in value["authors"] or value["authors"].count(",") == 1 else ","
-            names = [_first_last(name) for name in value["authors"].split(separator) if name.strip()]
+            if surplus := row.get(None):
+                failed.append((line, "more cells than the header has: kept", json.dumps(surplus, ensure_ascii=False)))
             noted = [_noted(line) for line in value["extra"].split("\n")]
             ids = unique([arxiv(value["arxiv"]), *noted, doi(value["doi"]), from_url(value["url"])])
             extra = [(k, v) for k, v in row.items() if k and k not in used and v and isinstance(v, str)]
             extra += [("Extra", value["extra"])] if value["extra"] and not all(noted) else []
             reference = Reference(
-                value["title"], value["name"], tuple(names), _year(value["year"]), value["venue"], ids,
-                (Link(value["url"]),) if value["url"] else (), tuple(extra),
-            )  # fmt: skip
+                title=value["title"],
+                name=value["name"],
+                authors=_people(value["authors"], "author" in header),
+                year=_year(value["year"]),
+                venue=value["venue"],
+                ids=ids,
+                links=(Link(value["url"]),) if value["url"] else (),
+                extra=tuple(extra),
+            )
             tags = tuple(t.strip() for t in re.split("[;,]", value["tags"]) if t.strip())
-            found.append((Entry(reference, tags=tags, text=value["text"]), None))
+            found.append((Entry(reference, tags=tags, text=value["text"], origin=Origin(line=line)), None))
     except csv.Error as error:
         failed.append((rows.line_num, f"CSV that cannot be read from here on: {error}", ""))
     return found, failed
+
+
+def _people(cell: str, zotero: bool) -> tuple[str, ...]:
+    """Zotero writes `Family, Given; Family, Given`; others also `Given Family, Given Family`."""
+    inverted = zotero or ";" in cell or (cell.count(",") == 1 and " " not in cell.partition(",")[0].strip())
+    return tuple(_first_last(name) for name in cell.split(";" if inverted else ",") if name.strip())
 
 
 def _extra(item: dict[str, Any], used: set[str]) -> list[tuple[str, str]]:

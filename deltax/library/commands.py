@@ -55,7 +55,7 @@ def add_to(subparsers: argparse._SubParsersAction) -> None:
 
     sub = command("search", "search titles, names, notes and tags, best first", actions.search)
     sub.add_argument("query", nargs="+", metavar="WORD")
-    sub.add_argument("--limit", type=int, default=20, help="at most this many (20)")
+    sub.add_argument("--limit", type=_count, default=20, help="at most this many (20)")
 
     sub = command("read", "mark an entry's work as read", actions.read)
     sub.add_argument("entry", nargs="+", metavar="ENTRY")
@@ -87,7 +87,7 @@ def add_to(subparsers: argparse._SubParsersAction) -> None:
     _write_back(sub)
 
     sub = command("next", "propose what to read next, from priorities, dates and the genealogy", actions.next_)
-    sub.add_argument("--limit", type=int, default=10, help="at most this many (10)")
+    sub.add_argument("--limit", type=_count, default=10, help="at most this many (10)")
 
     sub = command("add", "add a paper by identifier or title: dx notes add arxiv:2503.10622 --note '...'", actions.add)
     sub.add_argument("what", nargs="+", metavar="WHAT")
@@ -98,7 +98,7 @@ def add_to(subparsers: argparse._SubParsersAction) -> None:
     sub.add_argument("--fetch", action="store_true", help="ask arXiv for its title, authors and year")
 
     sub = command("fetch", "ask arXiv for titles, authors and years of works that have its id (network)", actions.fetch)
-    sub.add_argument("--limit", type=int, default=0, help="at most this many papers (all)")
+    sub.add_argument("--limit", type=_count, help="ask for at most this many papers that are not known yet (all)")
 
     sub = command("join", "pairs of a work and a paper of the catalogue that need your word", actions.join_)
     sub.add_argument("--accept", nargs=2, metavar=("ENTRY", "KEY"), help="they are the same")
@@ -109,6 +109,12 @@ def add_to(subparsers: argparse._SubParsersAction) -> None:
     sub.add_argument("--format", choices=tuple(NATIVE), help="by FILE's suffix where that is clear")
     sub.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     _filters(sub)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: give 1 or more")
+    return int(text)
 
 
 def _filters(sub: argparse.ArgumentParser) -> None:

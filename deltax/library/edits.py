@@ -23,6 +23,8 @@ def check(edits: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"no read state {value!r}{nearest(value, STATES)}: use one of {', '.join(STATES[1:])}")
         if key == "priority" and value not in PRIORITIES:
             raise UserError(f"no priority {value!r}{nearest(value, PRIORITIES)}: use one of {', '.join(PRIORITIES)}")
+        if key == "year" and value is not None and not 1 <= value <= 9999:
+            raise UserError(f"{value} is no year: write it with four digits")
     return edits
 
 

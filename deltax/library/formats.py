@@ -72,9 +72,9 @@ def read_file(path: str, text: str) -> Reading:
     except UserError as error:
         return Reading(path, (), (Remark(path, 1, text.count("\n") + 1, str(error)),))
     entries = []
-    for number, (seen, packed) in enumerate(found, 1):
-        entry = _whole(seen, packed)
-        origin = Origin(path, number, number, 0, entry.origin.section, Path(path).suffix.lower()[1:])
+    for seen, packed in found:
+        entry, line = _whole(seen, packed), seen.origin.line
+        origin = Origin(path, line, line, 0, entry.origin.section, Path(path).suffix.lower()[1:])
         entries.append(Entry(entry.reference, entry.task, entry.tags, entry.text, origin))
     remarks = tuple(Remark(path, line, line, reason, raw) for line, reason, raw in failed)
     return Reading(path, tuple(entries), remarks)

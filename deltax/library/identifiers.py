@@ -18,6 +18,7 @@ _DOI = re.compile(r"10\.\d{4,9}/[^\s\"<>{}]+")
 _DOI_TEXT = re.compile(r"\bdoi\s*:\s*(10\.\d{4,9}/[^\s\"<>{}]+)", re.I)
 _OPENREVIEW_ID = re.compile(r"[\w-]{6,}")
 _TRAILING = ".,;:!?'\"*_\\"
+EXAMPLES = {"arxiv": "arxiv:2503.10622", "doi": "doi:10.1145/3292500.3330701", "openreview": "openreview:AL1fq05o7H"}
 URL = re.compile(r"https?://[^\s<>\"`]+", re.I)
 
 

@@ -47,7 +47,7 @@ def full(item: Item, others: list[Item], joined: Joined | None, family: list[str
     out.append("   ".join(part for part in task if part))
     out += ["tags " + " ".join(entry.tags)] if entry.tags else []
     out += (
-        [f"{entry.origin.path}:{entry.origin.line}" + (" (no longer there)" if item.gone else "")]
+        [entry.origin.path + (f":{entry.origin.line}" if entry.origin.line else "") + " (no longer there)" * item.gone]
         if entry.origin.path
         else []
     )
@@ -89,6 +89,8 @@ def report(report: Report, dry_run: bool, everything: bool) -> str:
     """The preview of an import: what was found, what changed, which lines are in no entry."""
     read = report.files - report.unchanged_files
     out = [f"{report.files} files: {read} read, {report.unchanged_files} as they were"]
+    if not report.files:
+        out.append("no Markdown there; a bibliography (.bib .ris .json .csv) is taken in when you name the file itself")
     if report.found:
         counts = dict(report.found)
         out.append(f"{counts.pop('entries')} entries: " + ", ".join(f"{n} {name}" for name, n in counts.items()))

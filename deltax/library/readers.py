@@ -20,6 +20,7 @@ _ASIDES = re.compile(
     r"demo|pdf|link",
     re.I,
 )
+_CELL_END = re.compile(r"(?<!\\)\|")
 _LIST_MARK = re.compile(r"\s*([-*+]|\d+[.)])\s")
 KEPT = "text in no entry: kept as the page's"
 _SEPARATOR = re.compile(r"^(?:[-–—:|]+\s+|[–—:]\s*)")
@@ -44,8 +45,10 @@ def read(path: str, lines: list[str]) -> Reading:
     entries, remarks = page.entries, page.remarks
     if described is not None:
         page.carried = {}
-        entries = [replace(described, task=replace(described.task, dates=Dates(noted=page.day or "")))]
-        remarks = [r for r in remarks if r.reason != KEPT]
+        described = replace(described, task=replace(described.task, dates=Dates(noted=page.day or "")))
+        page.entries = entries = [described]
+        page.nested(tree, described, False)
+        remarks = [r for r in page.remarks if r.reason != KEPT]
     entries = page.whole(entries)
     return Reading(
         path,
@@ -192,6 +195,8 @@ class _Page:
             return
         for row in rows[1:]:
             cells = [cell.content for cell in row.children]
+            if len(_CELL_END.findall(self.lines[row.start].strip().strip("|"))) >= len(cells):
+                self.remark(row.start, row.end, "a row with more cells than the head: escape a | in a cell as \\|")
             last, rode = carrier.take(cells[-1])
             if rode is not None:
                 self.carried[row.start + 1] = rode
@@ -234,6 +239,8 @@ class _Page:
         place = (item.start, item.end, item.start + 1)
         if box:
             line = tasks.peel(box[1], box[0])
+            if not line.text.strip():
+                return None
             entry = self.make(inline(line.text), line, place, "task", section, within)
         elif within is None and boxes and first:
             line = tasks.peel(first)
@@ -309,6 +316,7 @@ class _Page:
         if not any(link.role == "own" for link in links):
             first_item = next((n for n in range(body, end) if _LIST_MARK.match(self.lines[n])), end)
             links += self._own(body, first_item)
+        title = title or next((link.url for link in links), "")
         ids = unique([*(from_url(link.url) for link in links if link.role == "own"), *from_text(line.text)])
         known = {link.url for link in links}
         links += tuple(link for link in mentions([*rest, *nested]) if link.url not in known)

@@ -23,6 +23,7 @@ _VERB = re.compile(
     r"shows?|gives?|gets?|it|they|we|i|you|this|that|these)\b",
     re.I,
 )
+_CLAUSE = re.compile(r"(?:it|they|we|i|you|this|that|these|there|he|she)(?:['’]\w+)?\s", re.I)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^()\s]*(?:\([^()\s]*\)[^()\s]*)*\)")
 _URL = re.compile(r"https?://\S+")
 _MARKS = re.compile(r"\?+[)\]\"'”’*_]*")
@@ -56,8 +57,8 @@ class Question:
 
 
 def change(sentence: str, strict: bool = True) -> Change | None:
-    """Base and change of "X, but with Y". strict: prose, where "X, but Y" alone is no such sentence and X has no verb;
-    otherwise a cell that is known to hold one."""
+    """Base and change of "X, but with Y". strict: prose, where "X, but Y" alone is no such sentence; otherwise a
+    cell that is likely to hold one. X has no verb and Y is no clause of its own ("but it needs a kernel")."""
     words = sentence.strip().rstrip("\\").strip()
     if len(words) > 2000:
         return None
@@ -70,9 +71,11 @@ def change(sentence: str, strict: bool = True) -> Change | None:
     before = _unlisted(before)
     claims_same = _stripped_same(before)
     base = _strip(before)
+    if _VERB.search(base) or _CLAUSE.match(after):
+        return None
     if strict:
         tied = link == "but with" or after.lower().startswith("without ") or claims_same
-        if not tied or _VERB.search(base) or len(base.split()) > 10:
+        if not tied or len(base.split()) > 10:
             return None
         after = _ENDS.split(after)[0]
     after = after.rstrip().rstrip(".").strip()

@@ -273,7 +273,7 @@ class Library:
         return [_item(row) for row in rows]
 
     def item(self, number: int) -> Item:
-        found = self.items("e.id=?", (number,))
+        found = self.items("e.id=?", (number,)) if number.bit_length() < 64 else []
         if not found:
             raise UserError(f"there is no entry {number} ('dx notes list' shows all)")
         return found[0]

@@ -76,3 +76,13 @@ class Capped(nn.Module):
 
     def forward(self, scores: Scores, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Scores:
         return self.cap[h] * torch.tanh(scores / self.cap[h])
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """A peer with every parameter and buffer of numbers drawn anew, variances above zero, its criterion as it was."""
+    model.requires_grad_(True)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not name.startswith("criterion."):
+            positive = name.endswith(("running_var", "normalization.weight"))
+            tensor.copy_(0.5 + torch.rand_like(tensor) if positive else torch.randn_like(tensor) * 0.25)
+    return model

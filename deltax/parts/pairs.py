@@ -98,6 +98,7 @@ class DualEncoder(nn.Module):
         self.image = image(channels, size, width)
         self.text = text(vocab, context, width)
         self.logits = logits()
+        self.width = width
 
     def see(self, images: Images) -> Vectors:
         """Images as vectors of length one."""

@@ -5,7 +5,7 @@ integer tensors that broadcast to (B, H, T, S): example, head, and the positions
 written serves the reference, the tiles of a kernel and FlexAttention alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,11 @@ def everywhere(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *, width: int = 64) -> Tensor:
     """Each position sees itself and the `width` - 1 before it."""
     return (q >= k) & (q - k < width)
+
+
+def among(seen: Tensor) -> Callable[..., Tensor]:
+    """The mask by which each position sees what `seen` (B, T, S) says; all heads alike."""
+    return lambda b, h, q, k: seen[b, q, k]
 
 
 def of_heads(attention: Any, *, first: int) -> None:

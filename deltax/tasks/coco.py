@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Photos:
     pixels   uint8 (N, size, size, C), grey where the picture does not reach
     boxes    for each picture (M, 4), (cx, cy, w, h) with the square as 1
     labels   for each picture (M,), into `classes`
+    outlines for each picture what the file says of the shape of its M objects; `deltax.tasks.masks` reads it
     classes  the names of the categories that are trained on, by their id
     names    the file name of each picture
     rows     the pictures of train, validation and sealed, ascending
@@ -47,11 +48,21 @@ class Photos:
     pixels: np.ndarray
     boxes: list[np.ndarray]
     labels: list[np.ndarray]
+    outlines: "list[list[Outline]]"
     classes: tuple[str, ...]
     names: tuple[str, ...]
     rows: dict[str, np.ndarray]
     skipped: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+
+
+class Outline(NamedTuple):
+    """An annotation's `segmentation` as it stands in the file, whose it is, and the size of its picture."""
+
+    told: Any
+    what: str
+    high: int
+    wide: int
 
 
 def load(
@@ -133,10 +144,7 @@ class CocoScenes(Scenes):
     def _compose(self, split: str, count: int, key: np.ndarray) -> Batch:
         if self._photos is None:
             return super()._compose(split, count, key)
-        rows = self._chosen(split)
-        if split == "train":
-            draws = np.random.Philox(key=key).random_raw(count)
-            rows = rows[(draws % np.uint64(len(rows))).astype(np.int64)]
+        rows = self._drawn(split, count, key)
         images = torch.from_numpy(self._photos.pixels[rows].astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
         boxes = torch.zeros(len(rows), self.most, 4)
         labels = torch.full((len(rows), self.most), NOTHING)
@@ -146,6 +154,14 @@ class CocoScenes(Scenes):
             labels[i, :found] = torch.from_numpy(self._photos.labels[row])
         objects = torch.full((len(rows),), float((labels >= 0).sum()) / max(1, len(rows)))
         return Batch(images, boxes, labels, objects)
+
+    def _drawn(self, split: str, count: int, key: np.ndarray) -> np.ndarray:
+        """The pictures of a batch."""
+        rows = self._chosen(split)
+        if split != "train":
+            return rows
+        draws = np.random.Philox(key=key).random_raw(count)
+        return rows[(draws % np.uint64(len(rows))).astype(np.int64)]
 
     def _chosen(self, split: str) -> np.ndarray:
         assert self._photos is not None
@@ -161,6 +177,7 @@ class _Reading:
     pixels: list[np.ndarray] = field(default_factory=list)
     boxes: list[list[list[float]]] = field(default_factory=list)
     categories: list[list[str]] = field(default_factory=list)
+    outlines: list[list[Outline]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     split: list[str | None] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -207,18 +224,21 @@ class _Reading:
             said = f"{image.get('width')} x {image.get('height')}"
             self.faults.append(f"{title} is {wide} x {high} pixels, but {name} says {said}: its boxes cannot be placed")
             return
-        boxes, categories = [], []
+        boxes, categories, outlines = [], [], []
         for it in annotations:
             box, fault = _inside(it.get("bbox"), wide, high)
+            what = f"{title}: annotation {it.get('id')} of {name}"
             if fault:
-                self.faults.append(f"{title}: annotation {it.get('id')} of {name} {fault}")
+                self.faults.append(f"{what} {fault}")
             if box is not None:
                 x, y, w, h = (v / max(wide, high) for v in box)
                 boxes.append([x + w / 2, y + h / 2, w, h])
                 categories.append(known[it["category_id"]])
+                outlines.append(Outline(it.get("segmentation"), what, high, wide))
         self.pixels.append(_letterbox(pixels, self.size))
         self.boxes.append(boxes)
         self.categories.append(categories)
+        self.outlines.append(outlines)
         self.names.append(title)
         self.split.append(split)
 
@@ -241,19 +261,21 @@ def _load(root: Path, stamp: tuple, size: int, channels: int | None, faults: str
     rows = _split([reading.split[i] for i in keep], pixels, root.name)
     trained = {word for row in rows["train"] for word in reading.categories[keep[row]]}
     classes = tuple(sorted(trained, key=lambda word: (reading.order.get(word, 0), word)))
-    boxes, labels = [], []
+    boxes, labels, outlines = [], [], []
     for i in keep:
-        found = [(b, classes.index(c)) for b, c in zip(reading.boxes[i], reading.categories[i]) if c in trained]
+        things = zip(reading.boxes[i], reading.categories[i], reading.outlines[i], strict=True)
+        found = [(box, classes.index(word), outline) for box, word, outline in things if word in trained]
         for word in sorted(set(reading.categories[i]) - trained):
             reading.faults.append(
                 f"{reading.names[i]} is held out and shows a {word}, which no picture to train on shows: add one"
             )
-        boxes.append(np.array([b for b, _ in found], dtype=np.float64).reshape(-1, 4))
-        labels.append(np.array([label for _, label in found], dtype=np.int64))
+        boxes.append(np.array([box for box, _, _ in found], dtype=np.float64).reshape(-1, 4))
+        labels.append(np.array([label for _, label, _ in found], dtype=np.int64))
+        outlines.append([outline for *_, outline in found])
     names = tuple(reading.names[i] for i in keep)
     if not classes:
         raise UserError(f"no picture to train on in {root.name} has an object in it: add some to its training part")
-    return Photos(root.name, pixels, boxes, labels, classes, names, rows, tuple(reading.faults), without)
+    return Photos(root.name, pixels, boxes, labels, outlines, classes, names, rows, tuple(reading.faults), without)
 
 
 def _json(path: Path) -> dict[str, list[dict]]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ class Scenes:
         if split not in SPLITS[1:]:
             raise UserError(f"no held-out split {split!r}{nearest(split, SPLITS[1:])}: validation or sealed")
         whole = self._compose(split, self.held_out, np.array([0, SPLITS.index(split)], dtype=np.uint64))
-        yield from (Batch(*piece) for piece in zip(*(tensor.split(size) for tensor in whole), strict=True))
+        yield from (type(whole)(*piece) for piece in zip(*(tensor.split(size) for tensor in whole), strict=True))
 
     def held_out_documents(self, split: str = "validation") -> Int64[np.ndarray, "scenes"]:
         """Every scene is a document of its own."""
@@ -151,25 +152,39 @@ class Scenes:
         return digest.hexdigest()[:16]
 
     def _compose(self, split: str, count: int, key: np.ndarray) -> Batch:
-        images = np.full((count, self.size, self.size), -1.0, dtype=np.float32)
-        boxes = np.zeros((count, self.most, 4), dtype=np.float32)
-        labels = np.full((count, self.most), NOTHING, dtype=np.int64)
+        return compose(list(self._layouts(split, count, key)), self.size, self.most)
+
+    def _layouts(self, split: str, count: int, key: np.ndarray) -> "Iterator[Layout]":
+        """What stands where in each of `count` scenes of a split."""
         glyphs = _glyphs(split, self.classes, self.sides)
         for i in range(count):
             draw = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, i]))
-            taken = np.zeros((0, 4))
+            taken, layout = np.zeros((0, 4)), []
             for _ in range(draw.integers(self.most + 1)):
                 ink, label = glyphs[draw.integers(len(glyphs))]
                 box = _room(taken, ink.shape, self.size, draw)
                 if box is None:
                     continue
-                x0, y0, x1, y1 = box
-                images[i, y0:y1, x0:x1] = np.maximum(images[i, y0:y1, x0:x1], ink)
-                labels[i, len(taken)] = label
-                boxes[i, len(taken)] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / self.size
+                layout.append((ink, label, box))
                 taken = np.concatenate([taken, [box]])
-        objects = torch.full((count,), float((labels >= 0).sum()) / max(1, count))
-        return Batch(torch.from_numpy(images)[:, None], torch.from_numpy(boxes), torch.from_numpy(labels), objects)
+            yield layout
+
+
+Layout = list[tuple[np.ndarray, int, np.ndarray]]  # of each object its ink, its digit, and its corners in pixels
+
+
+def compose(layouts: Sequence[Layout], size: int, most: int) -> Batch:
+    """Scenes of `size` x `size` pixels as they are laid out; where two objects meet, the darker ink shows."""
+    images = np.full((len(layouts), size, size), -1.0, dtype=np.float32)
+    boxes = np.zeros((len(layouts), most, 4), dtype=np.float32)
+    labels = np.full((len(layouts), most), NOTHING, dtype=np.int64)
+    for i, layout in enumerate(layouts):
+        for k, (ink, label, (x0, y0, x1, y1)) in enumerate(layout):
+            images[i, y0:y1, x0:x1] = np.maximum(images[i, y0:y1, x0:x1], ink)
+            labels[i, k] = label
+            boxes[i, k] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / size
+    objects = torch.full((len(layouts),), float((labels >= 0).sum()) / max(1, len(layouts)))
+    return Batch(torch.from_numpy(images)[:, None], torch.from_numpy(boxes), torch.from_numpy(labels), objects)
 
 
 def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size: int) -> dict[str, float]:
@@ -177,12 +192,6 @@ def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size:
 
     Raises UserError where pycocotools is missing.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise UserError("average precision needs pycocotools: pip install 'deltax-ml[detection]'") from None
-
     objects, answers, images = [], [], 0
     for said, batch in zip(found, truth, strict=True):
         for i in range(len(batch.labels)):
@@ -193,18 +202,32 @@ def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size:
             rows = zip(said.scores[i].tolist(), said.labels[i].tolist(), _pixels(said.boxes[i], size), strict=True)
             answers += [{"image_id": images, "category_id": c, "bbox": b, "score": s} for s, c, b in rows if s > 0]
             images += 1
+    return judge(objects, answers, [{"id": i} for i in range(images)], "bbox")
+
+
+def judge(objects: list[dict], answers: list[dict], images: list[dict], kind: str) -> dict[str, float]:
+    """AP and AP50 of answers about objects of images, all in COCO's form, by pycocotools; `kind` is "bbox" or "segm".
+
+    Raises UserError where pycocotools is missing.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise UserError("average precision needs pycocotools: pip install 'deltax-ml[detection]'") from None
+
     if not objects or not answers:
         return {"AP": 0.0, "AP50": 0.0}
     categories = sorted({thing["category_id"] for thing in objects})
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": i} for i in range(images)],
+            "images": images,
             "annotations": objects,
             "categories": [{"id": c} for c in categories],
         }
         coco.createIndex()
-        judged = COCOeval(coco, coco.loadRes(answers), "bbox")
+        judged = COCOeval(coco, coco.loadRes(answers), kind)
         judged.evaluate()
         judged.accumulate()
         judged.summarize()
@@ -213,18 +236,9 @@ def average_precision(found: Sequence[Detections], truth: Sequence[Batch], size:
 
 def draw(images: Images, found: Detections, truth: Batch | None = None, *, threshold: float = 0.5) -> Figure:
     """Up to eight images with what was found in them: solid boxes with class and score, dashed ones for the truth."""
-    count = min(8, len(images))
-    figure = Figure(figsize=(2.4 * min(4, count), 2.4 * -(-count // 4)), layout="constrained")
-    for i, axes in enumerate(np.atleast_1d(figure.subplots(-(-count // 4), min(4, count))).flat):
-        axes.set(xticks=[], yticks=[])
-        if i >= count:
-            axes.set_axis_off()
-            continue
-        if images.shape[1] == 3:
-            axes.imshow((images[i].permute(1, 2, 0).numpy(force=True) + 1) / 2)
-        else:
-            axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
-        wide, high = images.shape[-1], images.shape[-2]
+    figure, panels = gallery(images)
+    wide, high = images.shape[-1], images.shape[-2]
+    for i, axes in enumerate(panels):
         if truth is not None:
             for box in corners(truth.boxes[i][truth.labels[i] >= 0]).tolist():
                 axes.add_patch(_rectangle(box, wide, high, color="tab:gray", linestyle="--"))
@@ -233,6 +247,22 @@ def draw(images: Images, found: Detections, truth: Batch | None = None, *, thres
                 axes.add_patch(_rectangle(box, wide, high, color=f"C{label % 10}"))
                 axes.text(box[0] * wide, box[1] * high - 1, f"{label} {score:.2f}", color=f"C{label % 10}", fontsize=7)
     return figure
+
+
+def gallery(images: Images) -> tuple[Figure, list[Axes]]:
+    """A figure of up to eight images, and the axes that each is shown in."""
+    count = min(8, len(images))
+    figure = Figure(figsize=(2.4 * min(4, count), 2.4 * -(-count // 4)), layout="constrained")
+    panels = list(np.atleast_1d(figure.subplots(-(-count // 4), min(4, count))).flat)
+    for i, axes in enumerate(panels):
+        axes.set(xticks=[], yticks=[])
+        if i >= count:
+            axes.set_axis_off()
+        elif images.shape[1] == 3:
+            axes.imshow((images[i].permute(1, 2, 0).numpy(force=True) + 1) / 2)
+        else:
+            axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
+    return figure, panels[:count]
 
 
 def _rectangle(box: list[float], wide: int, high: int, **style: Any) -> Rectangle:

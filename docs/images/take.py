@@ -16,7 +16,7 @@ from deltax.site.trees import Trees
 HERE = Path(__file__).parent
 SHOTS = {
     "genealogy": ("index.html#paper=gpt", 1440, 860),
-    "paper": ("paper/dyt.html", 1200, 1240),
+    "paper": ("paper/dyt.html", 1440, 1240),
     "library": ("library.html", 1200, 860),
 }
 

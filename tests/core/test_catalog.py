@@ -146,6 +146,10 @@ class TestEveryPaper:
         for text in words[2:] if words[0] == "dx" else []:
             recipe(text)
 
+    def test_only_what_trains_is_proposed_for_training(self, key):
+        line = catalog.use(RECORDS[key], RECORDS)
+        assert RECORDS[key].trains or not line.startswith(("dx compare", "dx train")), line
+
     def test_claims_are_sentences(self, key):
         for claim in RECORDS[key].claims:
             assert claim.says[0].isupper() and claim.says.endswith((".", "?")), claim.says

@@ -167,3 +167,41 @@ def test_no_torch_and_nothing_heavy():
     names = "deltax.library.commands, deltax.library.readers, deltax.library.formats"
     code = f"import sys, {names}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("show", "9" * 30), "there is no entry"),
+        (("add", "arxiv:2503.99"), "no arxiv id: write it as arxiv:2503.10622"),
+        (("add", "doi:nonsense"), "no doi id"),
+        (("edit", "1", "--year", "9" * 20), "is no year"),
+    ],
+)
+def test_numbers_and_ids_that_cannot_be(notes, capsys, words, says):
+    assert says in _out(capsys, *words, code=2)
+
+
+def test_a_folder_without_markdown_says_how_bibliographies_come_in(tmp_path, capsys):
+    (tmp_path / "refs.bib").write_text("@misc{a, title={A}}")
+    assert "name the file itself" in _out(capsys, "import", str(tmp_path))
+    assert "1 added" in _out(capsys, "import", str(tmp_path / "refs.bib"))
+
+
+def test_fetch_with_a_limit_goes_on_with_what_is_not_known_yet(tmp_path, capsys, monkeypatch):
+    (tmp_path / "l.md").write_text("".join(f"- [ ] https://arxiv.org/abs/2401.0000{n}\n" for n in range(1, 6)))
+    asked: list[str] = []
+
+    def fetch(library, ids):
+        asked.extend(ids)
+        found = {i: arxiv.Metadata(i, f"T {i}", (), 2024, "") for i in ids}
+        with library.writing():
+            for i, record in found.items():
+                library.db.execute("INSERT INTO metadata VALUES (?,?,0)", (i, json.dumps(vars(record))))
+        return found
+
+    monkeypatch.setattr(arxiv, "fetch", fetch)
+    _out(capsys, "import", str(tmp_path))
+    for known in (2, 4, 5, 5):
+        assert f"knows {known} of 5" in _out(capsys, "fetch", "--limit", "2")
+    assert asked == [f"2401.0000{n}" for n in range(1, 6)]

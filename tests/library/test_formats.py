@@ -258,3 +258,63 @@ def test_unknown_format():
 def test_citation_keys_differ():
     entries = [Entry(Reference("Same", authors=("A B",), year=2020)) for _ in range(3)] + [Entry(Reference("日本"))]
     assert formats.bibliography.keys(entries) == ["b2020same", "b2020same-2", "b2020same-3", "entry"]
+
+
+def test_entries_stand_at_their_lines(tmp_path):
+    """Where a format's parser tells lines, entry and remark have theirs; what shares a key is two entries."""
+    (tmp_path / "a.bib").write_text(
+        '@string{jmlr = "JMLR"}\n\n@article{d,\n  title={One}, journal=jmlr}\n@article{d, title={Two}, journal=jmlr}\n'
+        "@misc{untitled, year=2001}\n@misc{nokey\n@misc{last, title={Three}}\n"
+    )
+    (tmp_path / "b.ris").write_text("\nTY  - JOUR\nTI  - Four\nER  - \n\nTY  - BOOK\nAU  - N\nER  - \n")
+    (tmp_path / "c.csv").write_text('Title,Notes\nFive,"a\nb"\nSix,c,surplus\n,d\n')
+    with Library() as library:
+        report = import_paths(library, [tmp_path / name for name in ("a.bib", "b.ris", "c.csv")])
+        found = [(i.entry.title, i.entry.origin.line, i.entry.reference.venue) for i in library.items()]
+    assert found == [
+        ("One", 3, "JMLR"), ("Two", 5, "JMLR"), ("Three", 8, ""), ("Four", 2, ""), ("Five", 2, ""), ("Six", 4, ""),
+    ]  # fmt: skip
+    assert sorted((r.path[-5:], r.line, r.reason.partition(":")[0]) for r in report.remarks) == [
+        ("a.bib", 6, "untitled has no title"),
+        ("a.bib", 7, "BibTeX that cannot be read"),
+        ("b.ris", 6, "record 2 has no title"),
+        ("c.csv", 4, "more cells than the header has"),
+        ("c.csv", 5, "a row without a title"),
+    ]
+    assert all(r.reason.partition(": ")[2] for r in report.remarks)
+
+
+def test_what_breaks_the_schema_of_csl_is_read_all_the_same(tmp_path):
+    """A year as text, one author as text and keywords as a list: nothing lost, and the items around it come in."""
+    items = [{"title": "a"}, {"title": "b", "author": "A One", "issued": "2001", "keyword": ["x", "y"]}]
+    items += [{"title": "c", "issued": ["2002"], "author": [{"family": None}, 3]}, {"title": "d", "custom": 1}]
+    (tmp_path / "a.json").write_text(json.dumps(items))
+    with Library() as library:
+        import_paths(library, [tmp_path / "a.json"])
+        found = [
+            (i.entry.title, i.entry.reference.authors, i.entry.reference.year, i.entry.tags) for i in library.items()
+        ]
+    assert found == [
+        ("a", (), None, ()), ("b", ("A One",), 2001, ("x", "y")), ("c", ("3",), 2002, ()), ("d", (), None, ()),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "column, cell, names",
+    [
+        ("Authors", "Tri Dao, Daniel Y. Fu", ("Tri Dao", "Daniel Y. Fu")),
+        ("Authors", "Tri Dao, Dan Fu, A B", ("Tri Dao", "Dan Fu", "A B")),
+        ("Authors", "Dao, Tri", ("Tri Dao",)),
+        ("Author", "van der Maaten, Laurens J.", ("Laurens J. van der Maaten",)),
+        ("Author", "Dao, Tri; Fu, Dan", ("Tri Dao", "Dan Fu")),
+    ],
+)
+def test_names_of_csv(column, cell, names):
+    ((entry, _),), _ = formats.bibliography.read_csv(f'Title,{column}\nx,"{cell}"\n')
+    assert entry.reference.authors == names
+
+
+def test_semantic_scholar_writes_arxiv_ids_as_volumes():
+    (entry,) = formats.read("@article{x, title={T}, journal={ArXiv}, volume={abs/2503.10622}, year=2025}", "bibtex")
+    assert [str(i) for i in entry.reference.ids] == ["arxiv:2503.10622"]
+    assert dict(entry.reference.extra)["volume"] == "abs/2503.10622"

@@ -106,6 +106,12 @@ def test_sentences():
     assert change("same thing as grpo, except use confidence").base == "grpo"
     for prose in ("Very cool, but it needs a kernel.", "It works but with care", "we can but with effort do it", ""):
         assert change(prose) is None
+    for cell in (
+        "Very cool, but it needs custom CUDA kernel.",
+        "It can be trained but slowly",
+        "Nice but I can't run it",
+    ):
+        assert change(cell, strict=False) is None
 
 
 def test_questions():
@@ -115,3 +121,29 @@ def test_questions():
     assert [(q.text, q.answered) for q in found] == [
         ("Why ?", True), ("a", False), ("b", False), ("c What?", False), ("d", False),
     ]  # fmt: skip
+
+
+def test_an_empty_box_is_no_entry():
+    text = "- [ ] a\n- [ ]\n- [ ] #tag 📅 2025-01-01\n- [ ]\n\t- [b](https://arxiv.org/abs/2001.00010)\n- [ ] [](https://c.example)"
+    reading = read("e.md", text.split("\n"))
+    assert [entry.title for entry in reading.entries] == ["a", "b", "https://c.example"]
+    assert [remark.line for remark in reading.remarks] == [2, 3]
+
+
+def test_a_row_with_more_cells_than_the_head_is_named():
+    text = "| Title | Notes |\n|--|--|\n| A | $a|b$ |\n| B | $a\\|b$ |\n| C |"
+    reading = read("t.md", text.split("\n"))
+    assert [(entry.title, entry.text) for entry in reading.entries] == [("A", "$a"), ("B", "$a|b$"), ("C", "")]
+    assert [(remark.line, remark.text) for remark in reading.remarks] == [(3, "| A | $a|b$ |")]
+
+
+def test_tasks_inside_a_file_a_paper_are_entries():
+    text = (
+        "---\narxiv: 2312.00752\n---\n## Notes\n- selective\n- [ ] try the code 📅 2025-05-01\n"
+        "- https://arxiv.org/abs/2111.00396"
+    )
+    page, task = read("Mamba.md", text.split("\n")).entries
+    assert (page.title, page.origin.within) == ("Mamba", 0) and "try the code" in page.text
+    assert (task.title, task.origin.line, task.origin.within, task.task.dates.due) == (
+        "try the code", 6, page.origin.line, "2025-05-01",
+    )  # fmt: skip

@@ -300,6 +300,12 @@ def test_a_phone_scrolls_in_one_direction_only(at, shown, fake, address):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_no_year_is_cut_off_on_a_phone(at, shown):
+    page = at(shown, viewport={"width": 360, "height": 720}, has_touch=True).open()
+    left = "[...document.querySelectorAll('.axis text:not([hidden])')].map((t) => t.getBoundingClientRect().left)"
+    assert min(page.evaluate(left)) >= 0
+
+
 @pytest.mark.parametrize("address", ["", "library.html", "comparisons.html", "compose.html", "note/1.html", "paper"])
 def test_everything_that_acts_has_a_name(at, shown, fake, address):
     address = f"paper/{next(iter(fake.papers))}.html" if address == "paper" else address

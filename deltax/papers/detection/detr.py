@@ -144,23 +144,32 @@ def set_loss(
     mean over its queries, in which no object weighs `no_object`. A scene's share needs only `batch.objects` of the
     others.
     """
-    layers, scenes, queries, classes = said.logits.shape
+    layers, scenes, queries, _ = said.logits.shape
     real = (batch.labels >= 0).repeat(layers, 1)
     cost = matching_cost(said, batch, l1=l1, overlap=overlap)
     matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)
     found, which = matched >= 0, matched.clamp(min=0)
 
-    label = batch.labels.expand(layers, -1, -1).gather(2, which)
-    label = torch.where(found, label, classes - 1)
-    each = nn.functional.cross_entropy(said.logits.flatten(0, 2), label.flatten(), reduction="none").view_as(label)
-    objects = batch.objects.to(each.dtype)
-    class_loss = torch.where(found, each, no_object * each).sum(2) / (objects + no_object * (queries - objects))
-
     truth = batch.boxes.expand(layers, -1, -1, -1).gather(2, which[..., None].expand(-1, -1, -1, 4))
     distance = (said.boxes - truth).abs().sum(-1)
     apart = 1 - giou(corners(said.boxes), corners(truth))
-    box_loss = torch.where(found, l1 * distance + overlap * apart, 0.0).sum(2) / objects.clamp(min=1e-6)
-    return (class_loss + box_loss).sum(0)
+    box_loss = torch.where(found, l1 * distance + overlap * apart, 0.0).sum(2) / batch.objects.clamp(min=1e-6)
+    return (class_loss(said.logits, matched, batch.labels, batch.objects, no_object=no_object) + box_loss).sum(0)
+
+
+def class_loss(
+    logits: Float[Tensor, "L B N V"], matched: Int[Tensor, "L B N"], labels: Int[Tensor, "B M"], objects: PerExample,
+    *, no_object: float = 0.1,
+) -> Float[Tensor, "L B"]:  # fmt: skip
+    """Each scene's share of the mean of the cross-entropy over queries, in which those that are to say no object weigh
+    `no_object`."""
+    layers, _, queries, classes = logits.shape
+    found = matched >= 0
+    label = labels.expand(layers, -1, -1).gather(2, matched.clamp(min=0))
+    label = torch.where(found, label, classes - 1)
+    each = nn.functional.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none").view_as(label)
+    objects = objects.to(each.dtype)
+    return torch.where(found, each, no_object * each).sum(2) / (objects + no_object * (queries - objects))
 
 
 def set_prediction(
@@ -198,6 +207,20 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 6) -> 
     )
 
 
+BLOCKS_FROM_HF = (
+    (r"self_attn_layer_norm\.", "mixer_residual.norm."),
+    (r"(encoder|cross)_attn_layer_norm\.", "cross_residual.norm."),
+    (r"final_layer_norm\.", "mlp_residual.norm."),
+    (r"self_attn\.", "mixer.project."),
+    (r"(encoder|cross)_attn\.", "cross.project."),
+    (r"(mlp\.)?fc1\.", "mlp.up."),
+    (r"(mlp\.)?fc2\.", "mlp.down."),
+    (r"project\.q_proj\.", "project.query."),
+    (r"project\.k_proj\.", "project.key."),
+    (r"project\.v_proj\.", "project.value."),
+    (r"project\.(o|out)_proj\.", "project.out."),
+    (r"(residual|head)\.norm\.weight$", r"\1.norm.gain"),
+)
 _HF = (
     (r"model\.input_projection\.", "project."),
     (r"model\.query_position_embeddings\.", "queries."),
@@ -205,18 +228,7 @@ _HF = (
     (r"model\.decoder\.layernorm\.", "detection_head.norm."),
     (r"class_labels_classifier\.", "detection_head.classes."),
     (r"bbox_predictor\.layers\.", "detection_head.box."),
-    (r"self_attn_layer_norm\.", "mixer_residual.norm."),
-    (r"encoder_attn_layer_norm\.", "cross_residual.norm."),
-    (r"final_layer_norm\.", "mlp_residual.norm."),
-    (r"self_attn\.", "mixer.project."),
-    (r"encoder_attn\.", "cross.project."),
-    (r"mlp\.fc1\.", "mlp.up."),
-    (r"mlp\.fc2\.", "mlp.down."),
-    (r"project\.q_proj\.", "project.query."),
-    (r"project\.k_proj\.", "project.key."),
-    (r"project\.v_proj\.", "project.value."),
-    (r"project\.o_proj\.", "project.out."),
-    (r"norm\.weight$", "norm.gain"),
+    *BLOCKS_FROM_HF,
 )
 
 
@@ -226,11 +238,15 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
     ours = {f"backbone.{k}": v for k, v in backbone.items()}
     for name in state.keys() - {k for k in state if k.startswith(inside)}:
-        renamed = name
-        for pattern, word in _HF:
-            renamed = re.sub(pattern, word, renamed)
-        ours[renamed] = state[name]
+        ours[renamed(name, _HF)] = state[name]
     return ours
+
+
+def renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:
+    """The name after every pattern has been replaced, one after the other."""
+    for pattern, word in patterns:
+        name = re.sub(pattern, word, name)
+    return name
 
 
 @claim

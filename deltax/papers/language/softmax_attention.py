@@ -17,7 +17,7 @@ from deltax import Part, claim, paper, part
 from deltax.parts.context import Context, placed
 from deltax.parts.linear import Linear, Out
 from deltax.parts.nothing import Nothing
-from deltax.parts.scores import Rules, causal, everywhere, unchanged
+from deltax.parts.scores import Rules, among, causal, everywhere, unchanged
 from deltax.shapes import Heads, Keys, Memory, OtherStream, Queries, Stream, Values
 
 
@@ -126,7 +126,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         keys = placed(ctx.memory, ctx.memory_place)
         q, k, v = self.project.split(placed(x, ctx.place), keys, ctx.memory)
-        rules = Rules(q_segments=ctx.segments, k_segments=ctx.memory_segments)
+        seen = part(everywhere) if ctx.memory_seen is None else among(ctx.memory_seen)
+        rules = Rules(mask=seen, q_segments=ctx.segments, k_segments=ctx.memory_segments)
         return self.project.join(self.kernel(q, k, v, rules))
 
 

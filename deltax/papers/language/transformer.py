@@ -78,10 +78,20 @@ class DecoderBlock(nn.Module):
         self.mlp_residual, self.mlp = residual(dim), mlp(dim)
         self._mlp_takes_context = takes_context(self.mlp)
 
-    def forward(self, x: Stream, ctx: Context) -> Stream:
-        x = self.mixer_residual(x, lambda x: self.mixer(x, ctx))
-        x = self.cross_residual(x, lambda x: self.cross(x, ctx))
+    def mixer_branch(self, x: Stream, ctx: Context) -> Stream:
+        """The branch that mixes the stream itself, joined to it."""
+        return self.mixer_residual(x, lambda x: self.mixer(x, ctx))
+
+    def cross_branch(self, x: Stream, ctx: Context) -> Stream:
+        """The branch that asks the memory, joined to the stream."""
+        return self.cross_residual(x, lambda x: self.cross(x, ctx))
+
+    def mlp_branch(self, x: Stream, ctx: Context) -> Stream:
+        """The branch of every position by itself, joined to the stream."""
         return self.mlp_residual(x, (lambda x: self.mlp(x, ctx)) if self._mlp_takes_context else self.mlp)
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        return self.mlp_branch(self.cross_branch(self.mixer_branch(x, ctx), ctx), ctx)
 
 
 class EncoderDecoder(nn.Module):

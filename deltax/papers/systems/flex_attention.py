@@ -10,7 +10,7 @@ lets through: nothing, and the tile is never loaded; all, and the mask is never 
 writes the kernel; here the tiles are walked in Python, to show that it is exact and how much is skipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -83,6 +83,29 @@ def block_mask(q: Queries, k: Keys, rules: Rules, tile: int) -> BlockMask:
 def unmasked(rules: Rules) -> Rules:
     """The score alone, for tiles that are seen whole."""
     return replace(rules, mask=part(everywhere), q_segments=None, k_segments=None)
+
+
+def paged(rules: Rules, tables: Sequence[Sequence[int]], lengths: Sequence[int], size: int, count: int) -> Rules:
+    """The rules over a store of `count` pages of `size` positions, where example i has `lengths[i]` in `tables[i]`.
+
+    Score and mask are asked with the position that a key has in its example, and not with where it lies. Pages of
+    others are masked, so block by block they are never read.
+    """
+    logical = torch.full((len(tables), count * size), -1)
+    for row, table, length in zip(logical, tables, lengths, strict=True):
+        at = torch.arange(length)
+        row[torch.tensor(table, dtype=torch.int64)[at // size] * size + at % size] = at
+
+    def where(b: Tensor, k: Tensor) -> Tensor:
+        return logical.to(k.device)[b, k]
+
+    def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (where(b, k) >= 0) & rules.mask(b, h, q, where(b, k))
+
+    def score(scores: Scores, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Scores:
+        return rules.score(scores, b, h, q, where(b, k))
+
+    return replace(rules, score=score, mask=mask)
 
 
 def _forward(
@@ -180,6 +203,38 @@ def what_is_not_visited_changes_no_bit():
     asked = BlockMask(tuple(map(tuple.__add__, blocks.full, blocks.partial)), ((),) * 4)
     given = [_forward(q, k, v, rules, 16, each)[0] for each in (blocks, asked)]
     assert torch.equal(*given)
+
+
+@claim
+def pages_are_one_more_mask():
+    """Keys and values in pages that lie anywhere, asked by where they stand: attention, gradients too, with any mask
+    and score; a request visits as many pages as it has, and what lies in those of others changes no bit."""
+    size, count, tables, length = 8, 20, ((7, 2, 19, 4, 0, 11, 9, 13), (5, 3, 18, 1, 14, 6, 10, 17)), 61
+    at = torch.arange(length)
+    for n, mask in enumerate(masks()):
+        rules = Rules((Rules().score, part(soft_cap, cap=2.0), Distance(4))[n % 3], mask)
+        q, k, v = drawn()
+        weight, wanted = torch.randn_like(q), attend(q, k, v, rules)
+        expected = [wanted, *torch.autograd.grad((wanted * weight).sum(), (q, k, v))]
+        for i, table in enumerate(tables):
+            slots = torch.tensor(table)[at // size] * size + at % size
+            stores = [torch.randn(1, count * size, 2, 5, dtype=torch.float64) for _ in range(2)]
+            inside = [s.index_copy(1, slots, x[i : i + 1]) for s, x in zip(stores, (k, v))]
+            mapped = paged(rules, [table], [length], size, count)
+            out = flex_attention(q[i : i + 1], *inside, mapped, tile=size)
+            found = [out, *torch.autograd.grad((out * weight[i : i + 1]).sum(), (q, k, v))]
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours[-1 if len(ours) == 1 else i], theirs[i], rtol=1e-12, atol=1e-12)
+            last = replace(mapped, q_at=torch.tensor([length - 1]))
+            for_last, look = q[i : i + 1, -1:], [s.detach() for s in inside]
+            seen = block_mask(
+                for_last, look[0], replace(last, mask=paged(Rules(), [table], [length], size, count).mask), size
+            )
+            assert sorted(seen.partial[0] + seen.full[0]) == sorted(table)
+            free = [s.clone() for s in look]
+            for s in free:
+                s.unflatten(1, (count, size))[:, [p for p in range(count) if p not in table]] = torch.nan
+            assert torch.equal(*(flex_attention(for_last, *kv, last, tile=size) for kv in (look, free)))
 
 
 @claim.parity(peer="torch.nn.attention.flex_attention")

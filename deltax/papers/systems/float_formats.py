@@ -217,7 +217,7 @@ def unscaled_gradients_underflow(lab):
         for module in run.model.modules():
             if isinstance(module, nn.Linear):
                 module.register_full_backward_hook(keep)
-        recipe["objective"](run.model, run.task.batch(60, 16, seed)).mean().backward()
+        recipe["objective"](run.model, run.task.batch(60, size=16, seed=seed)).mean().backward()
         gradient = torch.cat(found)
         gradient = gradient[gradient != 0]
         lost = lambda x, form: float((nearest(x, FORMATS[form]) == 0).double().mean())

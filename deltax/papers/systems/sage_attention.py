@@ -156,7 +156,7 @@ class _Inference(torch.autograd.Function):
         raise UserError("attention in whole numbers has no gradient: train with another kernel, and put this in after")
 
 
-@paper(on=flash_2, arxiv="2410.02367", year=2024)
+@paper(on=flash_2, arxiv="2410.02367", year=2024, trains=False)
 def sage(recipe: Part) -> Part:
     return recipe.fill("kernel", sage_attention)
 

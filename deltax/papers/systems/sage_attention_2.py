@@ -139,7 +139,7 @@ def _rounded(x: Tensor) -> Tensor:
     return x.to(torch.float8_e4m3fn).float()
 
 
-@paper(on=sage, arxiv="2411.10958", year=2024)
+@paper(on=sage, arxiv="2411.10958", year=2024, trains=False)
 def sage_2(recipe: Part, *, largest: int = 7) -> Part:
     return recipe.fill("kernel", sage_attention_2, largest=largest)
 

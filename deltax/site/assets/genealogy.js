@@ -83,7 +83,7 @@
       .attr("dy", narrow ? 0 : "0.34em");
     axis.select("rect").attr("x", 0).attr("width", width).attr("y", 0).attr("height", TOP - 6);
     let last = -99;
-    yearName.attr("x", ([, x, w]) => (X(x) + X(x + w)) / 2).attr("y", 18).attr("hidden", function ([, x, w]) {
+    yearName.attr("x", ([, x, w]) => Math.max((X(x) + X(x + w)) / 2, 17)).attr("y", 18).attr("hidden", function ([, x, w]) {
       const middle = (X(x) + X(x + w)) / 2;
       if (middle < left() - 10 || middle - last < 36) return "";
       last = middle;
