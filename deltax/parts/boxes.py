@@ -161,6 +161,16 @@ def nms(
     order = order[by_group]
     waiting = boxes[order].mT.contiguous()
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    count = group.unique_consecutive(return_counts=True)[1]
+    most = int(count.max()) if len(count) else 0
+    if len(count) * most**2 <= len(order) * _BLOCK:  # groups side by side compare no more pairs than blocks do
+        row = torch.arange(len(count), device=order.device).repeat_interleave(count)
+        column = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[row]
+        beside = boxes.new_zeros(4, len(count), most)
+        beside[:, row, column] = waiting
+        name = order.new_zeros(len(count), most)
+        kept[order] = _greedy(_covers(beside, name, beside, name, threshold).triu_(1))[row, column]
+        return kept
     while len(order):
         head, name = waiting[:, :_BLOCK], group[:_BLOCK]
         alive = _greedy(_covers(head, name, head, name, threshold).triu(1))
