@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from deltax.kernels.activation import gelu_kept
 from deltax.kernels.attention import sdpa
 from deltax.kernels.choice import auto, has_triton
+from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide
 from deltax.papers.language.softmax_attention import Projections, attend
-from deltax.parts.mlp import gelu_tanh
+from deltax.parts.mlp import MLP
 from deltax.recipe import Part, part, takes
 
 # Reference -> its twin, and why it is taken.
 _TWINS = {
-    attend: (sdpa, "torch's fused kernel, or attend itself where a score is no bias"),
+    attend: (sdpa, "torch's fused kernel, kept weights where few look back, attend itself where a score is no bias"),
     Projections: (SideBySide, "one product for query, key and value"),
 }
-_ON_A_CPU = {gelu_tanh: (gelu_kept, "its backward pass keeps the sigmoid")}
+_ON_A_CPU = {MLP: (SlopeKept, "the slope of GELU is made on the way forward")}
 _ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
 _IN_TRITON = {  # where the reference is -> module and function of its twin
     "deltax.papers.systems.flash_attention.flash_attention": ("triton_attention", "flash"),

@@ -3,19 +3,26 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from deltax.kernels.scratch import is_plain_training
+from deltax.kernels.short_attention import FEW, weights_kept
 from deltax.papers.language.softmax_attention import attend
 from deltax.parts.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
 
 
 def sdpa(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
-    """`attend` by torch's scaled_dot_product_attention, or `attend` itself where a score is not a bias."""
+    """`attend` by torch's scaled_dot_product_attention, or `attend` itself where a score is not a bias.
+
+    Few positions that look back are faster trained on a CPU with their weights kept: see `weights_kept`.
+    """
     rules = rules or Rules()
     if not rules.is_additive:
         return attend(q, k, v, rules)
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
     grouped = q.shape[2] != k.shape[2]
     if rules.is_plain and rules.is_causal and q.shape[1] == k.shape[1]:
+        if q.shape[1] <= FEW and q.shape == k.shape == v.shape and is_plain_training(q, k, v):
+            return weights_kept(q, k, v)
         out = scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=grouped)
     elif rules.is_plain and rules.is_everywhere:
         out = scaled_dot_product_attention(q_, k_, v_, enable_gqa=grouped)

@@ -20,7 +20,7 @@ class SideBySide(Projections):
     ) -> tuple[Queries, Keys, Values]:
         maps = (self.query, self.key, self.value)
         apart = any(other is not None and other is not x for other in (memory, values))
-        if apart or not all(map(_plain, maps)) or len({m.bias is None for m in maps}) > 1:
+        if apart or not all(map(is_linear, maps)) or len({m.bias is None for m in maps}) > 1:
             return super().split(x, memory, values)
         weight = torch.cat([m.weight for m in maps])
         bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
@@ -29,5 +29,6 @@ class SideBySide(Projections):
         return heads(q), heads(k), heads(v)
 
 
-def _plain(map: nn.Module) -> bool:
+def is_linear(map: nn.Module) -> bool:
+    """Whether the map is a plain product that nothing listens to, so another product may do its work."""
     return type(map).forward is nn.Linear.forward and not (map._forward_hooks or map._forward_pre_hooks)

@@ -5,34 +5,114 @@ import torch
 from torch import nn
 
 from deltax import part
-from deltax.kernels.activation import gelu_kept
+from deltax.kernels import mlp as mlp_kernel
+from deltax.kernels.attention import sdpa
+from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide
-from deltax.papers.language.softmax_attention import Projections
+from deltax.kernels.short_attention import FEW, weights_kept
+from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.linear import Matrix, OutMatrix
-from deltax.parts.mlp import gelu_tanh
+from deltax.parts.mlp import MLP, gelu
+from deltax.parts.scores import Rules, causal
 
 
 def gradients(outputs, inputs):
     torch.manual_seed(1)
-    return torch.autograd.grad(sum((y * torch.randn_like(y)).sum() for y in outputs), inputs)
+    return torch.autograd.grad(sum((y * torch.randn(y.shape, dtype=y.dtype)).sum() for y in outputs), inputs)
 
 
-def test_the_kept_gelu_is_gelu():
-    x = torch.linspace(-9, 9, 217, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(gelu_kept(x), gelu_tanh(x))
-    torch.testing.assert_close(gradients([gelu_kept(x)], [x]), gradients([gelu_tanh(x)], [x]))
-    kept = gelu_kept(x)
-    assert torch.equal(*(torch.autograd.grad(kept.sum(), x, retain_graph=True)[0] for _ in range(2)))
+def random_pair(ours, theirs):
+    """The two modules in float64, with the same parameters, all of them random."""
+    for parameter in theirs.double().parameters():
+        nn.init.normal_(parameter)
+    ours.double().load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the fused branch was taken."""
+    taken, fused = [], mlp_kernel._UpGeluDown.apply
+    monkeypatch.setattr(mlp_kernel._UpGeluDown, "apply", lambda *given: taken.append(1) or fused(*given))
+    return taken
+
+
+def test_a_kept_slope_is_that_of_gelu(calls):
+    torch.manual_seed(0)
+    ours, theirs = random_pair(SlopeKept(5, widen=3), MLP(5, widen=3))
+    x = (4 * torch.randn(2, 7, 5, dtype=torch.float64)).requires_grad_()
+    torch.testing.assert_close(ours(x), theirs(x))
+    used = lambda m: [x, *m.parameters()]
+    torch.testing.assert_close(gradients([ours(x)], used(ours)), gradients([theirs(x)], used(theirs)))
+    assert calls
+
+
+def test_scratch_is_not_what_is_kept():
+    """Two passes alive at once, of other sizes, each with its own gradient, twice the same."""
+    torch.manual_seed(0)
+    ours, theirs = random_pair(SlopeKept(5), MLP(5))
+    inputs = [torch.randn(1, n, 5, dtype=torch.float64, requires_grad=True) for n in (6, 9)]
+    kept, true = ([m(x) for x in inputs] for m in (ours, theirs))
+    for y, expected, x in zip(kept, true, inputs, strict=True):
+        (wanted,) = torch.autograd.grad(expected.sum(), x)
+        for _ in range(2):
+            torch.testing.assert_close(torch.autograd.grad(y.sum(), x, retain_graph=True)[0], wanted)
+
+
+def test_what_is_not_plain_goes_the_way_of_the_mlp(calls):
+    torch.manual_seed(0)
+    x, seen = torch.randn(1, 3, 5, dtype=torch.float64), []
+    for slots in ({"activation": part(gelu)}, {"up": part(Matrix)}):
+        ours, theirs = random_pair(SlopeKept(5, **slots), MLP(5, **slots))
+        torch.testing.assert_close(ours(x), theirs(x))
+    listened = SlopeKept(5).double()
+    listened.down.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert torch.equal(listened(x), seen[0])
+    with torch.no_grad():
+        SlopeKept(5).double()(x)
+    assert not calls
+
+
+def test_frozen_parameters_get_no_gradient():
+    ours = SlopeKept(5)
+    ours.up.requires_grad_(False)
+    ours(torch.randn(1, 3, 5)).sum().backward()
+    assert ours.up.weight.grad is None and ours.up.bias.grad is None
+    assert ours.down.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("time", [1, 2, 7, 64])
+def test_kept_weights_are_those_of_attend(time):
+    torch.manual_seed(0)
+    together = torch.randn(2, time, 3 * 15, dtype=torch.float64, requires_grad=True)
+    q, k, v = (x.unflatten(-1, (3, 5)) for x in together.chunk(3, -1))
+    rules = Rules(mask=part(causal))
+    torch.testing.assert_close(weights_kept(q, k, v), attend(q, k, v, rules))
+    ours, theirs = (gradients([y], [together]) for y in (weights_kept(q, k, v), attend(q, k, v, rules)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_weights_are_kept_where_few_look_back_in_training(monkeypatch):
+    taken = []
+    monkeypatch.setattr("deltax.kernels.attention.weights_kept", lambda *given: taken.append(1) or weights_kept(*given))
+    heads = lambda time, count=2: torch.randn(1, time, count, 4, requires_grad=True)
+    few, many = heads(8), heads(FEW + 1)
+    looks_back, ahead = Rules(mask=part(causal)), Rules()
+    sdpa(many, many, many, looks_back)
+    sdpa(few, few, few, ahead)
+    sdpa(heads(8), heads(8, 1), heads(8, 1), looks_back)
+    with torch.no_grad():
+        sdpa(few, few, few, looks_back)
+    assert not taken
+    sdpa(few, few, few, looks_back)
+    assert taken
 
 
 @pytest.mark.parametrize("bare", [(), ("key",), ("query", "key", "value")])
 def test_side_by_side_is_one_after_the_other(bare):
     torch.manual_seed(0)
     slots = {name: part(Matrix) for name in bare}
-    ours, theirs = (make(12, 3, **slots, out=part(OutMatrix)).double() for make in (SideBySide, Projections))
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter)
-    ours.load_state_dict(theirs.state_dict())
+    ours, theirs = random_pair(*(make(12, 3, **slots, out=part(OutMatrix)) for make in (SideBySide, Projections)))
     x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
     memory, values = (torch.randn(2, time, 12, dtype=torch.float64) for time in (5, 7))
     for given in ((x, x, x), (x,), (x, memory), (x, x, values)):

@@ -1,0 +1,32 @@
+"""Memory that kernels on a CPU write over at every call: a fresh page costs more than what is computed in it."""
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A tensor of this shape, of the precision of `like`, with anything in it. The same name is the same memory."""
+        count, kind = torch.Size(shape).numel(), (name, like.dtype)
+        if kind not in self.held or self.held[kind].numel() < count:
+            self.held[kind] = like.new_empty(count)
+        return self.held[kind][:count].view(shape)
+
+
+scratch = _Scratch()
+
+
+def is_plain_training(*tensors: Tensor) -> bool:
+    """Whether gradients are wanted of plain tensors on a CPU, in the precision they have: what kernels here are for."""
+    return (
+        torch.is_grad_enabled()
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
