@@ -336,7 +336,7 @@ def looking_inside_helps(lab):
 @claim.measured(paper="51.9 PQ with masked attention after 50 epochs; MaskFormer trains for 300 (section 4)")
 def needs_fewer_steps(lab):
     """After two thirds of MaskFormer's steps, its panoptic quality is at least what MaskFormer's is after all."""
-    steps = maskformer["loop"].build().steps
+    steps = maskformer["loop"]().steps
     gains = []
     for seed in lab.seeds(3):
         ours, theirs = lab.train(mask2former, seed=seed, steps=2 * steps // 3), lab.train(maskformer, seed=seed)
