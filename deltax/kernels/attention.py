@@ -3,10 +3,10 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from deltax.kernels.scratch import is_plain_training
 from deltax.kernels.short_attention import FEW, weights_kept
 from deltax.papers.language.softmax_attention import attend
 from deltax.parts.scores import Rules
+from deltax.parts.scratch import is_plain_training
 from deltax.shapes import Heads, Keys, Queries, Values
 
 

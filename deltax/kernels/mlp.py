@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltax.kernels.projections import is_linear
-from deltax.kernels.scratch import is_plain_training, scratch
 from deltax.parts.mlp import MLP, gelu_tanh
+from deltax.parts.scratch import is_plain_training, scratch
 from deltax.recipe import Part
 from deltax.shapes import Stream
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltax.kernels.scratch import scratch
+from deltax.parts.scratch import scratch
 from deltax.parts.tiles import tiles
 from deltax.shapes import Heads, Keys, Queries, Values
 

@@ -41,7 +41,7 @@ def centred(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
 
 def area(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     """Of boxes given by their corners."""
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return _area(boxes[..., 2:] - boxes[..., :2])
 
 
 def iou(a: Float[Tensor, "*#B 4"], b: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B"]:
@@ -245,7 +245,13 @@ def _covers(
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The areas of intersection, union and hull."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    inside = (high - low).clamp(min=0).prod(-1)
+    inside = _area((high - low).clamp(min=0))
     union = area(a) + area(b) - inside
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
-    return inside, union, (high - low).prod(-1)
+    return inside, union, _area(high - low)
+
+
+def _area(sides: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B"]:
+    """Their product, whose gradient is quicker than that of `prod`."""
+    wide, high = sides.unbind(-1)
+    return wide * high

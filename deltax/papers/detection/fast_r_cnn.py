@@ -11,7 +11,7 @@ from regions of IoU 0.1 on, which mines hard examples; here any region below 0.5
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
@@ -19,6 +19,7 @@ from deltax.papers.detection.r_cnn import SeparateHead, r_cnn
 from deltax.parts.boxes import corners
 from deltax.parts.linear import Glorot, Linear
 from deltax.parts.regions import Regions, stride_of
+from deltax.parts.scratch import scratch
 from deltax.shapes import Images, Maps
 
 
@@ -34,18 +35,53 @@ def roi_pool(maps: Images, regions: Regions, *, scale: float, out: int = 7) -> F
     each = lambda of_bin: of_bin.expand(-1, out, out).flatten()
     top, left = each(top[:, :, None]), each(left[:, None])
     high, wide = each(bottom[:, :, None]) - top, each(right[:, None]) - left
-
-    # Every bin is a bag of cells. Where its largest are is what `embedding_bag` knows, and `gather` has the gradient.
     count = high.clamp(min=0) * wide.clamp(min=0)
-    first = count.cumsum(0) - count
-    bag = torch.arange(len(count), device=maps.device).repeat_interleave(count)
-    step = torch.arange(len(bag), device=maps.device) - first[bag]
-    row = each(regions.image[:, None, None] * rows)[bag] + top[bag] + step // wide[bag]
-    cells = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-    index = row * columns + left[bag] + step % wide[bag]
-    *_, largest = torch.embedding_bag(cells.detach(), index, first, mode=2)
-    pooled = cells.gather(0, largest.clamp(min=0)).masked_fill((count == 0)[:, None], 0.0)
+    cells = torch.cat([maps.permute(0, 2, 3, 1).reshape(-1, channels), maps.new_zeros(1, channels)])
+    first = (each(regions.image[:, None, None] * rows) + top) * columns + left
+    first = first.where(count > 0, len(cells) - 1)  # the cell of empty bins
+    largest = _largest(cells.detach(), first, wide, count, columns)
+    pooled = cells.flatten().gather(0, largest.flatten())
     return pooled.view(-1, out, out, channels).permute(0, 3, 1, 2)
+
+
+def _largest(cells: Tensor, first: Tensor, wide: Tensor, count: Tensor, columns: int) -> Int[Tensor, "B C"]:
+    """Of each bin in each channel, where its largest is in `cells.flatten()`.
+
+    cells          (S, C), the maps row by row, each of `columns`
+    first, wide    a bin's first cell, and how many there are in a row of it
+    count          how many it has; the first is read in any case
+
+    All first cells are read, then all second ones: bins lie by their size, so those that go on are the last of them.
+    """
+    keys, (count, order) = _keys(cells), count.sort()
+    first, wide = first[order], wide[order]
+    best = torch.index_select(keys, 0, first, out=scratch("best", (len(first), cells.shape[1]), keys))
+    steps = torch.arange(1, int(count[-1]) if len(count) else 1, device=cells.device)
+    for step, begin in enumerate(torch.searchsorted(count, steps, right=True).tolist(), 1):
+        going = wide[begin:]
+        at = first[begin:] + step // going * columns + step % going
+        new = torch.index_select(keys, 0, at, out=scratch("new", (len(at), cells.shape[1]), keys))
+        torch.minimum(best[begin:], new, out=best[begin:])
+    at = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return best.index_select(0, at).bitwise_and_(_PLACE)
+
+
+_PLACE = 0xFFFFFFFF  # the low bits of a key
+
+
+def _keys(cells: Tensor) -> Int[Tensor, "S C"]:
+    """Whole numbers that order the values of a channel from the largest down, and equal ones by their place.
+
+    Their high 32 bits are those of the value, turned so that they fall as it rises, or its rank where 32 do not hold
+    it; the low ones are its place in `cells.flatten()`.
+    """
+    place = torch.arange(cells.numel(), device=cells.device).view_as(cells)
+    if cells.dtype == torch.float64:
+        value = cells.unique(return_inverse=True)[1].neg_()
+    else:
+        bits = (cells.float() + 0.0).view(torch.int32)  # -0 is 0
+        value = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).bitwise_not_().long()
+    return value.bitwise_left_shift_(32).bitwise_or_(place)
 
 
 def _rounded(x: Tensor) -> Tensor:
