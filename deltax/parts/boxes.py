@@ -217,11 +217,12 @@ def gather(
 def _greedy(covers: Bool[Tensor, "*B N N"]) -> Bool[Tensor, "*B N"]:
     """Who is kept when i removes j > i where covers[i, j] and i is kept.
 
-    The k-th link of a chain of removals is settled by the k-th round, so the longest chain counts the rounds.
+    The k-th link of a chain of removals is settled by the k-th round, so the longest chain counts the rounds. In each a
+    product counts the kept boxes that cover a box.
     """
-    kept = ~covers.any(-2)
+    kept, weight = covers.new_ones(covers.shape[:-1]), covers.float()
     while True:
-        after = ~(covers & kept[..., None]).any(-2)
+        after = (kept[..., None, :].float() @ weight).squeeze(-2) == 0
         if torch.equal(after, kept):
             return kept
         kept = after
