@@ -87,7 +87,8 @@ class Rules:
         The slices are into all rows, columns and heads; `scores` holds that tile alone.
         """
         where = self._where(scores.shape, scores.device, rows, columns, heads)
-        return self.score(scores, *where).masked_fill(~self._seen(where, rows, columns), -torch.inf)
+        scores = self.score(scores, *where)
+        return scores if self.is_everywhere else scores.masked_fill(~self._seen(where, rows, columns), -torch.inf)
 
     def allowed(self, q: Queries, k: Keys, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """Boolean, broadcastable to (B, H, T, S) or to the tile of these rows and columns: where a query may look.
@@ -130,6 +131,12 @@ class Rules:
     @property
     def is_everywhere(self) -> bool:
         return _is(self.mask, everywhere) and self.q_segments is None
+
+    @property
+    def sees_itself(self) -> bool:
+        """Of as many queries as keys, each sees at least the key that stands where it does: no row is blind."""
+        paired = self.q_at is self.k_at and self.q_segments is self.k_segments
+        return paired and _same_for_all_heads(self.mask)
 
     @property
     def is_per_example(self) -> bool:

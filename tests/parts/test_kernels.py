@@ -9,11 +9,11 @@ from deltax.kernels import mlp as mlp_kernel
 from deltax.kernels.attention import sdpa
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide
-from deltax.kernels.short_attention import FEW, weights_kept
+from deltax.kernels.short_attention import FEW, suits, weights_kept
 from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.linear import Matrix, OutMatrix
 from deltax.parts.mlp import MLP, gelu
-from deltax.parts.scores import Rules, causal
+from deltax.parts.scores import Rules, causal, window
 
 
 def gradients(outputs, inputs):
@@ -87,25 +87,49 @@ def test_kept_weights_are_those_of_attend(time):
     together = torch.randn(2, time, 3 * 15, dtype=torch.float64, requires_grad=True)
     q, k, v = (x.unflatten(-1, (3, 5)) for x in together.chunk(3, -1))
     rules = Rules(mask=part(causal))
-    torch.testing.assert_close(weights_kept(q, k, v), attend(q, k, v, rules))
-    ours, theirs = (gradients([y], [together]) for y in (weights_kept(q, k, v), attend(q, k, v, rules)))
+    assert suits(q, k, v, rules)
+    ours, theirs = weights_kept(q, k, v), attend(q, k, v, rules)
     torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradients([ours], [together]), gradients([theirs], [together]))
 
 
-def test_weights_are_kept_where_few_look_back_in_training(monkeypatch):
-    taken = []
-    monkeypatch.setattr("deltax.kernels.attention.weights_kept", lambda *given: taken.append(1) or weights_kept(*given))
+def test_what_attention_returns_is_not_scratch():
+    """Of one head, whose transposed memory needs no copy, two passes stay apart."""
+    q, k, v = (torch.randn(1, 5, 1, 4, requires_grad=True) for _ in range(3))
+    first = weights_kept(q, k, v)
+    kept = first.detach().clone()
+    grad = torch.autograd.grad(first.sum(), v, retain_graph=True)[0]
+    before = grad.clone()
+    weights_kept(3 * q, k, 2 * v).sum().backward()
+    assert torch.equal(first, kept) and torch.equal(grad, before)
+
+
+def test_weights_are_kept_where_few_look_back_in_training():
     heads = lambda time, count=2: torch.randn(1, time, count, 4, requires_grad=True)
-    few, many = heads(8), heads(FEW + 1)
-    looks_back, ahead = Rules(mask=part(causal)), Rules()
-    sdpa(many, many, many, looks_back)
-    sdpa(few, few, few, ahead)
-    sdpa(heads(8), heads(8, 1), heads(8, 1), looks_back)
+    few, many, shared, back = heads(8), heads(FEW + 1), heads(8, 1), Rules(mask=part(causal))
+    assert suits(few, few, few, back)
+    near = Rules(mask=part(window, width=3))
+    for q, k, rules in ((many, many, back), (few, shared, back), (few, heads(9), back), (few, few, near)):
+        assert not suits(q, k, k, rules)
+    assert not suits(few, few, few, Rules())
     with torch.no_grad():
-        sdpa(few, few, few, looks_back)
-    assert not taken
-    sdpa(few, few, few, looks_back)
-    assert taken
+        assert not suits(few, few, few, back)
+
+
+def test_a_bias_without_blind_rows_is_handed_over_as_it_is():
+    """With segments, positions and windows of their own, sdpa is attend, whether or not a query may be blind."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 9, 2, 4, dtype=torch.float64) for _ in range(3))
+    segments, other = torch.tensor([[0] * 4 + [1] * 5, [0] * 9]), torch.tensor([[0] * 4 + [2] * 5, [0] * 9])
+    at = torch.arange(9)
+    for rules, sees in (
+        (Rules(mask=part(causal), q_segments=segments, k_segments=segments), True),
+        (Rules(mask=part(window, width=3), q_at=at, k_at=at), True),
+        (Rules(mask=part(causal), q_segments=segments, k_segments=other), False),
+        (Rules(mask=part(causal), q_at=at, k_at=at + 2), False),
+    ):
+        assert rules.sees_itself is sees
+        torch.testing.assert_close(sdpa(q, k, v, rules), attend(q, k, v, rules))
 
 
 @pytest.mark.parametrize("bare", [(), ("key",), ("query", "key", "value")])
