@@ -1,4 +1,4 @@
-"""Memory that kernels on a CPU write over at every call: a fresh page costs more than what is computed in it."""
+"""Memory that is written over at every call: on a CPU a fresh page costs more than what is computed in it."""
 
 import threading
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from torch import Tensor
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A tensor of this shape, of the precision of `like`, with anything in it. The same name is the same memory."""
-        count, kind = torch.Size(shape).numel(), (name, like.dtype)
+        """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory."""
+        count, kind = torch.Size(shape).numel(), (name, like.dtype, like.device)
         if kind not in self.held or self.held[kind].numel() < count:
-            self.held[kind] = like.new_empty(count)
+            with torch.inference_mode(False):  # else none but inference could write to it
+                self.held[kind] = like.new_empty(count)
         return self.held[kind][:count].view(shape)
 
 

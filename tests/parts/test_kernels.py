@@ -14,6 +14,7 @@ from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.linear import Matrix, OutMatrix
 from deltax.parts.mlp import MLP, gelu
 from deltax.parts.scores import Rules, causal, window
+from deltax.parts.scratch import scratch
 
 
 def gradients(outputs, inputs):
@@ -57,6 +58,15 @@ def test_scratch_is_not_what_is_kept():
         (wanted,) = torch.autograd.grad(expected.sum(), x)
         for _ in range(2):
             torch.testing.assert_close(torch.autograd.grad(y.sum(), x, retain_graph=True)[0], wanted)
+
+
+def test_scratch_grows_and_serves_inference_and_training():
+    with torch.inference_mode():
+        small = scratch("test", (2, 3), torch.ones(1))
+    small.fill_(1.0)  # an inference tensor would refuse
+    assert scratch("test", (3, 1), torch.ones(1)).data_ptr() == small.data_ptr()
+    assert scratch("test", (5, 3), torch.ones(1)).shape == (5, 3)
+    assert scratch("test", (2, 3), torch.ones(1).double()).dtype == torch.float64
 
 
 def test_what_is_not_plain_goes_the_way_of_the_mlp(calls):
