@@ -56,7 +56,7 @@ def _largest(cells: Tensor, first: Tensor, wide: Tensor, count: Tensor, columns:
     keys, (count, order) = _keys(cells), count.sort()
     first, wide = first[order], wide[order]
     best = torch.index_select(keys, 0, first, out=scratch("best", (len(first), cells.shape[1]), keys))
-    steps = torch.arange(1, int(count[-1]) if len(count) else 1, device=cells.device)
+    steps = torch.arange(1, max([1, *count[-1:].tolist()]), device=cells.device)
     for step, begin in enumerate(torch.searchsorted(count, steps, right=True).tolist(), 1):
         going = wide[begin:]
         at = first[begin:] + step // going * columns + step % going
