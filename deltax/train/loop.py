@@ -48,6 +48,7 @@ class Stop(Exception):
     """Raised by `on_step`: the run is saved and left, to go on from there another time."""
 
 
+@torch.enable_grad()  # also for a caller who only measures
 def train(
     job: Job,
     machine: Machine | None = None,

@@ -41,6 +41,12 @@ def test_the_same_job_twice_is_the_same_to_the_bit(tiny):
     assert first.progress.tokens == 12 * 16 * 16
 
 
+def test_a_caller_without_gradients_trains_too(tiny):
+    with torch.no_grad():
+        inside = train(tiny("gpt"))
+    assert inside.progress.losses == train(tiny("gpt")).progress.losses
+
+
 def test_another_seed_is_another_run(tiny):
     assert train(tiny()).progress.losses != train(tiny(seed=1)).progress.losses
 
