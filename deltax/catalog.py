@@ -107,11 +107,16 @@ def children(key: str) -> list[str]:
     return [r.key for r in papers().values() if key in r.parents]
 
 
+def shown_on(record: Record, known: Mapping[str, Record]) -> str:
+    """The recipe that a delta is shown on: the one it names, or its X where that is one, or gpt."""
+    return record.whole or next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
+
+
 def use(record: Record, known: Mapping[str, Record]) -> str:
     """The line that a reader of this paper would type next: a delta is compared with the recipe it is shown on, or
     only shown beside it where it cannot be trained."""
     if record.kind == "delta":
-        whole = record.whole or next((p for p in record.on if p in known and known[p].kind == "recipe"), "gpt")
+        whole = shown_on(record, known)
         if whole not in known or record.key not in known[whole].parents:  # else that recipe has it
             return f"dx {'compare' if record.trains else 'diff'} {whole} {whole}+{record.key}"
     if record.kind == "recipe":

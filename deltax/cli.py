@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from deltax import __version__, catalog
-from deltax.errors import UserError
+from deltax.errors import DataWarning, UserError
 
 _RECIPE = "a recipe: papers joined by +, the first one a whole recipe, as in 'gpt+rope+dyt(alpha=0.8)'"
 _EXAMPLES = """\
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = list(sys.argv[1:] if argv is None else argv)
         arguments = parser(next(iter(words), "")).parse_args(words)
-        return arguments.run(arguments) or 0
+        with _plain_warnings():
+            return arguments.run(arguments) or 0
     except UserError as error:
         for sentence in (error, *getattr(error, "__notes__", ())):
             print(f"dx: {sentence}", file=sys.stderr)
@@ -39,6 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A `DataWarning` is shown as a mistake is: the sentence, without the place in our code that gave it."""
+    usual = warnings.formatwarning
+
+    def shown(message: Any, category: type[Warning], *where: Any) -> str:
+        return f"dx: {message}\n" if issubclass(category, DataWarning) else usual(message, category, *where)
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def parser(first: str = "") -> argparse.ArgumentParser:
@@ -185,7 +203,9 @@ def _data_options(it: argparse.ArgumentParser) -> None:
         "--data",
         metavar="SOURCE",
         help="text: a file or folder (.txt .md .py .jsonl .parquet .gz) or hf:NAME from the hub; "
-        "pictures: a folder with one folder of PNG or JPEG files for each class",
+        "pictures: a folder with one folder of PNG or JPEG files for each class; with boxes or masks, COCO's JSON or "
+        "its folder; with captions, a .jsonl or .csv of files and captions. A faulty file stops what is trained on "
+        "pictures, and --set task.faults=skip goes on without it",
     )
 
 

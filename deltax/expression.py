@@ -22,7 +22,9 @@ def recipe(expression: str, settings: tuple[str, ...] | list[str] = ()) -> Part:
     first, *changes = terms
     found = _term(first)
     if not isinstance(found, Part):
-        raise UserError(f"{first} is a change to a recipe, not a recipe; start with one, as in 'gpt+{first}'")
+        known = catalog.papers()
+        whole = catalog.shown_on(known[first.partition("(")[0].strip()], known)
+        raise UserError(f"{first} is a change to a recipe, not a recipe; start with one, as in '{whole}+{first}'")
     root: Part = found
     for change in changes:
         root = root + _term(change)

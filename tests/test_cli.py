@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from deltax import catalog, cli
 
@@ -33,7 +34,9 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["diff", "gpt", "gpt+dyt(alhpa=1)"], "did you mean 'alpha'"),
         (["diff", "gpt", "gpt+rms-norm+dyt"], "dyt erases all of rms-norm"),
         (["train", "gpt", "--set", "model.dmi=3"], "did you mean 'model.dim'"),
-        (["train", "dyt"], "start with one"),
+        (["train", "dyt"], "start with one, as in 'gpt+dyt'"),
+        (["train", "fpn"], "start with one, as in 'r-cnn+fast-r-cnn+faster-r-cnn+fpn'"),
+        (["train", "mae"], "start with one, as in 'vit+mae'"),
         (["compare", "gpt"], "at least two"),
         (["compare", "gpt", "gpt+dyt", "--budget", "qick"], "did you mean 'quick'"),
         (["compare", "gpt", "gpt+dyt", "--report", "no/such/folder/r.html"], "another file"),
@@ -149,3 +152,19 @@ def test_help_teaches():
     assert "dx compare gpt gpt+dyt" in dx("--help").stdout
     assert dx("compare", "--help").returncode == 0
     assert dx("shwo").returncode == 2
+
+
+def test_what_is_left_out_is_one_sentence_and_no_picture_is_sampled_from(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    for i, kind in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for k in range(12):
+            Image.new("L", (8, 8), 20 * k + i).save(tmp_path / "pets" / kind / f"{k}.png")
+    (tmp_path / "pets" / "cat" / "torn.png").write_bytes(b"no picture")
+    words = ["train", "resnet", "--steps", "1", "--data", str(tmp_path / "pets"), "--set", "task.size=8"]
+    assert cli.main(words) == 2
+    assert "cat/torn.png is no picture: save it again" in capsys.readouterr().err
+    told = dx(*words, "--set", "task.faults=skip")
+    first, then = told.stderr.splitlines()
+    assert first == "dx: left out of pets: cat/torn.png is no picture: save it again as PNG or JPEG"
+    assert then.startswith("1/1 resnet") and told.returncode == 0 and "dx sample" not in told.stdout

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from deltax.errors import UserError
+from deltax.errors import DataWarning, UserError
 from deltax.lab import warm
 from deltax.lab.lease import Worker
 from deltax.lab.store import Store
@@ -167,6 +168,7 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_wei
         with suppress(OSError):  # the parent is gone: `stop` will say so
             pipe.send(message)
 
+    warnings.simplefilter("ignore", DataWarning)  # the parent has read the same data and said it
     store = Store(folder)
     tell(READY)
     while not told.is_set():

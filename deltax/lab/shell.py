@@ -45,7 +45,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
                 return
     result = store.get(job)
     assert result is not None
-    unit = job.recipe["task"]().unit
+    task = job.recipe["task"]()
+    unit = task.unit
     if arguments.json:
         facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
         _print({**facts, "tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged})
@@ -54,7 +55,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     else:
         spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
         print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
-        print(f"run {job.id}; go on with: dx sample {job.id[:8]} 'Once'")
+        speaks = hasattr(task, "encode") and hasattr(task, "decode")
+        print(f"run {job.id}" + (f"; go on with: dx sample {job.id[:8]} 'Once'" if speaks else ""))
 
 
 def _on_a_mesh(job: Any, machine: Any, layout: Any, hear: Callable[[Any], None], store: Store, patience: float) -> bool:

@@ -73,7 +73,7 @@ class Live:
                 self._ended.add(id)
                 self._steps += job.steps
                 if event.kind == "finished" and not self.console.is_terminal:
-                    self._say(f"{len(self._ended)}/{self._planned} {name(job)}: {_ended(event)}")
+                    self._say(f"{len(self._ended)}/{max(self._planned, len(self._ended))} {name(job)}: {_ended(event)}")
         else:
             self._doing[id] = event.step
             if id not in self._runs and len(self._runs) < LIVE:

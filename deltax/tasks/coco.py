@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Int64
 from PIL import Image
 
-from deltax.errors import UserError, nearest
+from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.digits import SPLITS
 from deltax.tasks.pictures import FAULTS, read_picture, report
 from deltax.tasks.scenes import NOTHING, Batch, Scenes
@@ -42,6 +41,7 @@ class Photos:
     names    the file name of each picture
     rows     the pictures of train, validation and sealed, ascending
     skipped  one sentence for each fault, and `empty` the pictures without an object
+    unseen   the categories that are listed and of which no picture shows any
     """
 
     name: str
@@ -54,6 +54,7 @@ class Photos:
     rows: dict[str, np.ndarray]
     skipped: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 class Outline(NamedTuple):
@@ -72,11 +73,11 @@ def load(
 
     channels  1 or 3; None takes 1 where every picture is grey
     faults    "stop" at a picture that is missing or corrupt, a box without area or outside its picture, an id that
-              nothing has, and a class that is held out but not trained on; "skip" leaves these out, and clips boxes
-              that are partly inside
+              nothing has or that two images or categories share, and a class that is held out but not trained on;
+              "skip" leaves these out, and clips boxes that are partly inside
     empty     pictures without an object: "keep" them as scenes where nothing is to be found, "skip" or "stop"
 
-    Crowds (iscrowd = 1) are left out. Raises UserError, one sentence with the fix.
+    Crowds (iscrowd = 1) are left out. Annotations' own ids are not used. Raises UserError, one sentence with the fix.
     """
     for word, value, known in (("faults", faults, FAULTS), ("empty", empty, EMPTY)):
         if value not in known:
@@ -95,7 +96,14 @@ def load(
         if empty == "stop":
             raise UserError(f"{some} (in {photos.name}; --set task.empty=keep or skip goes on)")
         if empty == "keep":
-            warnings.warn(f"{some} (in {photos.name}): kept as scenes where nothing is to be found", stacklevel=2)
+            kept = "kept as scenes where nothing is to be found; --set task.empty=skip or stop does otherwise"
+            warnings.warn(f"{some} (in {photos.name}): {kept}", DataWarning, stacklevel=2)
+    if photos.unseen:
+        some, more = ", ".join(photos.unseen[:3]), len(photos.unseen) - 3
+        some += f" and {more} more" if more > 0 else ""
+        warnings.warn(
+            f"no picture of {photos.name} shows {some}: nothing is learned of that", DataWarning, stacklevel=2
+        )
     return photos
 
 
@@ -187,24 +195,44 @@ class _Reading:
         """One JSON file with its pictures."""
         name = path.name
         told = _json(path)
-        known = {c.get("id"): str(c.get("name", c.get("id"))) for c in told["categories"] if isinstance(c, dict)}
-        self.order |= {word: int(key) for key, word in known.items() if isinstance(key, int)}
-        images = {i.get("id"): i for i in told["images"] if isinstance(i, dict)}
-        for key, times in Counter(i.get("id") for i in told["images"] if isinstance(i, dict)).items():
-            if times > 1:
-                self.faults.append(f"{name}: {times} images have the id {key}: give each its own")
+        images = self.listed(told, "images", name)
+        categories = self.listed(told, "categories", name)
+        known = {key: str(category.get("name", key)) for key, category in categories.items()}
+        self.order |= {word: key if isinstance(key, int) else 0 for key, word in known.items()}
+        shared = [{_key(i) for i in told[word] if isinstance(i, dict)} for word in ("images", "categories")]
         of_image: dict[Any, list[dict]] = {key: [] for key in images}
-        for it in told["annotations"]:
-            what = f"{name}: annotation {it.get('id')}"
-            if it.get("image_id") not in images:
-                self.faults.append(f"{what} is of image {it.get('image_id')}, which is not among the images")
-            elif it.get("category_id") not in known:
-                image = images[it["image_id"]].get("file_name")
-                self.faults.append(f"{what} of {image} has category {it.get('category_id')}, which is not listed")
-            elif not it.get("iscrowd"):
-                of_image[it["image_id"]].append(it)
+        for n, it in enumerate(told["annotations"]):
+            if not isinstance(it, dict):
+                self.faults.append(f"{name}: annotations[{n}] is no object but {it!r}: take it out")
+                continue
+            what, (image, category) = f"{name}: annotation {it.get('id')}", (_key(it, f"{w}_id") for w in _NAMED)
+            if image not in shared[0]:
+                fault = f"{what} is of image {image!r}, which is not among the images: list the image or take this out"
+                self.faults.append(fault)
+            elif category not in shared[1]:
+                of = f" of {images[image].get('file_name')}" if image in images else ""
+                self.faults.append(
+                    f"{what}{of} has category {category!r}, which is not listed: list it or take this out"
+                )
+            elif image in images and category in categories and not it.get("iscrowd"):
+                of_image[image].append(it)
         for key, image in images.items():
             self.picture(image, of_image[key], known, _folders(path, root), name, split)
+
+    def listed(self, told: dict[str, list], word: str, name: str) -> dict[Any, dict]:
+        """The images or categories of a file by their id; two that share one are left out, as it cannot be told which
+        of them an annotation means."""
+        found: dict[Any, list[dict]] = {}
+        for n, it in enumerate(told[word]):
+            if isinstance(it, dict):
+                found.setdefault(_key(it), []).append(it)
+            else:
+                self.faults.append(f"{name}: {word}[{n}] is no object but {it!r}: take it out")
+        for key, its in found.items():
+            if len(its) > 1:
+                of = " and ".join(str(it.get("file_name", it.get("name"))) for it in its[:3])
+                self.faults.append(f"{name}: {len(its)} {word} have the id {key!r}, {of}: give each its own")
+        return {key: its[0] for key, its in found.items() if len(its) == 1}
 
     def picture(
         self, image: dict, annotations: list[dict], known: dict, folders: list[Path], name: str, split: str | None
@@ -220,9 +248,11 @@ class _Reading:
             self.faults.append(str(error))
             return
         high, wide = pixels.shape[:2]
-        if (image.get("width", wide), image.get("height", high)) != (wide, high):
+        if (image.get("width") or wide, image.get("height") or high) != (wide, high):
             said = f"{image.get('width')} x {image.get('height')}"
-            self.faults.append(f"{title} is {wide} x {high} pixels, but {name} says {said}: its boxes cannot be placed")
+            self.faults.append(
+                f"{title} is {wide} x {high} pixels, but {name} says {said}: its boxes cannot be placed, export again"
+            )
             return
         boxes, categories, outlines = [], [], []
         for it in annotations:
@@ -233,7 +263,7 @@ class _Reading:
             if box is not None:
                 x, y, w, h = (v / max(wide, high) for v in box)
                 boxes.append([x + w / 2, y + h / 2, w, h])
-                categories.append(known[it["category_id"]])
+                categories.append(known[_key(it, "category_id")])
                 outlines.append(Outline(it.get("segmentation"), what, high, wide))
         self.pixels.append(_letterbox(pixels, self.size))
         self.boxes.append(boxes)
@@ -241,6 +271,15 @@ class _Reading:
         self.outlines.append(outlines)
         self.names.append(title)
         self.split.append(split)
+
+
+_NAMED = ("image", "category")
+
+
+def _key(of: dict, word: str = "id") -> Any:
+    """An id as a key, whatever stands there."""
+    key = of.get(word)
+    return key if isinstance(key, int | str) else repr(key)
 
 
 @lru_cache(maxsize=4)
@@ -273,9 +312,13 @@ def _load(root: Path, stamp: tuple, size: int, channels: int | None, faults: str
         labels.append(np.array([label for _, label, _ in found], dtype=np.int64))
         outlines.append([outline for *_, outline in found])
     names = tuple(reading.names[i] for i in keep)
+    shown = {word for words in reading.categories for word in words}
+    unseen = tuple(word for word in reading.order if word not in shown)
     if not classes:
         raise UserError(f"no picture to train on in {root.name} has an object in it: add some to its training part")
-    return Photos(root.name, pixels, boxes, labels, outlines, classes, names, rows, tuple(reading.faults), without)
+    return Photos(
+        root.name, pixels, boxes, labels, outlines, classes, names, rows, tuple(reading.faults), without, unseen
+    )
 
 
 def _json(path: Path) -> dict[str, list[dict]]:
@@ -322,15 +365,15 @@ def _inside(box: Any, wide: int, high: int) -> tuple[list[float] | None, str]:
     try:
         x, y, w, h = (float(v) for v in box)
     except (TypeError, ValueError):
-        return None, f"has no bbox of four numbers but {box!r}"
+        return None, f"has no bbox of four numbers but {box!r}: write x, y, width, height"
     if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
-        return None, f"has a box without area, {box}"
+        return None, f"has a box without area, {box}: draw it again or take it out"
     clipped = [max(x, 0.0), max(y, 0.0), min(x + w, wide) - max(x, 0.0), min(y + h, high) - max(y, 0.0)]
     if min(clipped[2:]) <= 0:
-        return None, f"has its box {box} outside the picture of {wide} x {high}"
+        return None, f"has its box {box} outside the picture of {wide} x {high}: move it or take it out"
     # Half a pixel is how annotators round.
     beyond = max(-x, -y, x + w - wide, y + h - high) > 0.5
-    return clipped, f"has its box {box} partly outside the picture of {wide} x {high}" if beyond else ""
+    return clipped, f"has its box {box} partly outside the picture of {wide} x {high}: clip it" if beyond else ""
 
 
 def _letterbox(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deltax.errors import UserError, nearest
+from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.digits import SPLITS, Batch, Digits
 from deltax.tasks.evaluation import Evaluation, held_out
 
@@ -81,7 +81,7 @@ def report(name: str, faults: Iterable[str], policy: str) -> tuple[str, ...]:
     if faults and policy == "stop":
         raise UserError(f"{'; '.join(shown)}{more} (in {name}; --set task.faults=skip leaves such out)")
     if faults:
-        warnings.warn(f"left out of {name}: {'; '.join(shown)}{more}", stacklevel=3)
+        warnings.warn(f"left out of {name}: {'; '.join(shown)}{more}", DataWarning, stacklevel=3)
     return faults
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from deltax.errors import UserError, nearest
+from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.corpus import Corpus, Document
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")
@@ -59,7 +59,8 @@ def load(source: str | None = None) -> Corpus:
         corpus = _from_file(_stamp(root))
     if corpus.skipped:
         shown, more = corpus.skipped[:10], len(corpus.skipped) - 10
-        warnings.warn("left out " + "; ".join(shown) + (f"; and {more} more" if more > 0 else ""), stacklevel=2)
+        left = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+        warnings.warn(f"left out {left}", DataWarning, stacklevel=2)
     return corpus
 
 

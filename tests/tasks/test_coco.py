@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from deltax import UserError
+from deltax.errors import DataWarning
 from deltax.expression import recipe
 from deltax.parts.boxes import corners
 from deltax.tasks.coco import CocoScenes, load
@@ -172,3 +173,32 @@ def test_a_detector_learns_from_pictures_and_is_judged(tmp_path):
         tree = recipe(expression, ["task.size=32", "loop.batch=2"]).put("task.source", str(tmp_path))
         outcome = train(Job(tree, 0, 2, 1.0))
         assert set(outcome.evaluation.metrics) == {"AP", "AP50"} and np.isfinite(outcome.evaluation.score)
+
+
+def test_ids_that_two_share_are_named_and_mean_neither(tmp_path):
+    told = write(tmp_path)
+    told["images"] += [{**told["images"][4], "id": 1}, "no image"]
+    told["categories"].append({"id": 20, "name": "emu"})
+    rewrite(tmp_path, told)
+    with pytest.raises(UserError) as stopped:
+        load(str(tmp_path))
+    for words in ("images have the id 1, 1.png and 4.png", "categories have the id 20, dog and emu", "images[13]"):
+        assert words in str(stopped.value)
+    with pytest.warns(DataWarning, match="left out"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has no object")
+        photos = load(str(tmp_path), faults="skip")
+    assert "1.png" not in photos.names and len(photos.names) == 11
+    assert photos.classes == ("cat",) and sum(len(labels) for labels in photos.labels) == 6
+
+
+def test_a_category_that_no_picture_shows_is_told_and_training_goes_on(tmp_path):
+    told = write(tmp_path)
+    told["categories"].append({"id": 99, "name": "emu"})
+    told["annotations"].append(["none"])
+    rewrite(tmp_path, told)
+    with pytest.raises(UserError, match=r"annotations\[12\] is no object"):
+        load(str(tmp_path))
+    told["annotations"].pop()
+    rewrite(tmp_path, told)
+    with pytest.warns(DataWarning, match=f"no picture of {tmp_path.name} shows emu"):
+        assert load(str(tmp_path)).classes == ("cat", "dog")
