@@ -15,13 +15,14 @@ EVIDENCE = Path(__file__).parent.parent / "evidence"
 
 
 def interleave(calls: dict[str, Callable[[], Any]], rounds: int = 15, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of every call, round by round, in turns."""
+    """Seconds of every call, round by round, every second round backwards, so that none always follows the same one
+    and finds the memory as that one has left it."""
     for _ in range(warmup):
         for call in calls.values():
             call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    for turn in range(rounds):
+        for name, call in list(calls.items())[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
