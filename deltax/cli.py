@@ -1,16 +1,17 @@
 """`dx`, also installed as `deltax`. Commands on the catalogue load no torch; the others import it when they run."""
 
 import argparse
-import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from deltax import __version__, catalog
 from deltax.errors import DataWarning, UserError
+from deltax.lab.printing import print_json
 
 _RECIPE = "a recipe: papers joined by +, the first one a whole recipe, as in 'gpt+rope+dyt(alpha=0.8)'"
 _EXAMPLES = """\
@@ -99,7 +100,9 @@ def _add_training(commands: Any) -> None:
     it.add_argument("recipe", metavar="RECIPE", help=_RECIPE)
     it.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's own)")
     it.add_argument("--seed", type=int, default=0, help="seed of the start and the data order (default 0)")
-    it.add_argument("--rate", type=float, default=1.0, metavar="FACTOR", help="multiple of the recipe's learning rate")
+    it.add_argument(
+        "--rate", type=_factor, default=1.0, metavar="FACTOR", help="multiple of the recipe's learning rate"
+    )
     it.add_argument("--compile", action="store_true", help="train through torch.compile")
     it.add_argument(
         "--mesh",
@@ -218,14 +221,16 @@ def _engine_options(it: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+def _factor(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a number above 0, not {text!r}")
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -241,7 +246,7 @@ def _list(arguments: argparse.Namespace) -> None:
         and all(word in f"{r.key} {r.title} {r.sentence}".lower() for word in wanted)
     ]
     if arguments.json:
-        _print_json([_summary(r) for r in records])
+        print_json([_summary(r) for r in records])
         return
     width = max([len(r.key) for r in records], default=0)
     for r in records:
@@ -274,7 +279,7 @@ def _show(arguments: argparse.Namespace) -> None:
     stored = catalog.evidence(record.key)
     if arguments.json:
         claims = [vars(c) for c in record.claims]
-        _print_json({**_summary(record), "prose": record.prose, "claims": claims, "stored": stored})
+        print_json({**_summary(record), "prose": record.prose, "claims": claims, "stored": stored})
         return
     children = catalog.children(record.key)
     print(f"{record.title}\n{record.authors}, {record.year}. {record.link}\n\n{record.sentence}\n")
@@ -307,7 +312,7 @@ def _show_recipe(arguments: argparse.Namespace) -> None:
 
     tree = recipe(arguments.what)
     if arguments.json:
-        _print_json({"id": tree.id, "title": tree.title, "tree": to_json(tree)})
+        print_json({"id": tree.id, "title": tree.title, "tree": to_json(tree)})
         return
     print(f"{tree.title}  ({tree.id})\n")
     for path, value in tree.walk():
@@ -315,6 +320,8 @@ def _show_recipe(arguments: argparse.Namespace) -> None:
         print(f"{'  ' * path.count('.')}{path.rpartition('.')[2]} = {shown}")
     for line in kernels.said(tree, Machine.here().device):
         print(f"\n{line}")
+    if arguments.source:
+        _print_source(catalog.find(chapter.paper.key) for chapter in tree.story)
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -327,22 +334,27 @@ def _diff(arguments: argparse.Namespace) -> None:
     if arguments.json:
         changes = [dict(zip(("path", "a", "b"), line)) for line in lines]
         source = {key: catalog.find(key).change() for key in added} if arguments.source else {}
-        _print_json({"a": a.title, "b": b.title, "diff": changes, "source": source})
+        print_json({"a": a.title, "b": b.title, "diff": changes, "source": source})
         return
     width = max([len(path) for path, _, _ in lines], default=0)
     for path, old, new in lines:
         print(f"{path:{width}}  {old} -> {new}")
     if not lines:
         print(f"{a.title} and {b.title} are the same recipe")
-    for key in added if arguments.source else ():
-        print(f"\n# {key}: {catalog.find(key).sentence}\n{catalog.find(key).change()}")
+    if arguments.source:
+        _print_source(map(catalog.find, added))
+
+
+def _print_source(records: Iterable[catalog.Record]) -> None:
+    for record in records:
+        print(f"\n# {record.key}: {record.sentence}\n{record.change()}")
 
 
 def _recipe(expression: str, arguments: argparse.Namespace) -> Any:
     from deltax.expression import recipe
 
     tree = recipe(expression, arguments.settings)
-    return tree.put("task.source", arguments.data) if arguments.data else tree
+    return tree if arguments.data is None else tree.put("task.source", arguments.data)
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -2,13 +2,15 @@
 
 import ast
 import importlib
+import inspect
 import re
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from deltax import catalog
 from deltax.errors import UserError
 from deltax.paper import Paper, paper_of
-from deltax.recipe import Part
+from deltax.recipe import Part, takes
 
 _EXAMPLE = "write it like 'gpt+rope+dyt(alpha=0.8)'"
 
@@ -32,7 +34,7 @@ def recipe(expression: str, settings: tuple[str, ...] | list[str] = ()) -> Part:
         path, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes path=value, not {setting!r}")
-        root = root.put(path.strip(), _value(text.strip()))
+        root = _put(root, path.strip(), _value(text.strip()))
     return root
 
 
@@ -60,7 +62,14 @@ def _term(text: str) -> Any:
     found = load(key)
     if isinstance(found, Paper) and found.kind == "procedure":
         raise UserError(f"{key} is a procedure, not part of a recipe; see 'dx show {key}' for what it does")
-    return paper_of(found)(**_options(text, arguments)) if arguments else found
+    if not arguments:
+        return found
+    paper, options = paper_of(found), _options(text, arguments)
+    chosen = paper(**options)
+    for name, parameter in takes(paper.function).items():
+        if name in options:
+            _check(f"{key}'s {name}", parameter, parameter.default, options[name])
+    return chosen
 
 
 def _options(text: str, arguments: str) -> dict[str, Any]:
@@ -93,6 +102,26 @@ def _split(expression: str) -> list[str]:
     if depth or quote:
         raise UserError(f"a bracket or quote of {expression!r} is not closed; {_EXAMPLE}")
     return terms
+
+
+def _put(root: Part, path: str, value: Any) -> Part:
+    changed = root.put(path, value)
+    above, _, name = path.rpartition(".")
+    _check(path, takes((root[above] if above else root).make)[name], root[path], value)
+    return changed
+
+
+def _check(what: str, parameter: inspect.Parameter, usual: Any, value: Any) -> None:
+    """Raises UserError for a value that is not of the kind that the parameter's annotation names."""
+    if isinstance(usual, Part):
+        raise UserError(f"{what} is a part, {usual!r}, not a value; papers change it, as in 'gpt+dyt'")
+    kinds = set(get_args(parameter.annotation) or [parameter.annotation])
+    if value is None or not kinds <= {int, float, NoneType}:
+        return
+    number, fits = ("a number", int | float) if float in kinds else ("a whole number", int)
+    if isinstance(value, bool) or not isinstance(value, fits):
+        example = f", such as {usual!r}" if isinstance(usual, int | float) else ""
+        raise UserError(f"{what} is {number}{example}, not {value!r}")
 
 
 def _value(text: str) -> Any:

@@ -25,10 +25,8 @@ UNITS = {"token": "token", "flop": "FLOP", "second": "second"}
 def save(comparison: "Comparison | Record", path: Path | str) -> Path:
     """Write a report, .html, .md or .json, whole or not at all. Raises UserError for other endings and full disks."""
     path = Path(path)
-    makers = {".html": html, ".md": markdown, ".json": as_json}
-    if path.suffix not in makers:
-        raise UserError(f"a report is an .html, .md or .json file, not {path.name!r}")
-    text = makers[path.suffix](_record(comparison))
+    check(path)
+    text = {".html": html, ".md": markdown, ".json": as_json}[path.suffix](_record(comparison))
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +37,16 @@ def save(comparison: "Comparison | Record", path: Path | str) -> Path:
             scratch.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place for the report") from None
     return path
+
+
+def check(path: Path | str) -> None:
+    """What can be known before there is anything to write. Raises UserError for other endings and places that cannot be written."""
+    path = Path(path)
+    if path.suffix not in (".html", ".md", ".json"):
+        raise UserError(f"a report is an .html, .md or .json file, not {path.name!r}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}; choose another place for the report")
 
 
 def html(comparison: "Comparison | Record") -> str:

@@ -1,7 +1,6 @@
 """The shell's commands that train, compare, verify or read the store: what `deltax.cli` calls once torch may load."""
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from deltax import catalog
 from deltax.errors import UserError
+from deltax.lab.printing import print_json
 from deltax.lab.store import Store
 from deltax.recipe import Part
 
@@ -49,7 +49,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     unit = task.unit
     if arguments.json:
         facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
-        _print({**facts, "tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged})
+        print_json({**facts, "tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged})
     elif result.diverged:
         print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --rate")
     else:
@@ -121,9 +121,11 @@ def sample(arguments: argparse.Namespace) -> None:
     from deltax.parts.generate import generate
 
     store = Store(arguments.store)
-    trained = Trained(store.find(arguments.of), store)
+    result = store.find(arguments.of)
+    trained = Trained(result, store)
     if not hasattr(trained.task, "encode"):
-        raise UserError(f"{trained.result.job.recipe.title} is no language model; it has no text to go on with")
+        [title] = [line.title for line in store.runs() if line.id == result.job.id]
+        raise UserError(f"{title} is no language model; it has no text to go on with")
     prompt = trained.task.encode(arguments.prompt or "\n")[None]
     draws = torch.Generator().manual_seed(arguments.seed)
     tokens = generate(
@@ -134,9 +136,10 @@ def sample(arguments: argparse.Namespace) -> None:
 
 def runs(arguments: argparse.Namespace) -> None:
     """`dx runs`: what the store holds, the latest first."""
-    lines = [line for line in Store(arguments.store).runs() if all(word in line.title for word in arguments.words)]
+    kept = Store(arguments.store).runs()
+    lines = [line for line in kept if all(word in line.title for word in arguments.words)]
     if arguments.json:
-        _print([vars(line) for line in lines])
+        print_json([vars(line) for line in lines])
         return
     width = max((len(line.title) for line in lines), default=0)
     for line in lines:
@@ -144,7 +147,8 @@ def runs(arguments: argparse.Namespace) -> None:
         detail = f"seed {line.seed}, {line.steps} steps, rate ×{line.rate:.3g}"
         print(f"{line.id[:10]}  {line.title:{width}}  {line.state:11}  {score:>8}  {detail}")
     if not lines:
-        print("no runs yet; 'dx train gpt' makes one")
+        none = f"none of {len(kept)} runs has all of these words; 'dx runs' lists them"
+        print(none if kept else "no runs yet; 'dx train gpt' makes one")
 
 
 def compare(recipes: Sequence[Part], arguments: argparse.Namespace) -> None:
@@ -163,7 +167,7 @@ def compare(recipes: Sequence[Part], arguments: argparse.Namespace) -> None:
         plan = make_plan(recipes, store, workers=arguments.workers or _cores(), **settings)
         print("\n".join(plan.sentences()))
         return
-    _writable(arguments.report)
+    report.check(arguments.report)
     with _trackers(arguments.log, store) as log, terminal.Live() as live:
         settings |= {"engine": arguments.engine, "workers": arguments.workers, "on_event": _each(live.hear, *log)}
         comparison = run(*recipes, store=store, **settings)
@@ -194,7 +198,7 @@ def interact(x: Part, a: Any, b: Any, arguments: argparse.Namespace) -> None:
             on_event=_each(live.hear, *log),
         )
     if arguments.json:
-        _print(found.to_json())
+        print_json(found.to_json())
     else:
         terminal.show(found.comparison)
         print(found)
@@ -223,7 +227,7 @@ def verify(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> 
     if arguments.claim and not found:
         run(records[0].key, lab=lab, only=arguments.claim)  # raises, with the nearest name
     if arguments.json:
-        _print(found)
+        print_json(found)
     return 1 if failed else 0
 
 
@@ -237,7 +241,7 @@ def report(arguments: argparse.Namespace) -> None:
         known = ", ".join(c["id"] for c in kept[-5:]) or "none yet; 'dx compare gpt gpt+dyt' makes one"
         raise UserError(f"there is no comparison {arguments.which or ''} in the store; there are: {known}")
     if arguments.json:
-        _print(chosen[-1])
+        print_json(chosen[-1])
     else:
         print(f"report: {pages.save(chosen[-1], arguments.to)}")
 
@@ -272,14 +276,3 @@ def _trackers(names: Sequence[str], store: Store) -> Any:
         for each in found:
             closing.callback(each.close)
         yield found
-
-
-def _writable(path: str) -> None:
-    """Find out before the experiment, not after it."""
-    folder = Path(path).resolve().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise UserError(f"the report cannot be written to {path}; name another file with --report")
-
-
-def _print(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))

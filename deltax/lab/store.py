@@ -169,7 +169,11 @@ class Store:
         return changed == 1
 
     def release(self, job: "Job", worker: Worker) -> None:
-        """Give up the lease of a run, finished or not."""
+        """Give up the lease of a run, finished or not; one that never took a step is forgotten."""
+        self._write(
+            "DELETE FROM runs WHERE id = ? AND host = ? AND pid = ? AND born = ? AND finished IS NULL AND step IS NULL",
+            *(job.id, worker.host, worker.pid, worker.born),
+        )
         self._write(
             "UPDATE runs SET host = NULL, pid = NULL, born = NULL WHERE id = ? AND host = ? AND pid = ? AND born = ?",
             *(job.id, worker.host, worker.pid, worker.born),

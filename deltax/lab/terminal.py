@@ -52,8 +52,8 @@ class Live:
     def hear(self, event: Plan | Event) -> None:
         if isinstance(event, Plan):
             self._plan(event)
-        elif event.kind in ("restarted", "failed", "waiting"):
-            self._say(f"{name(event.job)}: {event.text or event.kind}")
+        elif event.kind in ("restarted", "waiting") or (event.kind == "failed" and event.of > 1):
+            self._say(f"{self._name(event.job)}: {event.text or event.kind}")
         if isinstance(event, Event):
             self._run(event)
 
@@ -73,11 +73,12 @@ class Live:
                 self._ended.add(id)
                 self._steps += job.steps
                 if event.kind == "finished" and not self.console.is_terminal:
-                    self._say(f"{len(self._ended)}/{max(self._planned, len(self._ended))} {name(job)}: {_ended(event)}")
+                    whole = max(self._planned, len(self._ended))
+                    self._say(f"{len(self._ended)}/{whole} {self._name(job)}: {_ended(event)}")
         else:
             self._doing[id] = event.step
             if id not in self._runs and len(self._runs) < LIVE:
-                self._runs[id] = self._bars.add_task(f"  {name(job)}", total=job.steps, note="")
+                self._runs[id] = self._bars.add_task(f"  {self._name(job)}", total=job.steps, note="")
             if id in self._runs:
                 note = "" if event.loss is None else f"{event.loss:.3f} nats"
                 self._bars.update(self._runs[id], completed=event.step, note=note)
@@ -87,14 +88,25 @@ class Live:
             runs = max(self._planned, len(self._ended))
             self._bars.update(self._whole, completed=done, total=total, note=f"{len(self._ended)}/{runs} runs")
 
+    def _name(self, job: Job) -> str:
+        return name(job) if self._planned else alone(job)
+
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=not self.console.is_terminal)
 
 
 def name(job: Job) -> str:
-    """A run in a few words."""
-    seed = "tuning" if job.seed == TUNING_SEED else f"pair {job.seed}"
-    return f"{job.recipe.title}, {seed}, rate ×{job.rate:.3g}, {job.steps} steps"
+    """A comparison's run in a few words."""
+    return _words(job, "tuning" if job.seed == TUNING_SEED else f"pair {job.seed}")
+
+
+def alone(job: Job) -> str:
+    """A run that is part of no comparison, in a few words."""
+    return _words(job, f"seed {job.seed}")
+
+
+def _words(job: Job, role: str) -> str:
+    return f"{job.recipe.title}, {role}, rate ×{job.rate:.3g}, {job.steps} steps"
 
 
 def show(comparison: Comparison | dict[str, Any], console: Console | None = None) -> None:
@@ -121,7 +133,8 @@ def table(rows: list[list[str]]) -> Table:
     head, *body = rows
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, cell in enumerate(head):
-        made.add_column(Text(cell), justify="left" if i == 0 else "right", overflow="fold")
+        longest = max((len(word) for word in cell.split()), default=0)
+        made.add_column(Text(cell), justify="left" if i == 0 else "right", overflow="fold", min_width=longest)
     for row in body:
         made.add_row(*(Text(cell) for cell in row))
     return made
