@@ -40,7 +40,7 @@ def save(comparison: "Comparison | Record", path: Path | str) -> Path:
 
 
 def check(path: Path | str) -> None:
-    """What can be known before there is anything to write. Raises UserError for other endings and places that cannot be written."""
+    """Find out before an experiment, not after it. Raises UserError for other endings and closed folders."""
     path = Path(path)
     if path.suffix not in (".html", ".md", ".json"):
         raise UserError(f"a report is an .html, .md or .json file, not {path.name!r}")

@@ -38,14 +38,29 @@ def test_a_noisy_contrast_is_inconclusive(tiny, tmp_path, world):
     assert len(unclear) >= 6, "95 % intervals miss now and then, but not this often"
 
 
+@pytest.mark.parametrize(("together", "says"), [(9.0, "more than the sum"), (0.2, "less than the sum")])
+def test_beyond_the_ladder_losses_are_contrasted(tiny, store, world, together, says):
+    world(truths(together), sd=0.0005)
+    found = interact(tiny(), dyt, alibi, store=store)
+    low, high = found.interval
+    assert found.outcome == says and "beyond the ladder" in str(found) and "bits per byte" in str(found)
+    # The shared ladder is one straight line in ln compute: -0.23 nats per e-fold.
+    assert low - 0.01 < -0.23 * math.log(together / (1.2 * 1.15)) < high + 0.01
+    written = found.to_json()["interaction"]
+    assert written["difference"] == pytest.approx(found.contrast.mean) and "ratio" not in written
+
+
+def test_a_run_that_diverged_is_not_contrasted(tiny, store, world):
+    world({**truths(1.2), "gpt+dyt+alibi": Truth(diverges=lambda job: job.seed == 2)}, sd=0.001)
+    with pytest.raises(UserError, match="a run diverged"):
+        interact(tiny(), dyt, alibi, store=store)
+
+
 def test_what_cannot_be_contrasted(tiny, store, world):
     with pytest.raises(UserError, match="adds nothing"):
         interact(tiny(), tiny(), "alibi", store=store)
     with pytest.raises(UserError, match="leave it on"):
         interact(tiny(), dyt, alibi, store=store, ladder="off")
-    world(truths(9.0), sd=0.001)
-    with pytest.raises(UserError, match="beyond the ladder"):
-        interact(tiny(), dyt, alibi, store=store)
     world({**truths(1.0), "gpt": Truth(diverges=lambda job: job.steps > 40)}, sd=0.001)
     with pytest.raises(UserError, match="diverged"):
         interact(tiny(), dyt, alibi, store=store)
