@@ -1,8 +1,10 @@
 """The shell: a mistake is one sentence with the fix and exit code 2; catalogue commands are quick and load no torch."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -73,8 +75,6 @@ def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
     ],
 )
 def test_bad_data_is_named(content, says, capsys, tmp_path, monkeypatch):
-    import re
-
     monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
@@ -130,6 +130,8 @@ def test_a_run_on_a_mesh_tells_how_it_goes(numbers, capsys, tmp_path, monkeypatc
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [event.kind for event in (told[0], told[-1])] == ["started", "finished"]
+    assert cli.main(["runs", "--json"]) == 0
+    assert [line["title"] for line in json.loads(capsys.readouterr().out)] == ["gpt"]
     assert told[-1].result.score == found["score"] and told[-2].step == 3
     losses = [pair for event in told for pair in event.losses]
     assert [step for step, _ in losses] == [0, 1, 2] and told[-2].loss == losses[-1][1]
@@ -154,6 +156,39 @@ def test_an_unknown_tracker_is_named(numbers, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
     assert cli.main(["train", "gpt", "--data", str(numbers), *TINY, "--log", "tensorbord"]) == 2
     assert "did you mean 'tensorboard'" in capsys.readouterr().err
+
+
+def test_figures_on_the_line_are_checked_as_they_are_read(capsys):
+    for words, says in {
+        ("--steps", "x"): "a whole number of at least 1, not 'x'",
+        ("--steps", "0"): "a whole number of at least 1, not '0'",
+        ("--rate", "nan"): "a number above 0, not 'nan'",
+        ("--rate", "-1"): "a number above 0, not '-1'",
+    }.items():
+        with pytest.raises(SystemExit) as left:
+            cli.main(["train", "gpt", *words])
+        assert left.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_what_never_ran_is_no_run_and_no_title_is_lost(numbers, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    assert cli.main(["train", "gpt", "--steps", "2", "--set", "model.dim=13"]) == 2
+    assert cli.main(["runs"]) == 0
+    assert "no runs yet" in capsys.readouterr().out
+    words = ["train", "resnet", "--steps", "1", "--set", "task.held_out=8"]
+    assert cli.main(words) == 0
+    run = re.search(r"^run (\w+)", capsys.readouterr().out, re.MULTILINE)[1]
+    assert cli.main(["sample", run, "Once"]) == 2
+    assert "resnet is no language model" in capsys.readouterr().err
+    assert cli.main(["runs", "gpt"]) == 0
+    assert "none of 1 runs has all of these words" in capsys.readouterr().out
+
+
+def test_json_is_strict(capsys):
+    from deltax.lab.printing import print_json
+
+    print_json({"loss": float("inf"), "each": [(1, float("nan"))], "file": Path("a")})
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "each": [[1, None]], "file": "a"}
 
 
 def test_help_teaches():

@@ -227,7 +227,7 @@ def make_plan(
     if len(recipes) < 2:
         raise UserError("a comparison takes at least two recipes, as in 'dx compare gpt gpt+dyt'")
     if ladder not in ("on", "off"):
-        raise UserError(f"--ladder is on or off, not {ladder!r}")
+        raise UserError(f"a ladder is on or off, not {ladder!r}")
     x = recipes[0]
     for other in recipes[1:]:
         if fingerprint(other) != fingerprint(x) or task_of(other).unit != task_of(x).unit:
@@ -307,10 +307,8 @@ def _read(asked: str) -> tuple[float, str]:
     matched = re.fullmatch(form, asked, re.IGNORECASE)
     amount = float(matched[1]) if matched else 0.0
     if not matched or not amount:
-        raise UserError(
-            f"cannot read the budget {asked!r}{nearest(asked, EFFORTS)}: "
-            f"write {', '.join(EFFORTS)}, 60s, 2e12flops or 300k tokens"
-        )
+        written = f": write {', '.join(EFFORTS)}, 60s, 2e12flops or 300k tokens"
+        raise UserError(f"cannot read the budget {asked!r}{nearest(asked, EFFORTS) or written}")
     if matched[2]:
         return amount * {"s": 1, "m": 60, "h": 3600}[matched[2][0].lower()], "seconds"
     size = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}[matched[3].lower()]

@@ -62,6 +62,7 @@ def html(comparison: "Comparison | Record") -> str:
     return environment.get_template("report.html").render(
         record=record,
         results=results(record),
+        legend=legend(record),
         costs=costs(record),
         verdicts=verdicts(record),
         checklist=checklist(record),
@@ -74,8 +75,9 @@ def markdown(comparison: "Comparison | Record") -> str:
     """The table, the verdicts and the checklist, for a pull request."""
     record = _record(comparison)
     lines = [f"# {_md(_title(record))}", "", *(f"- {_md(line)}" for line in verdicts(record)), ""]
-    for head, *rows in (results(record), costs(record)):
+    for (head, *rows), below in ((results(record), legend(record)), (costs(record), "")):
         lines += [_line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, rows), ""]
+        lines += [_md(below), ""] if below else []
     for row in record["rows"][1:]:
         lines += [f"**{_md(row['name'])}** changes", ""]
         lines += [f"- `{path}`: {_md(a)} → {_md(b)}" for path, a, b in row["changes"]] + [""]
@@ -112,7 +114,7 @@ def results(record: Record) -> list[list[str]]:
         cells = [row["name"], _number(row["score"], ".4f", "diverged")]
         if against:
             cells += [_difference(against), _number(against["p_win"], ".2f")]
-            cells += [against["gains"][unit]["shown"] if unit in against["gains"] else "" for unit in gains]
+            cells += [_gain(against["gains"][unit]) if unit in against["gains"] else "" for unit in gains]
         table.append(cells + [""] * (len(table[0]) - len(cells)))
     return table
 
@@ -207,6 +209,19 @@ def _difference(against: Record) -> str:
     if against["mean"] is None or against["low"] is None or against["high"] is None:
         return "diverged"
     return f"{against['mean']:+.4f} [{against['low']:+.4f}, {against['high']:+.4f}]".replace("-", MINUS)
+
+
+def legend(record: Record) -> str:
+    """What the signs mean that this table of results has; empty where it has none."""
+    shown = [cell[0] + cell[-2:] for row in results(record)[1:] for cell in row[4:] if cell]
+    beyond = "with > or < a gain lies beyond the ladder" if any(cell[0] in "<>" for cell in shown) else ""
+    open_end = "∞ is an end beyond it" if any("∞" in cell for cell in shown) else ""
+    return "; ".join(filter(None, (beyond, open_end)))
+
+
+def _gain(gain: Record) -> str:
+    """As it is stored, short enough for a table of three; `legend` says the rest."""
+    return gain["shown"].replace(" (beyond the ladder)", "").replace("inf]", "∞)")
 
 
 def _number(value: float | None, form: str, missing: str = "none") -> str:

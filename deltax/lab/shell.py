@@ -10,6 +10,7 @@ from typing import Any
 
 from deltax import catalog
 from deltax.errors import UserError
+from deltax.lab.lease import Worker
 from deltax.lab.printing import print_json
 from deltax.lab.store import Store
 from deltax.recipe import Part
@@ -73,11 +74,24 @@ def _on_a_mesh(job: Any, machine: Any, layout: Any, hear: Callable[[Any], None],
         with mesh.joined(layout, patience=patience) as speaks:
             _together(job, machine, store.folder, each)
     else:
-        launch(layout.size, _together, job, machine, store.folder, layout=layout, patience=patience, hear=each)
+        with _claimed(job, store):  # here its recipe still has its title
+            launch(layout.size, _together, job, machine, store.folder, layout=layout, patience=patience, hear=each)
         speaks = True
     if speaks:
         hear(Event("finished", job, 1, 1, job.steps, result=store.get(job)))
     return speaks
+
+
+@contextmanager
+def _claimed(job: Any, store: Store) -> Any:
+    """The lease of a run that other processes train for this one."""
+    me = Worker.here()
+    if not store.claim(job, me):
+        raise UserError(f"another process trains run {job.id[:10]}; wait until it ends, or choose another --store")
+    try:
+        yield
+    finally:
+        store.release(job, me)
 
 
 def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] | None = None) -> None:

@@ -116,6 +116,8 @@ def show(comparison: Comparison | dict[str, Any], console: Console | None = None
     console.print()
     for rows in (report.results(record), report.costs(record)):
         console.print(table(rows))
+    if below := report.legend(record):
+        console.print(Text(below, style="dim"))
     colours = {"better": "green", "worse": "red", "equivalent": "cyan"}
     outcomes = [row["against"]["outcome"] for row in record["rows"][1:]]
     for line, outcome in zip(report.verdicts(record), [*outcomes, ""], strict=False):

@@ -78,9 +78,23 @@ def test_every_row_shows_its_own_figures(record):
     dyt = record["rows"][1]
     head, x, y, broken = report.results(record)
     assert [x[0], y[0], broken[0]] == ["gpt", "gpt+dyt", "gpt+alibi"]
-    assert y[head.index("gain per FLOP")] == dyt["against"]["gains"]["flop"]["shown"]
+    value = dyt["against"]["gains"]["flop"]["value"]
+    assert y[head.index("gain per FLOP")].startswith(f"{value:.2f} [")
     assert y[1] == f"{dyt['score']:.4f}" and broken[1] == broken[2] == "diverged"
     assert f"{abs(dyt['against']['mean']):.4f}" in y[2]
+
+
+def test_what_lies_beyond_the_ladder_is_short_and_explained(record):
+    gains = record["rows"][1]["against"]["gains"]
+    gains["token"] |= {"shown": "< 0.5 (beyond the ladder)"}
+    gains["flop"] |= {"shown": "1.78 [1.56, inf]"}
+    assert report.results(record)[2][4:6] == ["< 0.5", "1.78 [1.56, ∞)"]
+    out = StringIO()
+    terminal.show(record, Console(file=out, width=400))
+    for text in (Page(report.html(record)).text, report.markdown(record).replace("\\", ""), out.getvalue()):
+        assert "with > or < a gain lies beyond the ladder; ∞ is an end beyond it" in text
+    gains["token"]["shown"] = gains["flop"]["shown"] = gains["second"]["shown"] = "1.10 [1.00, 1.20]"
+    assert report.legend(record) == "" and "∞" not in report.html(record)
 
 
 def test_hostile_names_are_only_text(record):
@@ -147,5 +161,15 @@ def test_live_progress_counts_every_run_once(tiny, store, world):
         assert terminal_or_not or "32/32 gpt" in out.getvalue()
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_headings_keep_their_words_whole(record, width):
+    out = StringIO()
+    terminal.show(record, Console(file=out, width=width))
+    for rows in (report.results(record), report.costs(record)):
+        for word in " ".join(rows[0]).split():
+            assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", out.getvalue()), word
+
+
 def test_a_run_in_words(tiny):
+    assert terminal.alone(Job(tiny("gpt+dyt"), 0, 40, 2.0)) == "gpt+dyt, seed 0, rate ×2, 40 steps"
     assert terminal.name(Job(tiny("gpt+dyt"), 3, 40, 2.0)) == "gpt+dyt, pair 3, rate ×2, 40 steps"
