@@ -124,6 +124,7 @@ def _add_training(commands: Any) -> None:
     it.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest (default 0.8)")
     it.add_argument("--seed", type=int, default=0)
     _store_option(it)
+    _json_option(it)
 
     it = _command(commands, "runs", _runs, "list the runs in the store")
     it.add_argument("words", nargs="*", help="show only runs whose recipe has all of these words")
@@ -354,6 +355,9 @@ def _recipe(expression: str, arguments: argparse.Namespace) -> Any:
     from deltax.expression import recipe
 
     tree = recipe(expression, arguments.settings)
+    for count in ("batch", "steps", "accumulate"):
+        if tree[f"loop.{count}"] < 1:
+            raise UserError(f"loop.{count} is at least 1, not {tree[f'loop.{count}']}")
     return tree if arguments.data is None else tree.put("task.source", arguments.data)
 
 

@@ -119,9 +119,11 @@ def _check(what: str, parameter: inspect.Parameter, usual: Any, value: Any) -> N
     if value is None or not kinds <= {int, float, NoneType}:
         return
     number, fits = ("a number", int | float) if float in kinds else ("a whole number", int)
+    example = f", such as {usual!r}" if isinstance(usual, int | float) else ""
     if isinstance(value, bool) or not isinstance(value, fits):
-        example = f", such as {usual!r}" if isinstance(usual, int | float) else ""
         raise UserError(f"{what} is {number}{example}, not {value!r}")
+    if isinstance(usual, int) and isinstance(value, int) and usual >= 0 > value:
+        raise UserError(f"{what} counts something{example}: at least 0, not {value!r}")
 
 
 def _value(text: str) -> Any:

@@ -48,6 +48,8 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["train", "gpt", "--data", ""], "empty string"),
         (["train", "gpt", "--set", "model.dim=abc"], "model.dim is a whole number, such as 96, not 'abc'"),
         (["train", "gpt", "--set", "model.dim=24.5"], "model.dim is a whole number, such as 96, not 24.5"),
+        (["train", "gpt", "--set", "model.dim=-24"], "model.dim counts something, such as 96: at least 0, not -24"),
+        (["train", "gpt", "--set", "loop.batch=0"], "loop.batch is at least 1, not 0"),
         (["train", "gpt", "--set", "optimizer.rate=fast"], "optimizer.rate is a number, such as 0.003, not 'fast'"),
         (["train", "gpt", "--set", "model.norm=3"], "model.norm is a part, LayerNorm(), not a value"),
         (["show", "gpt+dyt(alpha='steep')"], "dyt's alpha is a number, such as 0.5, not 'steep'"),
@@ -119,6 +121,13 @@ def test_train_then_runs_then_sample(numbers, capsys, tmp_path, monkeypatch):
     assert line["id"] == found["id"] and line["state"] == "finished"
     assert cli.main(["sample", found["id"][:8], "12 is", "--length", "9", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("12 is")
+    assert cli.main(["sample", found["id"][:8], "12 is", "--length", "9", "--temperature", "0", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["run"] == found["id"] and said["text"].startswith("12 is")
+    words = ["compare", "gpt", "gpt+rope", "--data", str(numbers), *TINY, "--plan", "--json"]
+    assert cli.main(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["pairs"] == 5 and plan["runs"]["scoring"] == 10 and plan["resolution"] > 1 and len(plan["said"]) >= 4
 
 
 def test_a_run_on_a_mesh_tells_how_it_goes(numbers, capsys, tmp_path, monkeypatch):

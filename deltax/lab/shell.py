@@ -145,7 +145,11 @@ def sample(arguments: argparse.Namespace) -> None:
     tokens = generate(
         trained.model, prompt, length=arguments.length, temperature=arguments.temperature, generator=draws
     )
-    print(trained.task.decode(tokens[0]))
+    text = trained.task.decode(tokens[0])
+    if arguments.json:
+        print_json({"run": result.job.id, "prompt": arguments.prompt, "text": text})
+    else:
+        print(text)
 
 
 def runs(arguments: argparse.Namespace) -> None:
@@ -179,7 +183,11 @@ def compare(recipes: Sequence[Part], arguments: argparse.Namespace) -> None:
     store = Store(arguments.store)
     if arguments.plan:
         plan = make_plan(recipes, store, workers=arguments.workers or _cores(), **settings)
-        print("\n".join(plan.sentences()))
+        if arguments.json:
+            facts = {"runs": plan.runs(), "seconds": plan.seconds, "resolution": plan.resolution(plan.pairs)}
+            print_json({"said": plan.sentences(), "budget": vars(plan.budget), "pairs": plan.pairs, **facts})
+        else:
+            print("\n".join(plan.sentences()))
         return
     report.check(arguments.report)
     with _trackers(arguments.log, store) as log, terminal.Live() as live:

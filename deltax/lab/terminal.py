@@ -133,7 +133,7 @@ def show(comparison: Comparison | dict[str, Any], console: Console | None = None
 def table(rows: list[list[str]]) -> Table:
     """Head and rows as a table; cells are plain text, whatever is in them."""
     head, *body = rows
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, cell in enumerate(head):
         longest = max((len(word) for word in cell.split()), default=0)
         made.add_column(Text(cell), justify="left" if i == 0 else "right", overflow="fold", min_width=longest)

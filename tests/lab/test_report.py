@@ -162,12 +162,18 @@ def test_live_progress_counts_every_run_once(tiny, store, world):
 
 
 @pytest.mark.parametrize("width", [80, 100])
-def test_headings_keep_their_words_whole(record, width):
+def test_tables_keep_words_and_figures_whole(record, width):
     out = StringIO()
+    for row in record["rows"]:
+        row |= {"rate": 13.1, "tokens_per_second": 123_456.0}
+    record["rows"][1]["name"] = "gpt+rope+swiglu+rms-norm"
     terminal.show(record, Console(file=out, width=width))
     for rows in (report.results(record), report.costs(record)):
         for word in " ".join(rows[0]).split():
             assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", out.getvalue()), word
+    for row in report.costs(record)[1:]:
+        assert all(word in out.getvalue() for cell in row[1:] for word in cell.split())
+    assert out.getvalue().count("×13.1") == len(record["rows"])
 
 
 def test_a_run_in_words(tiny):
