@@ -215,7 +215,7 @@ def _data_options(it: argparse.ArgumentParser) -> None:
 
 def _engine_options(it: argparse.ArgumentParser) -> None:
     it.add_argument("--engine", choices=["local", "ray"], default="local", help="where runs go (default local)")
-    it.add_argument("--workers", type=_positive, help="runs at a time (default: one a core, at most 2)")
+    it.add_argument("--workers", type=_positive, help="runs at a time (default: one a core)")
     it.add_argument("--log", action="append", default=[], metavar="TRACKER", help="tensorboard, wandb, trackio, mlflow")
     _store_option(it)
     _json_option(it)

@@ -56,7 +56,7 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["train", "gpt", "--set", "model.dim=13", "--steps", "1"], "cannot be built"),
         (["verify", "dyt", "--claim", "as_god_as_the_norm"], "did you mean 'as_good_as_the_norm'"),
         (["sample", "feed", "hello"], "no finished run"),
-        (["report"], "none yet"),
+        (["report"], "no comparison yet"),
         (["interact", "rope", "gpt"], "is a recipe"),
     ],
 )

@@ -328,6 +328,9 @@ def _arm(recipe: Part, name: str, budget: Budget, store: Store) -> Arm:
     flops, tokens = _flops(recipe, store), measure.tokens_per_step(recipe)
     if budget.unit == "flops" and not flops:
         raise UserError(f"a step of {recipe.title} has no matrix products to count; give the budget in tokens")
+    step = flops if budget.unit == "flops" else tokens
+    if budget.amount < step / 2:
+        raise UserError(f"a budget of {budget} buys no step of {recipe.title}, which takes {step:.3g}: give more")
     return Arm(name, recipe, flops, tokens, budget.steps(flops, tokens))
 
 

@@ -259,9 +259,11 @@ def report(arguments: argparse.Namespace) -> None:
 
     kept = list(Store(arguments.store).records("comparison").values())
     chosen = [c for c in kept if arguments.which in (None, c["id"]) or c["id"].startswith(arguments.which or "")]
+    if not kept:
+        raise UserError("the store has no comparison yet; 'dx compare gpt gpt+dyt' makes one")
     if not chosen:
-        known = ", ".join(c["id"] for c in kept[-5:]) or "none yet; 'dx compare gpt gpt+dyt' makes one"
-        raise UserError(f"there is no comparison {arguments.which or ''} in the store; there are: {known}")
+        known = ", ".join(c["id"] for c in kept[-5:])
+        raise UserError(f"there is no comparison {arguments.which!r} in the store; the newest are {known}")
     if arguments.json:
         print_json(chosen[-1])
     else:

@@ -251,6 +251,7 @@ def test_again_it_trains_nothing_and_writes_nothing(tiny, store, monkeypatch):
         (["gpt"], {}, "at least two recipes"),
         (["gpt", "gpt+dyt"], {"budget": "qick"}, "did you mean 'quick'"),
         (["gpt", "gpt+dyt"], {"budget": "0s"}, "cannot read the budget"),
+        (["gpt", "gpt+dyt"], {"budget": "1flops"}, "buys no step of gpt"),
         (["gpt", "gpt+dyt"], {"pairs": 1}, "2 or more pairs"),
         (["gpt", "gpt+dyt"], {"ladder": "no"}, "on or off"),
     ],
