@@ -63,6 +63,15 @@ def test_rate_and_seed_make_other_runs(text, lab):
     assert len(scores) == 4
 
 
+def test_the_tuned_rate_has_the_lowest_score_and_may_not_diverge(text, lab):
+    rates = (1e-6, 1.0, 1e9)
+    assert lab.tuned(tiny(text), rates, steps=6) == 1.0
+    assert lab.seen().count("started") == 3
+    assert (
+        lab.train(tiny(text), seed=0, steps=6, rate=1.0).score < lab.train(tiny(text), seed=0, steps=6, rate=1e-6).score
+    )
+
+
 def test_training_from_weights_is_a_run_of_its_own(text, lab):
     fresh = lab.train(tiny(text), seed=1000, steps=6)
     state = fresh.model.state_dict()
