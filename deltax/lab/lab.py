@@ -168,7 +168,7 @@ class Lab:
         self._scales[self.scale(recipe, job.steps)] = result.tokens
         return Trained(result, self.store)
 
-    def tuned(self, recipe: str | Part, rates: Sequence[float] = (1.0, 2.0, 4.0), *, steps: int | None = None) -> float:
+    def tuned(self, recipe: str | Part, rates: Sequence[float], *, steps: int | None = None) -> float:
         """Which of these multiples of its learning rate gives the recipe the lowest score, on the seed for tuning."""
         score = {rate: self.train(recipe, seed=TUNING_SEED, steps=steps, rate=rate).score for rate in rates}
         return min(rates, key=lambda rate: score[rate] if math.isfinite(score[rate]) else math.inf)
