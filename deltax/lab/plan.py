@@ -307,8 +307,8 @@ def _read(asked: str) -> tuple[float, str]:
     matched = re.fullmatch(form, asked, re.IGNORECASE)
     amount = float(matched[1]) if matched else 0.0
     if not matched or not amount:
-        written = f": write {', '.join(EFFORTS)}, 60s, 2e12flops or 300k tokens"
-        raise UserError(f"cannot read the budget {asked!r}{nearest(asked, EFFORTS) or written}")
+        known = f"write {', '.join(EFFORTS)}, 60s, 2e12flops or 300k tokens"
+        raise UserError(f"cannot read the budget {asked!r}{nearest(asked, EFFORTS) or ':'} {known}")
     if matched[2]:
         return amount * {"s": 1, "m": 60, "h": 3600}[matched[2][0].lower()], "seconds"
     size = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}[matched[3].lower()]
