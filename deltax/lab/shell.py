@@ -271,7 +271,7 @@ def rehearse(records: Sequence[catalog.Record], arguments: argparse.Namespace) -
         asked = f"measured claim {arguments.claim!r}" if arguments.claim else "measured claim"
         raise UserError(f"no {asked} to rehearse in {', '.join(found)}: see dx show {next(iter(found))}")
     if arguments.json:
-        _print(found)
+        print_json(found)
     return 1 if any(fault for faults in found.values() for fault in faults.values()) else 0
 
 
