@@ -28,7 +28,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     from deltax.train.machine import Machine
 
     store = Store(arguments.store)
-    layout = mesh.Mesh.parse(arguments.mesh) if arguments.mesh else None
+    layout = None if arguments.mesh is None else mesh.Mesh.parse(arguments.mesh)
     here = mesh.started() or (layout.size if layout else 1)
     threads = max(1, (os.cpu_count() or 1) // here)
     machine = replace(Machine.here(threads=threads), compiled=arguments.compile)

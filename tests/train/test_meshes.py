@@ -49,7 +49,7 @@ def _stop_half_way(progress):
         raise Stop
 
 
-@pytest.mark.parametrize("axes", ["dp=2", "fsdp=2", "tp=2", "pp=2", "dp=2,tp=2", "pp=2,fsdp=2"])
+@pytest.mark.parametrize("axes", ["dp=2", "fsdp=2", "tp=2", "pp=2", "dp=2,tp=2", "pp=2,fsdp=2", "pp=2,dp=2"])
 def test_a_mesh_loses_as_one_process(tiny, alone, tmp_path, axes):
     """And it holds less of the model where it says so, and leaves the checkpoint that one process leaves."""
     layout, path = Mesh.parse(axes), tmp_path / "run.safetensors"
@@ -152,7 +152,10 @@ def test_a_mesh_that_does_not_divide_is_one_sentence(tiny, tmp_path, axes, setti
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("dq=2", "written as in dp=2,tp=2, of pp, dp, fsdp, tp; there is no 'dq'"),
+        ("dq=2", r"written as in dp=2,tp=2, of pp, dp, fsdp, tp; there is no 'dq'; did you mean 'dp'\?"),
+        ("TP=2", r"there is no 'TP'; did you mean 'tp'\?"),
+        ("model=2", "of pp, dp, fsdp, tp; there is no 'model'$"),
+        ("", "of pp, dp, fsdp, tp; there is no ''$"),
         ("dp", "'dp' in a mesh needs one count of at least 1, as in dp=2"),
         ("tp=0", "'tp=0' in a mesh needs one count"),
         ("tp=2,tp=2", "'tp=2' in a mesh needs one count"),
