@@ -14,6 +14,8 @@ from deltax.errors import UserError
 from deltax.lab.store import Store
 from deltax.recipe import Part
 
+SAVE_EVERY = 15.0  # seconds
+
 
 def train(recipe: Part, arguments: argparse.Namespace) -> None:
     """`dx train`: one run, kept with its weights; on a mesh, over processes that torchrun or this one starts."""
@@ -87,7 +89,8 @@ def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] 
     from deltax.train.loop import train as run
 
     store = Store(folder)
-    outcome = run(job, machine, save_to=store.checkpoint_of(job), on_step=_paced(job, tell or launch.tell))
+    each = {"save_every": mesh.Interval(SAVE_EVERY), "on_step": _paced(job, tell or launch.tell)}
+    outcome = run(job, machine, save_to=store.checkpoint_of(job), **each)
     if not outcome.diverged:
         checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
     if mesh.rank() == 0:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from deltax.errors import UserError, nearest
+from deltax.errors import UserError
 
 PATIENCE = 600.0  # seconds that a process waits for the others
 ARRIVAL = 60.0  # seconds that it waits for them to start, or its patience where that is longer
+
+_ELSEWHERE = {"ddp": "dp", "data": "dp", "zero": "fsdp", "tensor": "tp", "megatron": "tp", "pipeline": "pp"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Mesh:
         for word in text.split(","):
             axis, _, count = word.strip().partition("=")
             if axis not in known:
-                hint = nearest(axis.lower(), known)
+                near = get_close_matches(axis.lower(), [*known, *_ELSEWHERE], 1, cutoff=0.5)  # of words of two letters
+                hint = f"; did you mean {_ELSEWHERE.get(near[0], near[0])!r}?" if near else ""
                 raise UserError(f"a mesh is written as in dp=2,tp=2, of {', '.join(known)}; there is no {axis!r}{hint}")
             if axis in found or not count.isdigit() or int(count) < 1:
                 raise UserError(f"{word.strip()!r} in a mesh needs one count of at least 1, as in {axis}=2")
@@ -344,6 +348,16 @@ def agreed(answer: bool) -> bool:
     said = torch.tensor(float(answer), device=grid("pp").device_type)
     distributed.broadcast(said, 0)
     return bool(said)
+
+
+class Interval(float):
+    """Seconds between what all processes must do at the same step, as gathering a checkpoint.
+
+    Their clocks differ, so `waited > interval` is the first one's answer, on all.
+    """
+
+    def __lt__(self, waited: float) -> bool:
+        return agreed(super().__lt__(waited))
 
 
 def whole(tensor: Tensor) -> Tensor:

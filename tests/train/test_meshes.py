@@ -1,6 +1,7 @@
 """Meshes of gloo processes lose as one process does; a group that breaks says so, soon, on every process."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from deltax import UserError, recipe
+from deltax.lab import shell
 from deltax.train import checkpoint, mesh
 from deltax.train.job import Job
 from deltax.train.launch import launch, tell
@@ -64,6 +66,34 @@ def test_a_mesh_loses_as_one_process(tiny, alone, tmp_path, axes):
     # A key's bias moves no softmax: its gradient is rounding, which Adam scales to steps as large as any.
     for name in (name for name in tensors if "key.bias" not in name):
         torch.testing.assert_close(theirs[name], tensors[name], rtol=1e-3, atol=1e-5)
+
+
+def _on_its_own_clock(job, path):
+    """Trains while the second process's clock runs twice as fast: on its own it would save twice as often."""
+    monotonic, speed = time.monotonic, 1 + mesh.rank()
+    began, time.monotonic = monotonic(), lambda: began + speed * (monotonic() - began)
+    try:
+        outcome = train(job, save_to=path, save_every=mesh.Interval(0.02))
+    finally:
+        time.monotonic = monotonic
+    return outcome.progress.losses[-1][1], mesh.Interval(1.0) < mesh.rank() * 2, mesh.Interval(1.0) < 2
+
+
+@pytest.mark.parametrize("axes", ["fsdp=2", "pp=2"])
+def test_processes_save_at_one_step_whatever_their_clocks(tiny, tmp_path, axes):
+    job = dataclasses.replace(tiny(), steps=30)
+    path = tmp_path / "run.safetensors"
+    one, two = launch(2, _on_its_own_clock, job, path, layout=Mesh.parse(axes), patience=20)
+    assert one == two and one[1:] == (False, True)
+
+
+def test_the_command_saves_at_one_step(monkeypatch, tiny, tmp_path):
+    def run(job, machine, *, save_every, **given):
+        raise UserError(type(save_every).__name__)
+
+    monkeypatch.setattr("deltax.train.loop.train", run)
+    with pytest.raises(UserError, match="Interval"):
+        shell._together(tiny(), None, tmp_path)
 
 
 def _break(job, path, how):
@@ -154,7 +184,8 @@ def test_a_mesh_that_does_not_divide_is_one_sentence(tiny, tmp_path, axes, setti
     [
         ("dq=2", r"written as in dp=2,tp=2, of pp, dp, fsdp, tp; there is no 'dq'; did you mean 'dp'\?"),
         ("TP=2", r"there is no 'TP'; did you mean 'tp'\?"),
-        ("model=2", "of pp, dp, fsdp, tp; there is no 'model'$"),
+        ("zero=2", r"there is no 'zero'; did you mean 'fsdp'\?"),
+        ("seeds=2", "of pp, dp, fsdp, tp; there is no 'seeds'$"),
         ("", "of pp, dp, fsdp, tp; there is no ''$"),
         ("dp", "'dp' in a mesh needs one count of at least 1, as in dp=2"),
         ("tp=0", "'tp=0' in a mesh needs one count"),
