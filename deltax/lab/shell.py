@@ -101,8 +101,8 @@ def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] 
     from deltax.train.loop import train as run
 
     store = Store(folder)
-    each = {"save_every": mesh.Interval(SAVE_EVERY), "on_step": _paced(job, tell or launch.tell)}
-    outcome = run(job, machine, save_to=store.checkpoint_of(job), **each)
+    every, each = mesh.Interval(SAVE_EVERY), _paced(job, tell or launch.tell)
+    outcome = run(job, machine, save_to=store.checkpoint_of(job), save_every=every, on_step=each)
     if not outcome.diverged:
         checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
     if mesh.rank() == 0:

@@ -198,7 +198,7 @@ def _clocked(ring: Ring, layers: int, width: int, rate: float, turns: int) -> li
 
 def _sent(thread: ThreadPoolExecutor, rate: float, bucket: Tensor) -> Arrival:
     """Buckets travel one after the other, in the thread, while the backward pass goes on."""
-    arrived = torch.futures.Future()
+    arrived: Arrival = torch.futures.Future()
 
     def travel() -> None:
         try:
@@ -211,7 +211,7 @@ def _sent(thread: ThreadPoolExecutor, rate: float, bucket: Tensor) -> Arrival:
 
 
 def _known(value: Tensor) -> Arrival:
-    arrived = torch.futures.Future()
+    arrived: Arrival = torch.futures.Future()
     arrived.set_result(value)
     return arrived
 
