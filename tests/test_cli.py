@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deltax import catalog, cli
+from deltax import catalog, cli, kernels
+from deltax.kernels import choice
+from deltax.papers.language.softmax_attention import attend
 
 
 def dx(*words, **settings):
@@ -128,6 +130,19 @@ def test_train_then_runs_then_sample(numbers, capsys, tmp_path, monkeypatch):
     assert cli.main(words) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["pairs"] == 5 and plan["runs"]["scoring"] == 10 and plan["resolution"] > 1 and len(plan["said"]) >= 4
+
+
+def test_train_says_what_kernels_were_picked(numbers, capsys, tmp_path, monkeypatch):
+    """As on a GPU, where attention is picked for each shape."""
+    monkeypatch.setenv("DELTAX_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(kernels._TWINS, attend, (choice.auto, "picked for each shape"))
+    monkeypatch.setattr(choice, "_picked", {})
+    words = ["train", "gpt+alibi", "--steps", "2", "--data", str(numbers), *TINY]
+    assert cli.main(words) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kernel on ")]
+    assert lines and all("cpu float32" in line and "Distance+causal: sdpa, torch's fused" in line for line in lines)
+    assert cli.main([*words, "--seed", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == [line.removeprefix("kernel on ") for line in lines]
 
 
 def test_a_run_on_a_mesh_tells_how_it_goes(numbers, capsys, tmp_path, monkeypatch):

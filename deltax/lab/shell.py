@@ -22,14 +22,16 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
 
     from rich.console import Console
 
+    from deltax.kernels import choice
     from deltax.lab.engine import execute
     from deltax.lab.terminal import Live
     from deltax.train import mesh
     from deltax.train.job import Job, loop_of
     from deltax.train.machine import Machine
 
+    kernels: list[str] | None = []
     store = Store(arguments.store)
-    layout = mesh.Mesh.parse(arguments.mesh) if arguments.mesh else None
+    layout = None if arguments.mesh is None else mesh.Mesh.parse(arguments.mesh)
     here = mesh.started() or (layout.size if layout else 1)
     threads = max(1, (os.cpu_count() or 1) // here)
     machine = replace(Machine.here(threads=threads), compiled=arguments.compile)
@@ -42,7 +44,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
             hear = _each(live.hear, *log)
             if not together:
                 execute([job], store=store, engine="inline", on_event=hear, keep_weights=True)
-            elif not _on_a_mesh(job, machine, layout, hear, store, arguments.patience):
+                kernels = choice.picked()
+            elif (kernels := _on_a_mesh(job, machine, layout, hear, store, arguments.patience)) is None:
                 return
     result = store.get(job)
     assert result is not None
@@ -50,18 +53,26 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     unit = task.unit
     if arguments.json:
         facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
-        print_json({**facts, "tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged})
+        facts |= {"tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged}
+        print_json({**facts, "kernels": kernels})
     elif result.diverged:
         print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --rate")
     else:
         spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
         print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
+        for line in kernels or ():
+            print(f"kernel on {line}")
         speaks = hasattr(task, "encode") and hasattr(task, "decode")
         print(f"run {job.id}" + (f"; go on with: dx sample {job.id[:8]} 'Once'" if speaks else ""))
 
 
-def _on_a_mesh(job: Any, machine: Any, layout: Any, hear: Callable[[Any], None], store: Store, patience: float) -> bool:
-    """Train with the processes that torchrun started, or with some of our own. Whether this one speaks for them."""
+def _on_a_mesh(
+    job: Any, machine: Any, layout: Any, hear: Callable[[Any], None], store: Store, patience: float
+) -> list[str] | None:
+    """Train with the processes that torchrun started, or with some of our own.
+
+    What kernels they picked, where this process speaks for them; else None.
+    """
     from deltax.lab.engine import Event
     from deltax.train import mesh
     from deltax.train.launch import launch
@@ -72,14 +83,15 @@ def _on_a_mesh(job: Any, machine: Any, layout: Any, hear: Callable[[Any], None],
     hear(Event("started", job, 0, 1))
     if mesh.started() or layout is None or layout.size == 1:
         with mesh.joined(layout, patience=patience) as speaks:
-            _together(job, machine, store.folder, each)
+            kernels = _together(job, machine, store.folder, each)
     else:
+        shared = (job, machine, store.folder)
         with _claimed(job, store):  # here its recipe still has its title
-            launch(layout.size, _together, job, machine, store.folder, layout=layout, patience=patience, hear=each)
+            kernels = launch(layout.size, _together, *shared, layout=layout, patience=patience, hear=each)[0]
         speaks = True
     if speaks:
         hear(Event("finished", job, 1, 1, job.steps, result=store.get(job)))
-    return speaks
+    return kernels if speaks else None
 
 
 @contextmanager
@@ -94,8 +106,9 @@ def _claimed(job: Any, store: Store) -> Any:
         store.release(job, me)
 
 
-def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] | None = None) -> None:
-    """One process's part of a run on a mesh; the first one tells of it, and stores it."""
+def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] | None = None) -> list[str]:
+    """One process's part of a run on a mesh; the first one tells of it, and stores it. What kernels this one picked."""
+    from deltax.kernels import choice
     from deltax.lab.worker import result_of
     from deltax.train import checkpoint, launch, mesh
     from deltax.train.loop import train as run
@@ -106,6 +119,7 @@ def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] 
         checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
     if mesh.rank() == 0:
         store.put(result_of(job, outcome))
+    return choice.picked()
 
 
 def _paced(job: Any, tell: Callable[[Any], None]) -> Callable[[Any], None]:

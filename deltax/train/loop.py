@@ -109,7 +109,7 @@ def train(
             if save_to:
                 checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             raise
-        if save_to and time.monotonic() - saved > save_every:
+        if save_to and mesh.agreed(time.monotonic() - saved > save_every):  # clocks differ
             checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             saved = time.monotonic()
     if hasattr(optimizer, "eval"):

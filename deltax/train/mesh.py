@@ -3,7 +3,7 @@
 A mesh says how many processes share each kind of work, from the slowest wire to the fastest:
 
     pp    stages of a pipeline, `deltax.train.pipeline`
-    dp    replicas, each with its share of every batch (DistributedDataParallel; with fsdp or tp, FSDP2's replicas)
+    dp    replicas, each with its share of every batch (DistributedDataParallel; with pp, fsdp or tp, FSDP2's replicas)
     fsdp  shards of parameters, gradients and optimizer state, each with its share of every batch (FSDP2)
     tp    shards of every attention and feed-forward branch, `deltax.train.tensor_parallel`
 
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from deltax.errors import UserError
 
 PATIENCE = 600.0  # seconds that a process waits for the others
 ARRIVAL = 60.0  # seconds that it waits for them to start, or its patience where that is longer
+
+_ELSEWHERE = {"ddp": "dp", "data": "dp", "zero": "fsdp", "tensor": "tp", "megatron": "tp", "pipeline": "pp"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Mesh:
         for word in text.split(","):
             axis, _, count = word.strip().partition("=")
             if axis not in known:
-                raise UserError(f"a mesh is written as in dp=2,tp=2, of {', '.join(known)}; there is no {axis!r}")
+                near = get_close_matches(axis.lower(), [*known, *_ELSEWHERE], 1, cutoff=0.5)  # of words of two letters
+                hint = f"; did you mean {_ELSEWHERE.get(near[0], near[0])!r}?" if near else ""
+                raise UserError(f"a mesh is written as in dp=2,tp=2, of {', '.join(known)}; there is no {axis!r}{hint}")
             if axis in found or not count.isdigit() or int(count) < 1:
                 raise UserError(f"{word.strip()!r} in a mesh needs one count of at least 1, as in {axis}=2")
             found[axis] = int(count)
@@ -201,7 +206,7 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
         pipeline.cut(model, at("pp"), _layout.pp)
     if _layout.tp > 1:
         tensor_parallel.split(model, grid("tp"))
-    if _layout.fsdp > 1 or (_layout.dp > 1 and _layout.tp > 1):
+    if _layout.fsdp > 1 or (_layout.dp > 1 and not _replicated()):
         _shard(model, device)
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # gathers in two steps
     model.to(device)
@@ -224,7 +229,8 @@ def engine(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _replicated() -> bool:
-    return _layout.dp > 1 and _layout.fsdp == _layout.tp == 1
+    """DDP miscounts the gradients of a stage that several pieces pass."""
+    return _layout.dp > 1 and _layout.pp == _layout.fsdp == _layout.tp == 1
 
 
 def reader(model: nn.Module, engine: nn.Module) -> nn.Module:

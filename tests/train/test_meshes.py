@@ -1,6 +1,7 @@
 """Meshes of gloo processes lose as one process does; a group that breaks says so, soon, on every process."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -49,7 +50,7 @@ def _stop_half_way(progress):
         raise Stop
 
 
-@pytest.mark.parametrize("axes", ["dp=2", "fsdp=2", "tp=2", "pp=2", "dp=2,tp=2", "pp=2,fsdp=2"])
+@pytest.mark.parametrize("axes", ["dp=2", "fsdp=2", "tp=2", "pp=2", "dp=2,tp=2", "pp=2,fsdp=2", "pp=2,dp=2"])
 def test_a_mesh_loses_as_one_process(tiny, alone, tmp_path, axes):
     """And it holds less of the model where it says so, and leaves the checkpoint that one process leaves."""
     layout, path = Mesh.parse(axes), tmp_path / "run.safetensors"
@@ -64,6 +65,25 @@ def test_a_mesh_loses_as_one_process(tiny, alone, tmp_path, axes):
     # A key's bias moves no softmax: its gradient is rounding, which Adam scales to steps as large as any.
     for name in (name for name in tensors if "key.bias" not in name):
         torch.testing.assert_close(theirs[name], tensors[name], rtol=1e-3, atol=1e-5)
+
+
+def _on_its_own_clock(job, path):
+    """Trains while the second process's clock runs twice as fast: on its own it would save twice as often."""
+    monotonic, speed = time.monotonic, 1 + mesh.rank()
+    began, time.monotonic = monotonic(), lambda: began + speed * (monotonic() - began)
+    try:
+        outcome = train(job, save_to=path, save_every=0.02)
+    finally:
+        time.monotonic = monotonic
+    return outcome.progress.losses[-1][1]
+
+
+@pytest.mark.parametrize("axes", ["fsdp=2", "pp=2"])
+def test_processes_save_at_one_step_whatever_their_clocks(tiny, tmp_path, axes):
+    job = dataclasses.replace(tiny(), steps=30)
+    path = tmp_path / "run.safetensors"
+    one, two = launch(2, _on_its_own_clock, job, path, layout=Mesh.parse(axes), patience=20)
+    assert one == two
 
 
 def _break(job, path, how):
@@ -152,7 +172,11 @@ def test_a_mesh_that_does_not_divide_is_one_sentence(tiny, tmp_path, axes, setti
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("dq=2", "written as in dp=2,tp=2, of pp, dp, fsdp, tp; there is no 'dq'"),
+        ("dq=2", r"written as in dp=2,tp=2, of pp, dp, fsdp, tp; there is no 'dq'; did you mean 'dp'\?"),
+        ("TP=2", r"there is no 'TP'; did you mean 'tp'\?"),
+        ("zero=2", r"there is no 'zero'; did you mean 'fsdp'\?"),
+        ("seeds=2", "of pp, dp, fsdp, tp; there is no 'seeds'$"),
+        ("", "of pp, dp, fsdp, tp; there is no ''$"),
         ("dp", "'dp' in a mesh needs one count of at least 1, as in dp=2"),
         ("tp=0", "'tp=0' in a mesh needs one count"),
         ("tp=2,tp=2", "'tp=2' in a mesh needs one count"),

@@ -17,7 +17,8 @@ from deltax.papers.systems.ring_attention import ring, ring_attention, shared
 from deltax.parts import ring as rings
 from deltax.parts.context import Context
 from deltax.parts.ring import BrokenRing, Processes, in_processes, in_threads, joined, share
-from deltax.parts.scores import Rules, causal, window
+from deltax.parts.ring_trace import Traced, Transfer, drawn
+from deltax.parts.scores import Rules, causal, everywhere, window
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -86,51 +87,61 @@ def both(member):
     return attention(member), language_model(member)
 
 
-class Poisoned(Processes):
-    """What is to be received is not a number until it has been."""
-
-    last = None
-
-    def _room(self, tensor):
-        room = torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else torch.empty_like(tensor)
-        self.last = room if tensor.is_floating_point() else self.last
-        return room
-
-
-def watched(member):
-    """For each block used: whether the next had arrived when its use began, and when it ended, before anyone waited."""
-    ring, seen = Poisoned(), []
-    look, width = paper.look_at_all, 64
+def traced(member):
+    """The transfers of one pass, each neighbour's having begun before this process computes."""
+    ring, look = Traced(), paper.look_at_all
 
     def looking(*args):
-        arriving = ring.last
-        ring.last = None
-        torch.distributed.barrier()  # a fair start: neighbours have all begun their transfers
-        began = arriving is not None and bool(arriving.flatten()[-1].isnan())
-        found = look(*args)
-        seen.append((arriving is not None, began, arriving is not None and bool(arriving.isfinite().all())))
-        return found
+        if not ring.transfers:
+            torch.distributed.barrier()
+        return look(*args)
 
     paper.look_at_all = looking
     torch.manual_seed(0)
-    whole = torch.randn(3, 1, 2048, 8, width)
+    whole = torch.randn(3, 1, 2048, 8, 64)
     at = share(torch.arange(2048), ring, 0)
-    with joined(ring), torch.no_grad(), torch.profiler.profile() as trace:
-        ring_attention(*(share(t, ring) for t in whole), Rules(mask=part(causal), q_at=at, k_at=at), tile=512)
-    spans = {}
-    for event in trace.events():
-        spans.setdefault(event.name, []).append((event.time_range.start, event.time_range.end))
-    return seen, {name: spans.get(name, []) for name in ("ring.attend", "gloo:recv")}
+    with joined(ring), torch.no_grad():
+        ring_attention(*(share(t, ring) for t in whole), Rules(mask=part(everywhere), q_at=at, k_at=at), tile=512)
+    return ring.transfers
 
 
 def test_a_transfer_is_under_way_while_tiles_are_computed():
-    """The next block arrives while this one is used, before anybody waits for it, and the trace shows both at once."""
-    for found in in_processes(2, watched):
-        seen, spans = found
-        assert [under_way for under_way, *_ in seen] == [True, False]
-        assert seen[0][2], "the block had not arrived by the end of the computation that was to hide it"
-        used, transfer = spans["ring.attend"][0], spans["gloo:recv"][0]
-        assert transfer[0] <= used[0] and used[1] <= transfer[1]
+    """The next block has arrived before anybody waits for it, while the one at hand is used."""
+    for transfers in in_processes(2, traced):
+        (block,) = transfers
+        assert block.began < block.arrived < block.wanted and block.hidden
+
+
+def late(member):
+    """The second process sends late, and looks late for what it is sent: what comes, and how long each took."""
+    ring, x = Traced(), torch.arange(30_000.0) + member.rank
+    ring.gather([0])
+    if member.rank == 1:
+        time.sleep(0.5)
+    arrival = ring.pass_on((x, torch.arange(3)))
+    if member.rank == 1:
+        time.sleep(0.5)
+    came = arrival()
+    return came[0][0].item(), came[1].tolist(), ring.transfers
+
+
+def test_a_trace_tells_when_a_block_arrived_and_not_when_it_was_asked_for():
+    """Late is not hidden; and what is asked for late had arrived before."""
+    (first, whole, [waited]), (second, _, [lain]) = in_processes(2, late)
+    assert (first, second, whole) == (1.0, 0.0, [0, 1, 2])
+    assert not waited.hidden and waited.arrived - waited.began > 0.4 and waited.wanted - waited.began < 0.2
+    assert lain.hidden and lain.wanted - lain.arrived > 0.2
+
+
+def test_a_trace_is_drawn():
+    """A bar for each time of computing and each transfer, from the earliest on, in milliseconds."""
+    (axes,) = drawn([[Transfer(5.0, 5.3, 5.1)], [Transfer(5.1, 5.2, 5.4), Transfer(5.4, 5.5, 5.6)]]).axes
+    bars = [
+        [(round(p.vertices[:, 0].min()), round(p.vertices[:, 0].max())) for p in c.get_paths()]
+        for c in axes.collections
+    ]
+    assert bars == [[(0, 300)], [(0, 100)], [(100, 200), (400, 500)], [(100, 400), (400, 600)]]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["process 0", "process 1"]
 
 
 def dies(member, rank, silent):

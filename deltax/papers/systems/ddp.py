@@ -8,17 +8,25 @@ finishes the last layers first; a bucket of gradients travels while the layers b
 that `dx train --mesh dp=2` runs is torch's own; here are its buckets, its sum around a ring, and its clock.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from deltax import claim, paper
 from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.sgd import sgd
 from deltax.parts.objectives import next_token
 from deltax.parts.ranks import Ranks, flat, unflat
+from deltax.parts.ring import Ring, in_processes
 from deltax.tasks.text import Batch
+
+Arrival = torch.futures.Future[Tensor]
 
 
 @paper(on=sgd, year=2020, arxiv="2006.15704")
@@ -107,6 +115,112 @@ def buckets_are_torch_s():
     for limit in (100, 4000, 10**6):
         tensors = [torch.empty(int(n)) for n in torch.randint(1, 900, (40,))]
         assert buckets(tensors, limit) == assign(tensors, [limit])[0]
+
+
+@claim.measured(paper="near-linear scaling to 256 GPUs (abstract)")
+def the_clock_is_right(lab):
+    """Over two processes and a wire of 1 Gbit/s, a backward pass of torch's DDP takes the time that `finish` says, to
+    within a tenth, with a bucket for each of eight layers and with one bucket for all.
+
+    `finish` is told the computing and the wire, each timed without the other. Processes of one machine have no wire
+    but the cores that compute; so gloo sums a bucket, and the time that its bytes would take to travel is slept.
+    """
+    both = in_processes(2, _clocked, 8, 768, 125e6, 7, patience=100)
+    for error in both:
+        if isinstance(error, Exception):
+            raise error
+    turns = [_forecasts(pair) for pair in zip(*both, strict=True)]
+    off = [max(abs(taken / said - 1) for said, taken in turn.values()) for turn in turns]
+    numbers = {f"{name}: seconds said, seconds taken": [turn[name] for turn in turns] for name in turns[0]}
+    return lab.at_most(off, 0.1, unit="of the forecast", numbers=numbers)
+
+
+class Clocked(NamedTuple):
+    """Seconds of one turn on one process.
+
+    ready      when each bucket was, with one a layer and nothing sent
+    wire       of each of these buckets, then of one for all, with nothing computed
+    many, one  of a backward pass with a bucket a layer, and with one for all
+    """
+
+    ready: list[float]
+    wire: list[float]
+    many: float
+    one: float
+
+
+def _forecasts(pair: Sequence[Clocked]) -> dict[str, tuple[float, float]]:
+    """Seconds that `finish` says, and seconds taken. What both processes must do takes as long as on the slower."""
+    slower = lambda *values: [max(each) for each in zip(*values, strict=True)]
+    ready, wire = slower(*(p.ready for p in pair)), slower(*(p.wire for p in pair))
+    many, one = slower(*((p.many, p.one) for p in pair))
+    compute = [after - before for before, after in pairwise([0.0, *ready])]
+    return {"a bucket a layer": (finish(compute, wire[:-1]), many), "one bucket": (finish(ready[-1:], wire[-1:]), one)}
+
+
+def _clocked(ring: Ring, layers: int, width: int, rate: float, turns: int) -> list[Clocked]:
+    """The turns of this process, after one to warm up, over a wire of `rate` bytes a second."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(width, width, bias=False), nn.Tanh()) for _ in range(layers)))
+    x, cap = torch.randn(width, width), 4 * width**2 / 2**20
+    asked: list[float] = []
+
+    def unsent(_: Any, bucket: distributed.GradBucket) -> Arrival:
+        asked.append(time.perf_counter())
+        return _known(bucket.buffer())
+
+    def replica(hook: Callable[..., Any], megabytes: float) -> nn.Module:
+        made = nn.parallel.DistributedDataParallel(deepcopy(model), bucket_cap_mb=megabytes)
+        made.register_comm_hook(None, hook)
+        return made
+
+    def span(call: Callable[[], Any]) -> tuple[float, float]:
+        ring.gather([0])  # all begin together
+        began = time.perf_counter()
+        call()
+        return began, time.perf_counter() - began
+
+    found = []
+    with ThreadPoolExecutor(1) as thread:
+
+        def wire(_: Any, bucket: distributed.GradBucket) -> Arrival:
+            return _sent(thread, rate, bucket.buffer())
+
+        free, many, one = replica(unsent, cap), replica(wire, cap), replica(wire, 2 * layers * cap)
+        backward = lambda engine: span(engine(x).square().mean().backward)
+        for _ in range(turns + 1):
+            asked.clear()
+            began, _ = backward(free)
+            alone = [span(lambda n=n: _travel(torch.ones(n * width**2), rate))[1] for n in [1] * layers + [layers]]
+            found.append(Clocked([at - began for at in asked], alone, backward(many)[1], backward(one)[1]))
+    return found[1:]
+
+
+def _sent(thread: ThreadPoolExecutor, rate: float, bucket: Tensor) -> Arrival:
+    """Buckets travel one after the other, in the thread, while the backward pass goes on."""
+    arrived: Arrival = torch.futures.Future()
+
+    def travel() -> None:
+        try:
+            arrived.set_result(_travel(bucket, rate))
+        except RuntimeError as error:
+            arrived.set_exception(error)
+
+    thread.submit(travel)
+    return arrived
+
+
+def _known(value: Tensor) -> Arrival:
+    arrived: Arrival = torch.futures.Future()
+    arrived.set_result(value)
+    return arrived
+
+
+def _travel(bucket: Tensor, rate: float) -> Tensor:
+    """Its mean over the processes, after as long as a wire of `rate` bytes a second would take."""
+    distributed.all_reduce(bucket)
+    time.sleep(bucket.numel() * bucket.element_size() / rate)
+    return bucket / distributed.get_world_size()
 
 
 def _batch(size: int) -> Batch:

@@ -10,13 +10,15 @@ way back. `dx train --mesh pp=2` runs torch's engine; here a schedule is a table
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from deltax import claim, paper
 from deltax.papers.optimization.sgd import sgd
+from deltax.parts.ring import Ring, in_processes
 
 
 class Work(NamedTuple):
@@ -164,6 +166,63 @@ def the_order_is_torch_s():
     from torch.distributed.pipelining import ScheduleGPipe
 
     assert all(all_forward_all_back(k, m) == orders(ScheduleGPipe, k, m) for k, m in ((2, 3), (3, 8), (4, 4)))
+
+
+@claim.measured(paper="a bubble of (K - 1) / (M + K - 1), negligible when M >= 4 K (section 2.3)")
+def the_bubble_is_on_the_clock(lab):
+    """Two processes that run torch's GPipe schedule idle (K - 1) / (M + K - 1) of the time, to within 0.05, where a
+    batch is cut into M = 1, 2, 4 and 8 pieces."""
+    cuts = (1, 2, 4, 8)
+    both = in_processes(2, _worked, 1024, 512, cuts, 6, patience=100)
+    for error in both:
+        if isinstance(error, Exception):
+            raise error
+    idle = [[_idle(pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
+    form = [1 / (pieces + 1) for pieces in cuts]
+    off = [max(abs(found - said) for found, said in zip(turn, form, strict=True)) for turn in idle]
+    seconds = [[max(took for _, took in pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
+    numbers = {"pieces": cuts, "idle": idle, "idle by the closed form": form, "seconds": seconds}
+    return lab.at_most(off, 0.05, unit="of the time, the furthest of four", numbers=numbers)
+
+
+def _idle(pair: Sequence[tuple[float, float]]) -> float:
+    """The share of the time, until the last stage is done, in which stages do not work; each (at work, until done)."""
+    return 1 - sum(busy for busy, _ in pair) / (len(pair) * max(took for _, took in pair))
+
+
+def _worked(ring: Ring, rows: int, width: int, cuts: Sequence[int], turns: int) -> list[list[tuple[float, float]]]:
+    """For each turn, after one to warm up, and each cut of a batch: seconds this stage was at work, and until done."""
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    torch.manual_seed(ring.rank)
+    layers = [layer for _ in range(8) for layer in (nn.Linear(width, width), nn.Tanh())]
+    x, y = torch.randn(2, rows, width)
+    busy = [0.0]
+
+    def watched(work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **more: Any) -> Any:
+            began = perf_counter()
+            out = work(*given, **more)
+            busy[0] += perf_counter() - began
+            return out
+
+        return timed
+
+    schedules = []
+    for pieces in cuts:
+        stage = PipelineStage(nn.Sequential(*layers), ring.rank, ring.size, torch.device("cpu"))
+        for way in ("forward_one_chunk", "backward_one_chunk"):
+            setattr(stage, way, watched(getattr(stage, way)))
+        schedules.append(ScheduleGPipe(stage, pieces, loss_fn=nn.functional.mse_loss))
+
+    def turn(schedule: ScheduleGPipe) -> tuple[float, float]:
+        busy[0] = 0.0
+        ring.gather([0])  # all begin together
+        began = perf_counter()
+        schedule.step(*([x] if ring.rank == 0 else []), **({"target": y} if ring.rank + 1 == ring.size else {}))
+        return busy[0], perf_counter() - began
+
+    return [[turn(schedule) for schedule in schedules] for _ in range(turns + 1)][1:]
 
 
 def orders(schedule: type, stages: int, pieces: int) -> Order:

@@ -30,6 +30,7 @@ from deltax.papers.systems.online_softmax import log_sum
 from deltax.parts.agreement import every_rule
 from deltax.parts.context import Context
 from deltax.parts.ring import Held, Ring, as_first, here, in_processes, in_threads, joined, share
+from deltax.parts.ring_trace import Traced, Transfer, drawn
 from deltax.parts.scores import Rules, causal, everywhere
 from deltax.parts.stack import Block, in_turn
 from deltax.parts.tiles import as_autocast, tiles, wide
@@ -252,12 +253,16 @@ def _falls(lab: Any, peak: Callable[[int], int], most: float) -> Any:
 def transfers_hide_behind_tiles(lab):
     """Over two processes, waiting for a block takes at most half as long when tiles are computed meanwhile."""
     both = in_processes(2, _waits, 8192, 6, patience=200)
-    for error in both:
+    traces = in_processes(2, _transfers, 2048, patience=200)
+    for error in (*both, *traces):
         if isinstance(error, Exception):
             raise error
     waits = [[sum(pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
     numbers = {"seconds idle, seconds computing": waits}
-    return lab.at_most([computing / idle for idle, computing in waits], 0.5, unit="of the wait", numbers=numbers)
+    caption = "Attention to 2048 positions over two processes, forward and backward, and when each block arrived"
+    figures = {caption: lab.figure(drawn(traces))}
+    ratios = [computing / idle for idle, computing in waits]
+    return lab.at_most(ratios, 0.5, unit="of the wait", numbers=numbers, figures=figures)
 
 
 def _first_trains(size: int, time: int) -> None:
@@ -301,6 +306,20 @@ def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
         return timed.waited
 
     return [(waited(idle), waited(computing)) for _ in range(turns + 1)][1:]
+
+
+def _transfers(_: Ring, time: int) -> list[Transfer]:
+    """Those of a forward and backward pass, after one to warm up."""
+    ring = Traced()
+    at = share(torch.arange(time), ring, 0)
+    rules = Rules(mask=part(everywhere), q_at=at, k_at=at)
+    with joined(ring):
+        for _ in range(2):
+            q, k, v = (torch.randn(1, time // ring.size, 8, 64, requires_grad=True) for _ in range(3))
+            ring.gather([0])
+            ring.transfers.clear()
+            ring_attention(q, k, v, rules, tile=256).sum().backward()
+    return ring.transfers
 
 
 class _Timed:
