@@ -144,7 +144,9 @@ class Part:
 
         Raises UserError when the paper is there already, changes nothing, or erases all that an earlier one wrote.
         """
-        if isinstance(paper, Part) or not callable(paper):
+        if not callable(paper):
+            raise UserError(f"papers are added to a recipe, as in gpt + dyt; {paper!r} is none")
+        if isinstance(paper, Part):
             raise UserError(f"{_titled(paper)} is a recipe, not a change to one; write it first: {_titled(paper)}+...")
         if any(_key(paper) == _key(chapter.paper) for chapter in self.story):
             raise UserError(f"{self.title} has {_key(paper)} already; write it once, with all its arguments")

@@ -127,11 +127,11 @@ def build(run: Run, task: Any, seed: int) -> nn.Module:
     """
     try:
         model = run.build(task.facts)
-    except (TypeError, ValueError, RuntimeError) as error:
+        initialise(model, seed)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the recipe cannot be built: {error}") from error
-    initialise(model, seed)
     return model.train()
 
 

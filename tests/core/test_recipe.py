@@ -160,6 +160,8 @@ def test_whether_deltas_commute_is_computed():
 def test_the_sum_of_two_recipes_is_refused():
     with pytest.raises(UserError, match="is a recipe, not a change"):
         gpt + gpt
+    with pytest.raises(UserError, match="3 is none"):
+        gpt + 3
 
 
 def test_diff_names_the_lines():
