@@ -16,6 +16,7 @@ from deltax.lab.numerals import millions
 
 if TYPE_CHECKING:
     from deltax.lab.comparison import Comparison
+    from deltax.lab.store import Result
 
 Record = dict[str, Any]
 MINUS = "\u2212"
@@ -28,7 +29,11 @@ def save(comparison: "Comparison | Record", path: Path | str) -> Path:
     makers = {".html": html, ".md": markdown, ".json": as_json}
     if path.suffix not in makers:
         raise UserError(f"a report is an .html, .md or .json file, not {path.name!r}")
-    text = makers[path.suffix](_record(comparison))
+    return written(makers[path.suffix](_record(comparison)), path)
+
+
+def written(text: str, path: Path) -> Path:
+    """A file with this text, whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +63,22 @@ def html(comparison: "Comparison | Record") -> str:
         verdicts=verdicts(record),
         checklist=checklist(record),
         colours=figures.COLOURS,
-        figures={caption: Markup(svg) for caption, svg in drawn.items() if svg},
+        figures=_inline(drawn),
+        pictures={name: _inline(drawn) for name, drawn in record.get("pictures", {}).items()},
     )
+
+
+def of_run(result: "Result", unit: str) -> str:
+    """One run's page: its score, its training loss, and what it makes of held-out pictures."""
+    job = result.job
+    environment = Environment(loader=PackageLoader("deltax.lab"), autoescape=True, undefined=StrictUndefined)
+    facts = [("held out", f"{_number(result.score, '.4f', 'diverged')} {unit}" if not result.diverged else "diverged")]
+    facts += [(name, _number(value, ".4g")) for name, value in result.metrics.items()]
+    facts += [("run", f"{job.id}, seed {job.seed}, {len(result.losses)} steps, rate ×{job.rate:g}")]
+    facts += [("spent", f"{result.tokens:,} tokens in {result.seconds:.0f} s")]
+    facts += [(what, str(value)) for what, value in result.environment.items()]
+    drawn = {"Training loss": figures.loss(result.losses), **result.pictures}
+    return environment.get_template("run.html").render(title=job.recipe.title, facts=facts, figures=_inline(drawn))
 
 
 def markdown(comparison: "Comparison | Record") -> str:
@@ -175,6 +194,11 @@ def checklist(record: Record) -> list[tuple[str, str]]:
         ("Environment", ", ".join(f"{what} {value}" for what, value in record["environment"].items())),
     ]
     return answers
+
+
+def _inline(drawn: dict[str, str | None]) -> dict[str, Markup]:
+    """Drawings of ours by their captions, to stand in a page as they are."""
+    return {caption: Markup(svg) for caption, svg in drawn.items() if svg}
 
 
 def _ladder(record: Record, x: str) -> str:

@@ -27,6 +27,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     from deltax.train.job import Job, loop_of
     from deltax.train.machine import Machine
 
+    if arguments.report:
+        _writable(arguments.report, ".html")
     store = Store(arguments.store)
     layout = mesh.Mesh.parse(arguments.mesh) if arguments.mesh else None
     here = mesh.started() or (layout.size if layout else 1)
@@ -47,6 +49,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     assert result is not None
     task = job.recipe["task"]()
     unit = task.unit
+    if arguments.report:
+        _run_report(result, task, store, Path(arguments.report))
     if arguments.json:
         facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
         _print({**facts, "tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged})
@@ -56,7 +60,22 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
         spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
         print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
         speaks = hasattr(task, "encode") and hasattr(task, "decode")
+        if arguments.report:
+            print(f"report: {arguments.report}")
         print(f"run {job.id}" + (f"; go on with: dx sample {job.id[:8]} 'Once'" if speaks else ""))
+
+
+def _run_report(result: Any, task: Any, store: Store, path: Path) -> None:
+    from dataclasses import replace
+
+    from deltax.lab import report as pages
+    from deltax.lab.lab import Trained
+    from deltax.lab.pictures import pictures
+
+    if not result.diverged:
+        drawn = pictures(result.job.recipe, task, Trained(result, store).model)
+        result = replace(result, pictures=drawn)
+    pages.written(pages.of_run(result, task.unit), path)
 
 
 def _on_a_mesh(job: Any, machine: Any, layout: Any, hear: Callable[[Any], None], store: Store, patience: float) -> bool:
@@ -274,8 +293,10 @@ def _trackers(names: Sequence[str], store: Store) -> Any:
         yield found
 
 
-def _writable(path: str) -> None:
+def _writable(path: str, *endings: str) -> None:
     """Find out before the experiment, not after it."""
+    if endings and Path(path).suffix not in endings:
+        raise UserError(f"this report is an {' or '.join(endings)} file, not {Path(path).name!r}")
     folder = Path(path).resolve().parent
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"the report cannot be written to {path}; name another file with --report")
