@@ -139,8 +139,8 @@ def inline(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font-family: [^;]*;", "font-family: inherit;", text)
-    # Groups are numbered alike in every figure, and nothing refers to them.
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    # Groups and images are numbered alike in every figure, and nothing refers to them.
+    text = re.sub(r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1", text)
     return re.sub(
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*"', r'\1\2role="img"', text, count=1
     )

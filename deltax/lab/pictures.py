@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from deltax.tasks.scenes import draw, framed, gallery
 
 COUNT = 8
 LONGEST = 28  # characters of a name or caption
-WRONG = "#d64550"
+RED = "#d64550"
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ def pictures(recipe: Part, task: Any, model: nn.Module) -> dict[str, str]:
         torch.manual_seed(0)
         for way in WAYS:
             for caption, figure in way(recipe, task, model, batch.to(device)).items():
-                found[caption] = inline(figure, f"{recipe.title} {caption}")
+                found[caption] = inline(figure, f"{recipe.id} {caption}")
     return found
 
 
@@ -66,7 +68,11 @@ def _captions(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
     prompts = next(iter(task.prompts().values()))
     asked = task.all().labels.unique()
     said = asked[zero_shot(model, batch.images, prompts[asked])]
-    return {"The nearest caption of all that are held out; red where it is another's": _told(recipe, task.names, said, batch)}
+    return {
+        "The nearest caption of all that are held out; red where it is another's": _told(
+            recipe, task.names, said, batch
+        )
+    }
 
 
 def _classes(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
@@ -89,14 +95,14 @@ def _attention(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
 
     seer = getattr(model, "image", model)
     trunk = seer.trunk if isinstance(seer, ImageClassifier) else None
-    if not (isinstance(trunk, ViT) and trunk.prefix and type(trunk.stack.blocks[-1].mixer) is Attention):
+    if not (isinstance(trunk, ViT) and trunk.prefix and any(type(m) is Attention for m in trunk.stack.modules())):
         return {}
     looked = attention_maps(trunk, batch.images).mean(1)
     figure, panels = gallery(batch.images, light=_light(recipe))
     for axes, each in zip(panels, looked, strict=False):
-        axes.imshow(
-            each.numpy(force=True), cmap="Reds", vmin=0, alpha=0.6, extent=axes.images[0].get_extent(), zorder=2
-        )
+        ink = np.broadcast_to(np.array(to_rgba(RED)), (*each.shape, 4)).copy()
+        ink[..., 3] = 0.85 * (each / each.max().clamp(min=1e-9)).numpy(force=True)
+        axes.imshow(ink, extent=axes.images[0].get_extent(), zorder=2)
     return {"Where the class token looks in the last block, the mean over heads; redder is more": figure}
 
 
@@ -116,9 +122,13 @@ def _redrawn(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
         return {"Seen; filled in, given each hidden patch's true mean and deviation; true": _rows(recipe, rows)}
     if isinstance(model, Restorer):
         spoilt = images + recipe["objective.noise"] * torch.randn(images.shape).to(images.device)
-        return {"Spoilt, restored and true": _rows(recipe, {"spoilt": spoilt, "restored": model(spoilt), "true": images})}
+        return {
+            "Spoilt, restored and true": _rows(recipe, {"spoilt": spoilt, "restored": model(spoilt), "true": images})
+        }
     if isinstance(model, Autoencoder):
-        return {"Held-out pictures, and what comes back": _rows(recipe, {"true": images, "rebuilt": model(images).pixels})}
+        return {
+            "Held-out pictures, and what comes back": _rows(recipe, {"true": images, "rebuilt": model(images).pixels})
+        }
     return {}
 
 
@@ -139,20 +149,21 @@ def _told(recipe: Part, names: Sequence[str], said: Tensor, batch: Any) -> Figur
     """Pictures under what is said of them, in red with what is true where that is another."""
     figure, panels = gallery(batch.images, light=_light(recipe))
     for axes, mine, true in zip(panels, said.tolist(), batch.labels.tolist(), strict=False):
-        axes.set_title(shortened(names[mine]), fontsize=8, color=INK if mine == true else WRONG)
+        axes.set_title(shortened(names[mine]), fontsize=10, color=INK if mine == true else RED)
         if mine != true:
-            axes.set_xlabel(f"is: {shortened(names[true])}", fontsize=8)
+            axes.set_xlabel(f"is: {shortened(names[true])}", fontsize=10)
     return figure
 
 
 def _rows(recipe: Part, rows: Mapping[str, Images]) -> Figure:
     """A row for each word, a column for each picture."""
     count = min(len(images) for images in rows.values())
-    figure = Figure(figsize=(0.9 * count + 0.8, 0.9 * len(rows)), layout="constrained")
-    for line, (word, images) in zip(
-        figure.subplots(len(rows), count, squeeze=False), rows.items(), strict=True
-    ):
+    figure = Figure(figsize=(0.9 * COUNT + 0.8, 0.9 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), COUNT, squeeze=False)
+    for line, (word, images) in zip(panels, rows.items(), strict=True):
         for axes, image in zip(line, images, strict=False):
             framed(axes, image, light=_light(recipe))
+        for axes in line[count:]:
+            axes.set_axis_off()
         line[0].set_ylabel(word, rotation=0, ha="right", va="center")
     return figure

@@ -277,8 +277,9 @@ def written(axes: Axes, x: float, y: float, label: int, score: float, names: Seq
 def gallery(images: Images, *, light: str = "paper") -> tuple[Figure, list[Axes]]:
     """A figure of up to eight images, and the axes that each is shown in. `light` is that of `framed`."""
     count = min(8, len(images))
-    figure = Figure(figsize=(2.4 * min(4, count), 2.4 * -(-count // 4)), layout="constrained")
-    panels = list(np.atleast_1d(figure.subplots(-(-count // 4), min(4, count))).flat)
+    rows = -(-count // 4)
+    figure = Figure(figsize=(9.6, 2.4 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 4, squeeze=False).flat)
     for axes, image in zip(panels, images, strict=False):
         framed(axes, image, light=light)
     for axes in panels[count:]:
@@ -298,6 +299,7 @@ def framed(axes: Axes, image: Float[Tensor, "C Y X"], *, light: str = "paper") -
     pixels = shade[:3].permute(1, 2, 0).numpy().clip(0, 1)
     axes.imshow(np.where(np.isnan(pixels), np.array(HIDDEN, dtype=pixels.dtype), pixels))
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
 
 
 def _rectangle(box: list[float], wide: int, high: int, **style: Any) -> Rectangle:

@@ -271,7 +271,7 @@ def _trained(lab, expression: str, examples: int, seed: int):
 @torch.no_grad()
 def attention_maps(trunk: ViT, images: Images, *, block: int = -1) -> Tensor:
     """How much the class token looks at each patch in a block, (B, H, rows, columns); a head's sum to at most 1."""
-    attention, seen = trunk.stack.blocks[block].mixer, []
+    attention, seen = [m for m in trunk.stack.modules() if isinstance(m, Attention)][block], []
     kernel = attention.kernel
 
     def watched(q: Tensor, k: Tensor, v: Tensor, rules: Any) -> Tensor:
@@ -284,7 +284,7 @@ def attention_maps(trunk: ViT, images: Images, *, block: int = -1) -> Tensor:
         trunk(images)
     finally:
         attention.kernel = kernel
-    return seen[0][:, 0, :, trunk.prefix :].unflatten(-1, trunk.grid)
+    return seen[0][:, 0, :, -math.prod(trunk.grid) :].unflatten(-1, trunk.grid)
 
 
 def attention_figure(model: ImageClassifier, images: Images) -> Any:
