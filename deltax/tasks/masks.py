@@ -295,7 +295,7 @@ def draw_masks(
     light: str = "paper",
 ) -> Figure:
     """Up to eight images with what was found in them: the pixels of each thing, its class and score, in a colour of
-    its class; dashed outlines for the truth. `names` are those of the classes; their numbers without; `light` is that of `framed`."""
+    its class; dashed outlines for the truth. `names` and `light` are those of `deltax.tasks.scenes.draw`."""
     figure, panels = gallery(images, light=light)
     for i, axes in enumerate(panels):
         for k in found.scores[i].argsort().tolist():  # the surest on top

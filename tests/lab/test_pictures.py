@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,10 +63,7 @@ def test_every_recipe_of_pictures_has_them_drawn(name):
 
 
 def test_text_has_no_pictures():
-    class Words:
-        facts = {"vocab": 7}
-
-    assert pictures(recipe("gpt"), Words(), torch.nn.Identity()) == {}
+    assert pictures(recipe("gpt"), SimpleNamespace(facts={"vocab": 7}), torch.nn.Identity()) == {}
 
 
 def test_the_same_weights_give_the_same_drawing_and_disturb_no_draw():
