@@ -262,10 +262,10 @@ def cost_is_linear_in_the_number_of_windows():
 @claim.parity(peer="transformers SwinModel")
 def equals_transformers():
     """The same random weights give transformers' stream and gradients where grids fill neither their windows nor the
-    merging, and where one window holds a whole stage."""
+    merging, where one window holds a whole stage, and on images that are not square."""
     from transformers import SwinConfig, SwinModel
 
-    for size, window in ((18, 4), (12, 3)):
+    for size, window in (((18, 18), 4), ((12, 12), 3), ((14, 22), 4)):
         config = SwinConfig(
             image_size=size, patch_size=2, num_channels=2, embed_dim=6, depths=[2, 2], num_heads=[1, 2],
             window_size=window, drop_path_rate=0.0,
@@ -274,7 +274,7 @@ def equals_transformers():
         recipe = paper_of(vit)(dim=12, heads=2) + swin(window=window)
         ours = recipe.set(LayerNorm, eps=1e-5)["model.trunk"](2, size).double()
         ours.load_state_dict(from_hf(theirs.state_dict()))
-        images = torch.randn(2, 2, size, size, dtype=torch.float64)
+        images = torch.randn(2, 2, *size, dtype=torch.float64)
         same_gradients(ours(images), theirs(images).last_hidden_state)
         assert_equal(gradients(ours), from_hf(gradients(theirs)))
 

@@ -220,14 +220,19 @@ def equals_transformers():
     from transformers import ViTConfig, ViTModel
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
-    config = ViTConfig(**shape, image_size=9, patch_size=3, num_channels=2, layer_norm_eps=1e-6)
-    theirs = randomise(ViTModel(config, add_pooling_layer=False).double())
-    ours = _tiny["model.trunk"](2, 9).double()
-    ours.load_state_dict(from_hf(theirs.state_dict()))
+
+    def both(size: Grid) -> tuple[nn.Module, nn.Module]:
+        config = ViTConfig(**shape, image_size=size, patch_size=3, num_channels=2, layer_norm_eps=1e-6)
+        theirs = randomise(ViTModel(config, add_pooling_layer=False).double())
+        ours = _tiny["model.trunk"](2, size).double()
+        ours.load_state_dict(from_hf(theirs.state_dict()))
+        return ours, theirs
+
+    ours, theirs = both((9, 15))
     back = from_hf(to_hf(ours.state_dict(), channels=2))
     assert all(torch.equal(back[k], v) for k, v in ours.state_dict().items())
 
-    images = torch.randn(2, 2, 9, 9, dtype=torch.float64)
+    images = torch.randn(2, 2, 9, 15, dtype=torch.float64)
     same_gradients(ours(images), theirs(images).last_hidden_state)
     peer = gradients(theirs)
     places = peer["embeddings.position_embeddings"]
@@ -235,6 +240,7 @@ def equals_transformers():
     places[:, 0] = 0
     assert_equal(to_hf(gradients(ours), channels=2), peer)
 
+    ours, theirs = both((9, 9))  # transformers interpolates from a square alone
     larger = _tiny["model.trunk"](2, (6, 15)).double()
     table = resized(ours.position.table.detach(), (3, 3), (2, 5))
     larger.load_state_dict({**ours.state_dict(), "position.table": table})
