@@ -140,8 +140,8 @@ def fewer_errors_from_few_labels(lab):
     """With 3 labels a class, a network reads at least 2 % more of the held-out digits when it is also to be sure of the
     unlabelled ones.
 
-    The weight is 0.3 here, not the 1 that the change has by default, and the digits are three a class where the two
-    Gaussians have 50 labels in all: these were chosen by hand when the claim was written.
+    The weight is 0.3 here, not the 1 that the change has by default; it was chosen by hand when the claim was written,
+    and what was tried before it is not recorded.
     """
     plain = classifier(part(Perceptron, widths=(128,)), part(FewLabels, labels=30), batch=128, steps=600)
     plain = plain.fill("objective", sure, weight=0.0)

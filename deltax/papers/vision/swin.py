@@ -284,8 +284,9 @@ def windows_that_never_meet_cannot_compare(lab):
     """Asked whether two marks on either side of a window's border are alike, two blocks in windows that shift are right
     in at least 95 % of cases; without the shift, nothing merged, their loss stays within 0.02 nats of a guess's.
 
-    The fact sheet asks that those without be at chance. That this is asked of their loss and not of their accuracy was
-    chosen when it was seen that a guess's sign may be right three times in four by luck.
+    The fact sheet asks that those without be at chance. This is asked of their loss and not of their accuracy, as the
+    sign of a guess may be right three times in four by luck; the bound of 0.02 nats is ours, and what was tried before
+    it is not recorded.
     """
     shifted = (paper_of(vit)(patch=1, dim=32, heads=2) + swin(window=4, depths=(2,))).put("task", part(Borders))
     seeds, numbers = lab.seeds(3), {}
