@@ -15,17 +15,16 @@ EVIDENCE = Path(__file__).parent.parent / "evidence"
 
 
 def interleave(calls: dict[str, Callable[[], Any]], rounds: int = 15, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of every call, round by round, every second round backwards, so that none always follows the same one
-    and finds the memory as that one has left it."""
-    for _ in range(warmup):
-        for call in calls.values():
-            call()
+    """Seconds of every call, round by round, in turns. Each timed call comes after an untimed one of its own, as in a
+    run of one model: what the last call of another has left in caches and in the heap is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name, call in list(calls.items())[:: -1 if turn % 2 else 1]:
+    for turn in range(warmup + rounds):
+        for name, call in calls.items():
+            call()
             start = time.perf_counter()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -162,6 +162,11 @@ def _add_lab(commands: Any) -> None:
     it = _command(commands, "verify", _verify, "run a paper's claims and store the verdicts under evidence/")
     it.add_argument("keys", nargs="+", metavar="KEY", help="papers' keys")
     it.add_argument("--claim", metavar="NAME", help="only this claim")
+    it.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="only the measured claims, with two training steps each: do they run? Nothing is stored",
+    )
     _engine_options(it)
 
     it = _command(commands, "report", _report, "write a comparison's report again")
@@ -384,7 +389,8 @@ def _interact(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from deltax.lab import shell
 
-    return shell.verify([catalog.find(key) for key in arguments.keys], arguments)
+    run = shell.rehearse if arguments.rehearse else shell.verify
+    return run([catalog.find(key) for key in arguments.keys], arguments)
 
 
 def _report(arguments: argparse.Namespace) -> None:

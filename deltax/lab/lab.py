@@ -19,6 +19,7 @@ from deltax.errors import UserError
 from deltax.expression import recipe as read
 from deltax.lab.engine import execute
 from deltax.lab.gain import speed_ratio
+from deltax.lab.plan import TUNING_SEED
 from deltax.lab.statistics import Interval, detectable, paired
 from deltax.lab.store import Result, Store
 from deltax.recipe import Part
@@ -166,6 +167,11 @@ class Lab:
         [result] = execute([job], store=self.store, engine=engine, on_event=self.on_event, keep_weights=True).values()
         self._scales[self.scale(recipe, job.steps)] = result.tokens
         return Trained(result, self.store)
+
+    def tuned(self, recipe: str | Part, rates: Sequence[float], *, steps: int | None = None) -> float:
+        """Which of these multiples of its learning rate gives the recipe the lowest score, on the seed for tuning."""
+        score = {rate: self.train(recipe, seed=TUNING_SEED, steps=steps, rate=rate).score for rate in rates}
+        return min(rates, key=lambda rate: score[rate] if math.isfinite(score[rate]) else math.inf)
 
     def compare(self, x: str | Part, y: str | Part, *, pairs: Any = None, **options: Any) -> Any:
         """`deltax.compare` of two recipes: a Comparison, with .better, .no_worse and .equivalent as verdicts."""

@@ -246,6 +246,28 @@ def verify(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> 
     return 1 if failed else 0
 
 
+def rehearse(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> int:
+    """`dx verify --rehearse`: measured claims run cut short, nothing stored. 1 when one of them does not run."""
+    from deltax.lab import rehearsal, terminal
+
+    found: dict[str, dict[str, str | None]] = {}
+    with terminal.Live() as live:
+        settings = {"engine": arguments.engine, "workers": arguments.workers or _cores(), "on_event": live.hear}
+        for record in records:
+            found[record.key] = {}
+            for name, fault in rehearsal.rehearse(record.key, only=arguments.claim, **settings):
+                found[record.key][name] = fault
+                if not arguments.json:
+                    said = f"{record.key}: {name} {f'does not run: {fault}' if fault else 'runs'}"
+                    live.console.print(said, markup=False, soft_wrap=True)
+    if not any(found.values()):
+        asked = f"measured claim {arguments.claim!r}" if arguments.claim else "measured claim"
+        raise UserError(f"no {asked} to rehearse in {', '.join(found)}: see dx show {next(iter(found))}")
+    if arguments.json:
+        _print(found)
+    return 1 if any(fault for faults in found.values() for fault in faults.values()) else 0
+
+
 def report(arguments: argparse.Namespace) -> None:
     """`dx report`: a stored comparison, written again."""
     from deltax.lab import report as pages

@@ -1,4 +1,4 @@
-"""What claims share: two models compared, a ratio of times judged."""
+"""What claims share: a small problem to learn, two models compared, a ratio of times judged."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +36,19 @@ def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> No
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def small_classifier() -> nn.Module:
+    """Five numbers to three classes, in float64, the same weights each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+
+
+def loss_on_batch(model: nn.Module, batch: int) -> Tensor:
+    """A classifier's loss on the `batch`-th of many random batches of nine."""
+    draw = torch.Generator().manual_seed(batch)
+    x, y = torch.randn(9, 5, generator=draw, dtype=torch.float64), torch.randint(3, (9,), generator=draw)
+    return nn.functional.cross_entropy(model(x), y)
 
 
 def faster(ratio: Any, least: float) -> Outcome:

@@ -14,6 +14,7 @@ from tiny import source, tiny
 from deltax import catalog, claim
 from deltax.lab import verify as verifying
 from deltax.lab.lab import Lab
+from deltax.lab.rehearsal import Rehearsal, rehearse
 from deltax.lab.store import Store
 from deltax.lab.verify import exclusive, verify
 from deltax.tasks.evaluation import Evaluation
@@ -61,6 +62,15 @@ def test_steps_default_to_those_of_the_recipe(text, lab):
 def test_rate_and_seed_make_other_runs(text, lab):
     scores = {lab.train(tiny(text), seed=s, steps=6, rate=r).score for s in lab.seeds(2) for r in (1.0, 2.0)}
     assert len(scores) == 4
+
+
+def test_the_tuned_rate_has_the_lowest_score_and_may_not_diverge(text, lab):
+    rates = (1e-6, 1.0, 1e9)
+    assert lab.tuned(tiny(text), rates, steps=6) == 1.0
+    assert lab.seen().count("started") == 3
+    assert (
+        lab.train(tiny(text), seed=0, steps=6, rate=1.0).score < lab.train(tiny(text), seed=0, steps=6, rate=1e-6).score
+    )
 
 
 def test_training_from_weights_is_a_run_of_its_own(text, lab):
@@ -274,6 +284,25 @@ def test_verify_only_one_claim_keeps_the_others(evidence, lab):
     assert after["exact"].keys() == before["exact"].keys()
     sentence(lambda: verify("a-test-paper", lab=lab, only="two_and_tow"), "no claim", "'two_and_two'")
     sentence(lambda: verify("a-test-papr", lab=lab), "no paper", "'a-test-paper'")
+
+
+def test_a_rehearsal_cuts_training_short(text, lab):
+    short = Rehearsal(lab.store)
+    assert len(short.train(tiny(text), seed=1000, steps=50).losses) == 2 and len(short.seeds(5)) == 2
+    assert len(short.train(tiny(text), seed=1000, steps=1).losses) == 1
+    compared = short.compare(tiny(text), tiny(text, "gpt+dyt"), budget="claim", pairs=12)
+    assert compared.plan.pairs == 2 and {arm.steps for arm in compared.plan.arms} == {2}
+
+
+def test_a_rehearsal_keeps_nothing(evidence, monkeypatch):
+    import a_test_paper
+
+    assert dict(rehearse("a-test-paper", engine="inline")) == {"above_one": None}
+    monkeypatch.setattr(a_test_paper, "above_one", _returns_nothing)
+    assert dict(rehearse("a-test-paper")) == {"above_one": "it returned None, no Verdict"}
+    monkeypatch.setattr(a_test_paper, "above_one", lambda lab: lab.trian())
+    assert "has no attribute 'trian'" in dict(rehearse("a-test-paper"))["above_one"]
+    assert not list(rehearse("a-test-paper", only="two_and_two")) and not evidence.exists()
 
 
 def test_evidence_that_is_damaged_or_cannot_be_written(evidence, lab):

@@ -184,24 +184,46 @@ def nothing_is_learnt_after_the_end():
 def equals_trl():
     """With the same log-probabilities, off the old policy and off the reference, the loss and its gradient equal trl's
     with loss_type "grpo"; so do the advantages, but for the 1e-4 that trl adds to the deviation."""
-    from collections import defaultdict
-    from types import SimpleNamespace
-
-    from trl import GRPOTrainer
     from trl.trainer.utils import nanstd
 
     model, batch = _tiny()
     batch = batch._replace(old=batch.old + 0.3 * torch.randn(6, 4), reference=batch.reference + torch.randn(6, 4))
-    new = lambda *_, **__: (log_probs(model, batch.tokens, 4), torch.zeros(6, 4), None)
-    trainer = SimpleNamespace(  # what the loss reads of a trainer whose GRPOConfig is loss_type="grpo", beta=0.04
-        **{"loss_type": "grpo", "beta": 0.04, "epsilon_low": 0.2, "epsilon_high": 0.2, "top_entropy_quantile": 1.0},
-        **{"importance_sampling_level": "token", "off_policy_mask_threshold": None, "use_vllm": False},
-        **{"aux_loss_enabled": False, "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1},
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+    theirs, metrics = trl_loss(model, batch, loss_type="grpo")
+    losses = group_relative(model, batch).mean(), theirs
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)
+    weights = list(model.policy.parameters())
+    torch.testing.assert_close(*(torch.autograd.grad(loss, weights) for loss in losses), rtol=1e-10, atol=1e-12)
+    assert 0 < metrics["clip_ratio/region_mean"][0] < 1
+    rewards = torch.rand(5, 7, dtype=torch.float64)
+    centred = rewards - rewards.mean(1, keepdim=True)
+    torch.testing.assert_close(
+        advantages_of(rewards), centred / (nanstd(rewards, dim=1)[:, None] + 1e-4), rtol=1e-3, atol=0
+    )
+
+
+def trl_loss(
+    model: nn.Module, batch: Any, loss_type: str, delta: float | None = None
+) -> tuple[Tensor, dict[str, list[float]]]:
+    """The loss that trl computes of these rollouts of four tokens with beta 0.04, and its metrics."""
+    from collections import defaultdict
+    from types import SimpleNamespace
+
+    from trl import GRPOTrainer
+
+    trainer = SimpleNamespace(  # what the loss reads of a trainer
+        **{"loss_type": loss_type, "beta": 0.04, "epsilon_low": 0.2, "epsilon_high": 0.2},
+        **{"top_entropy_quantile": 1.0, "importance_sampling_level": "token", "off_policy_mask_threshold": None},
+        **{"use_vllm": False, "aux_loss_enabled": False, "_entropy_bonus_enabled": False},
+        current_gradient_accumulation_steps=1,
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=delta),
         accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
         model=model,
         _metrics={"train": defaultdict(list)},
-        _get_per_token_logps_and_entropies=new,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (
+            log_probs(model, batch.tokens, 4),
+            torch.zeros(len(batch.tokens), 4),
+            None,
+        ),
     )
     inputs = {
         "prompt_ids": batch.tokens[:, :-4],
@@ -212,16 +234,7 @@ def equals_trl():
         "old_per_token_logps": batch.old,
         "ref_per_token_logps": batch.reference,
     }
-    losses = group_relative(model, batch).mean(), GRPOTrainer._compute_loss(trainer, model, inputs)
-    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)
-    weights = list(model.policy.parameters())
-    torch.testing.assert_close(*(torch.autograd.grad(loss, weights) for loss in losses), rtol=1e-10, atol=1e-12)
-    assert 0 < trainer._metrics["train"]["clip_ratio/region_mean"][0] < 1
-    rewards = torch.rand(5, 7, dtype=torch.float64)
-    centred = rewards - rewards.mean(1, keepdim=True)
-    torch.testing.assert_close(
-        advantages_of(rewards), centred / (nanstd(rewards, dim=1)[:, None] + 1e-4), rtol=1e-3, atol=0
-    )
+    return GRPOTrainer._compute_loss(trainer, model, inputs), trainer._metrics["train"]
 
 
 @claim.measured(paper="DeepSeekMath-Instruct 7B to RL: GSM8K 82.9 to 88.2, MATH 46.8 to 51.7 (Table 5)")

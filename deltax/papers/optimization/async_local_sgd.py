@@ -22,6 +22,7 @@ from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.diloco import diloco
 from deltax.papers.optimization.nesterov_outer import outer_nesterov
 from deltax.papers.optimization.sgd import sgd
+from deltax.parts.checking import loss_on_batch, small_classifier
 from deltax.parts.replicas import Replicas, assign, flat
 
 
@@ -159,13 +160,13 @@ def at_every_push_momentum_overcounts():
 @claim
 def one_worker_has_nobody_to_wait_for():
     """With one worker and N = 1 it is DiLoCo with one worker, to rounding."""
-    ours, theirs = _model(), _model()
+    ours, theirs = small_classifier(), small_classifier()
     a = (gpt + sgd(rate=0.1) + async_local_sgd(speeds=(3.0,), every=4))["optimizer"](ours)
     b = (gpt + sgd(rate=0.1) + diloco(workers=1, every=4))["optimizer"](theirs)
     for step in range(12):
         for model, optimizer in ((ours, a), (theirs, b)):
             optimizer.zero_grad()
-            _loss(model, step).backward()
+            loss_on_batch(model, step).backward()
             optimizer.step()
     torch.testing.assert_close(flat(a.shared), flat(b.shared), rtol=1e-10, atol=1e-10)
 
@@ -175,11 +176,11 @@ def steps_are_taken_in_the_order_of_their_ends():
     """Workers of speeds 1, 1, 2, 4 take steps in these proportions, no time goes backwards, and with dynamic local
     updates all come back after the same time, where with equal steps the slow ones come back four times as late.
     """
-    model = _model()
+    model = small_classifier()
     optimizer = (gpt + sgd(rate=0.0) + async_local_sgd(every=8))["optimizer"](model)
     before = 0.0
     for _ in range(80):
-        _loss(model, 0).backward()
+        loss_on_batch(model, 0).backward()
         optimizer.step()
         assert optimizer.time >= before
         before = optimizer.time
@@ -217,14 +218,3 @@ def better_in_the_same_time(lab):
 
 def _small(lab) -> Part:
     return lab.recipe("gpt(dim=48, depth=2)").put("loop.batch", 8)
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-
-
-def _loss(model: nn.Module, batch: int) -> Tensor:
-    draw = torch.Generator().manual_seed(batch)
-    x, y = torch.randn(9, 5, generator=draw, dtype=torch.float64), torch.randint(3, (9,), generator=draw)
-    return nn.functional.cross_entropy(model(x), y)

@@ -13,7 +13,7 @@ schedule over all of the run's steps. The paper starts from a model trained sync
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deltax import Part, claim, paper
 from deltax.papers.language.gpt import gpt
@@ -21,6 +21,7 @@ from deltax.papers.optimization.adamw import adamw
 from deltax.papers.optimization.local_sgd import LocalSteps, local_sgd
 from deltax.papers.optimization.nesterov_outer import nesterov_outer
 from deltax.papers.optimization.sgd import sgd
+from deltax.parts.checking import loss_on_batch, small_classifier
 from deltax.parts.exchange import ring_bytes
 from deltax.parts.replicas import flat
 
@@ -44,18 +45,18 @@ def meeting_every_step_without_momentum_is_data_parallelism():
     """With H = 1, SGD inside, and outside rate 1 without momentum, it is synchronous data parallelism: after every
     round, the weights of one SGD on the mean gradient of the workers.
     """
-    apart, together = _model(), _model()
+    apart, together = small_classifier(), small_classifier()
     ours = _optimizer(apart, sgd(rate=0.2, momentum=0.0), every=1, outer_rate=1.0, outer_momentum=0.0)
     theirs = torch.optim.SGD(together.parameters(), lr=0.2)
     for round in range(10):
         theirs.zero_grad()
         for worker in range(3):
             _step(apart, ours, 3 * round + worker)
-            (_loss(together, 3 * round + worker) / 3).backward()
+            (loss_on_batch(together, 3 * round + worker) / 3).backward()
         theirs.step()
         for p, q in zip(ours.shared, together.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
-    assert (apart[0].weight - _model()[0].weight).abs().max() > 0.02
+    assert (apart[0].weight - small_classifier()[0].weight).abs().max() > 0.02
 
 
 @claim
@@ -63,7 +64,7 @@ def one_worker_without_momentum_is_lookahead():
     """One worker with outer rate a and no outer momentum is Lookahead (arXiv:1907.08610): after every H steps of AdamW
     the slow weights move by a times the way to the fast ones, which start again from there.
     """
-    alone, fast = _model(), _model()
+    alone, fast = small_classifier(), small_classifier()
     ours = _optimizer(alone, adamw(rate=0.05, decay=0.0), workers=1, every=4, outer_rate=0.6, outer_momentum=0.0)
     inner = torch.optim.AdamW(fast.parameters(), lr=0.05, weight_decay=0.0, fused=True)
     slow = [p.detach().clone() for p in fast.parameters()]
@@ -81,7 +82,7 @@ def a_worker_that_misses_a_round_goes_on_alone():
     """The others' round is as if it were not there: they meet at their own mean; it goes on from its own weights, and
     the next round finds its pseudo-gradient against what is shared by then.
     """
-    model = _model()
+    model = small_classifier()
     ours = _optimizer(model, sgd(rate=0.1, momentum=0.0), every=2, outer_rate=1.0, outer_momentum=0.0)
     missing = lambda round, worker: (round, worker) != (1, 2)
     ours.attendance = missing
@@ -102,12 +103,12 @@ def bytes_a_step_fall_as_one_over_h():
     """What each worker sends is 2 (P - 1) / P of the model a round, chunks rounded up: H = 5 sends a fifth of H = 1."""
     counted = {}
     for every in (1, 5):
-        model = _model()
+        model = small_classifier()
         ours = _optimizer(model, adamw(), every=every)
         for turn in range(30):
             _step(model, ours, turn)
         counted[every] = ours.exchange.sent
-    numbers = sum(p.numel() for p in _model().parameters())
+    numbers = sum(p.numel() for p in small_classifier().parameters())
     assert counted == {1: 10 * ring_bytes(numbers, 3, width=8), 5: 2 * ring_bytes(numbers, 3, width=8)}
 
 
@@ -157,16 +158,5 @@ def _optimizer(model: nn.Module, inner: Any, *, workers: int = 3, **options: Any
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int) -> None:
     optimizer.zero_grad()
-    _loss(model, batch).backward()
+    loss_on_batch(model, batch).backward()
     optimizer.step()
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-
-
-def _loss(model: nn.Module, batch: int) -> Tensor:
-    draw = torch.Generator().manual_seed(batch)
-    x, y = torch.randn(9, 5, generator=draw, dtype=torch.float64), torch.randint(3, (9,), generator=draw)
-    return nn.functional.cross_entropy(model(x), y)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from deltax import Part, UserError, claim, paper, part
 from deltax.papers.optimization.sgd import sgd
 from deltax.parts import optimizers
+from deltax.parts.checking import loss_on_batch
 from deltax.parts.exchange import Exact, Ring, ring_bytes
 from deltax.parts.replicas import Replicas, assign, flat
 
@@ -109,10 +110,10 @@ def meeting_after_every_step_is_data_parallelism():
         for step in range(10):
             theirs.zero_grad()
             for worker in range(3):
-                _loss(local, 3 * step + worker).backward()
+                loss_on_batch(local, 3 * step + worker).backward()
                 ours.step()
                 ours.zero_grad()
-                (_loss(together, 3 * step + worker) / 3).backward()
+                (loss_on_batch(together, 3 * step + worker) / 3).backward()
             theirs.step()
             for p, q in zip(ours.shared, together.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
@@ -128,7 +129,7 @@ def one_worker_is_sgd():
     for step in range(9):
         for model, optimizer in ((alone, ours), (plain, theirs)):
             optimizer.zero_grad()
-            _loss(model, step).backward()
+            loss_on_batch(model, step).backward()
             optimizer.step()
     for p, q in zip(alone.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
@@ -145,12 +146,12 @@ def a_round_ends_at_the_mean():
         optimizer = optimizers.sgd(alone)
         for step in range(5):
             optimizer.zero_grad()
-            _loss(alone, 3 * step + worker).backward()
+            loss_on_batch(alone, 3 * step + worker).backward()
             optimizer.step()
         ends.append(flat(list(alone.parameters())).detach())
     for turn in range(15):
         ours.zero_grad()
-        _loss(model, turn).backward()
+        loss_on_batch(model, turn).backward()
         ours.step()
     torch.testing.assert_close(flat(ours.shared).detach(), torch.stack(ends).mean(0), rtol=1e-12, atol=1e-12)
     assert (ends[0] - ends[1]).abs().max() > 0.01
@@ -164,7 +165,7 @@ def communication_falls_as_one_over_h():
         ours = LocalSteps(model, inner=part(optimizers.sgd), workers=workers, every=every)
         for turn in range(12 * workers):
             ours.zero_grad()
-            _loss(model, turn).backward()
+            loss_on_batch(model, turn).backward()
             ours.step()
         numbers = sum(p.numel() for p in model.parameters())
         assert ours.exchange.sent == 12 // every * ring_bytes(numbers, workers, width=8)
@@ -194,10 +195,3 @@ def as_good_as_meeting_every_step(lab):
 def _regression() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 3)).double()
-
-
-def _loss(model: nn.Module, batch: int) -> Tensor:
-    """Logistic regression on one of many random batches."""
-    draw = torch.Generator().manual_seed(batch)
-    x, y = torch.randn(7, 5, generator=draw, dtype=torch.float64), torch.randint(3, (7,), generator=draw)
-    return nn.functional.cross_entropy(model(x), y)

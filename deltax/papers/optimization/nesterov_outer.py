@@ -12,12 +12,13 @@ momentum 0.9.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltax import Part, claim, paper, part
 from deltax.papers.optimization.local_sgd import LocalSteps, average, local_sgd
 from deltax.papers.optimization.nesterov import descend_ahead, nesterov
 from deltax.parts import optimizers
+from deltax.parts.checking import loss_on_batch, small_classifier
 from deltax.parts.exchange import Ring
 from deltax.parts.replicas import flat
 
@@ -70,7 +71,7 @@ def equals_a_loop_over_torchs_optimizers():
     """
     import copy
 
-    shared = _model()
+    shared = small_classifier()
     models = [copy.deepcopy(shared) for _ in range(3)]
     inners = [torch.optim.AdamW(m.parameters(), lr=0.05, betas=(0.9, 0.95), weight_decay=0.0) for m in models]
     outer = torch.optim.SGD(shared.parameters(), lr=0.7, momentum=0.9, nesterov=True)
@@ -79,7 +80,7 @@ def equals_a_loop_over_torchs_optimizers():
             model.load_state_dict(shared.state_dict())
             for step in range(5):
                 inner.zero_grad()
-                _loss(model, 3 * (5 * round + step) + worker).backward()
+                loss_on_batch(model, 3 * (5 * round + step) + worker).backward()
                 inner.step()
         for p, *moved in zip(shared.parameters(), *(m.parameters() for m in models), strict=True):
             p.grad = p.detach() - torch.stack([q.detach() for q in moved]).mean(0)
@@ -113,24 +114,13 @@ class _Watched(Ring):
 
 def _train(outer: Part) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Four rounds of five steps of three workers: what is shared, and before each round with the mean it found."""
-    model, before = _model(), []
+    model, before = small_classifier(), []
     inner = part(optimizers.adamw, rate=0.05, decay=0.0)
     optimizer = LocalSteps(model, inner=inner, workers=3, every=5, outer=outer, exchange=part(_Watched))
     for turn in range(60):
         if turn % 15 == 0:
             before.append(flat(optimizer.shared).detach().clone())
         optimizer.zero_grad()
-        _loss(model, turn).backward()
+        loss_on_batch(model, turn).backward()
         optimizer.step()
     return flat(optimizer.shared).detach(), list(zip(before, optimizer.exchange.found, strict=True))
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-
-
-def _loss(model: nn.Module, batch: int) -> Tensor:
-    draw = torch.Generator().manual_seed(batch)
-    x, y = torch.randn(9, 5, generator=draw, dtype=torch.float64), torch.randint(3, (9,), generator=draw)
-    return nn.functional.cross_entropy(model(x), y)

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
-from deltax.papers.language.grpo import Rollouts, group_relative, grpo, k3, log_probs, rollouts
+from deltax.papers.language.grpo import Rollouts, group_relative, grpo, k3, log_probs, rollouts, trl_loss
 from deltax.papers.rl.ppo import ppo
 from deltax.papers.systems.shardcast import shardcast
 from deltax.papers.systems.toploc import Limits, Proof, last_hidden, toploc, verify
@@ -311,11 +311,6 @@ def what_strangers_send_is_verified():
 def equals_trl():
     """Far off the old policy the loss and its gradient equal trl's with delta=4 and loss_type "bnpo", which takes the
     mean over all tokens."""
-    from collections import defaultdict
-    from types import SimpleNamespace
-
-    from trl import GRPOTrainer
-
     from deltax.papers.language.gpt import gpt
 
     tree, task = gpt + grpo(group=3, questions=2), Arithmetic()
@@ -323,30 +318,8 @@ def equals_trl():
     batch = rollouts(model, task, 0, size=6, seed=0, group=3)
     old, reference = (x + scale * torch.randn(6, 4) for x, scale in ((batch.old, 2.0), (batch.reference, 0.5)))
     batch = batch._replace(said=batch.said.double(), old=old, reference=reference, advantages=torch.randn(6).double())
-    trainer = SimpleNamespace(  # what the loss reads of a trainer
-        **{"loss_type": "bnpo", "beta": 0.04, "epsilon_low": 0.2, "epsilon_high": 0.2, "top_entropy_quantile": 1.0},
-        **{"importance_sampling_level": "token", "off_policy_mask_threshold": None, "use_vllm": False},
-        **{"aux_loss_enabled": False, "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1},
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=4.0),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
-        model=model,
-        _metrics={"train": defaultdict(list)},
-        _get_per_token_logps_and_entropies=lambda *_, **__: (
-            log_probs(model, batch.tokens, 4),
-            torch.zeros(6, 4),
-            None,
-        ),
-    )
-    inputs = {
-        "prompt_ids": batch.tokens[:, :-4],
-        "prompt_mask": torch.ones_like(batch.tokens[:, :-4]),
-        "completion_ids": batch.tokens[:, -4:],
-        "completion_mask": batch.said,
-        "advantages": batch.advantages,
-        "old_per_token_logps": batch.old,
-        "ref_per_token_logps": batch.reference,
-    }
-    losses = two_sided_relative(model, batch).mean(), GRPOTrainer._compute_loss(trainer, model, inputs)
+    theirs, _ = trl_loss(model, batch, loss_type="bnpo", delta=4.0)
+    losses = two_sided_relative(model, batch).mean(), theirs
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)
     weights = list(model.policy.parameters())
     torch.testing.assert_close(*(torch.autograd.grad(loss, weights) for loss in losses), rtol=1e-10, atol=1e-12)
