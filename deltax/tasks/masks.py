@@ -18,7 +18,7 @@ from deltax.shapes import Images, PerExample
 from deltax.tasks.coco import CocoScenes, Outline
 from deltax.tasks.evaluation import Evaluation, held_out
 from deltax.tasks.pictures import report
-from deltax.tasks.scenes import Layout, compose, gallery, judge, written
+from deltax.tasks.scenes import HALO, TRUE, Layout, compose, gallery, judge, written
 
 
 class MaskBatch(NamedTuple):
@@ -306,5 +306,6 @@ def draw_masks(
             y, x = mask.nonzero()[0].tolist()
             written(axes, x, y, label, score, names)
         for mask in () if truth is None else truth.masks[i][truth.labels[i] >= 0]:
-            axes.contour(mask.numpy(force=True), [0.5], colors="tab:gray", linestyles="--", linewidths=0.9)
+            outline = axes.contour(mask.numpy(force=True), [0.5], colors=TRUE, linestyles="--", linewidths=0.9)
+            outline.set(path_effects=HALO)
     return figure

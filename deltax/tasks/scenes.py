@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
@@ -253,7 +254,7 @@ def draw(
     for i, axes in enumerate(panels):
         if truth is not None:
             for box in corners(truth.boxes[i][truth.labels[i] >= 0]).tolist():
-                axes.add_patch(_rectangle(box, wide, high, color="tab:gray", linestyle="--"))
+                axes.add_patch(_rectangle(box, wide, high, color=TRUE, linestyle="--", path_effects=HALO))
         things = zip(*(t[i].tolist() for t in (*found[:2], corners(found.boxes))), strict=True)
         for score, label, box in sorted(things):  # the surest on top
             if score >= threshold:
@@ -287,6 +288,7 @@ def gallery(images: Images, *, light: str = "paper") -> tuple[Figure, list[Axes]
     return figure, panels[:count]
 
 
+TRUE, HALO = "0.3", [withStroke(linewidth=2.5, foreground="white")]  # seen on ink and on photographs
 HIDDEN = (0.72, 0.79, 0.9)  # where an image is NaN
 
 
