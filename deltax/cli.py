@@ -112,6 +112,7 @@ def _add_training(commands: Any) -> None:
     it.add_argument(
         "--patience", type=float, default=600, metavar="SECONDS", help="how long they wait for each other (default 600)"
     )
+    it.add_argument("--report", metavar="FILE", help="an .html page of the run: what it makes of held-out pictures")
     it.add_argument("--log", action="append", default=[], metavar="TRACKER", help="tensorboard, wandb, trackio, mlflow")
     _data_options(it)
     _store_option(it)

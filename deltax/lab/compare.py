@@ -117,6 +117,9 @@ def _carry_out(plan: Plan, runs: Runs, store: Store) -> Comparison:
         spent=_spent(plan, runs, tuning, scored),
         environment=_environment(plan),
         earlier=_earlier(store, plan),
+        pictures={
+            t.arm.name: drawn for t, jobs in zip(tuned, scored, strict=True) if (drawn := runs[jobs[0]].pictures)
+        },
     )
 
 

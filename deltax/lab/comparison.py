@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -93,6 +93,7 @@ class Comparison:
     ladder     X's own strips and losses at other budgets, or the sentence that says why there are none
     spent      training FLOPs and runs of each phase
     earlier    comparisons on this evaluation data before this one
+    pictures   of each row by its name, captions with SVG: what its first pair's run makes of held-out pictures
     """
 
     plan: Plan
@@ -101,6 +102,7 @@ class Comparison:
     spent: dict[str, dict[str, float]]
     environment: dict[str, Any]
     earlier: int
+    pictures: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def scale(self) -> str:
@@ -193,6 +195,7 @@ class Comparison:
                 "spent": self.spent,
                 "environment": self.environment,
                 "earlier": self.earlier,
+                "pictures": self.pictures,
             }
         )
 

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 COLOURS = ("#7c8594", "#2f7fd6", "#e07020", "#1f9d6b", "#a05bd0", "#d64550", "#a88a10", "#2aa0b0")
-_INK = "#010203"  # stands for the text's colour until the SVG is written
-_STYLE = {
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+INK = "#010203"  # stands for the text's colour until the SVG is written
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
-    "grid.color": _INK,
+    "grid.color": INK,
     "grid.alpha": 0.12,
     "axes.grid": True,
 }
@@ -38,6 +38,18 @@ def curves(record: dict[str, Any]) -> str:
         axes.legend()
 
     return _svg("curves", draw)
+
+
+def loss(losses: Sequence[tuple[int, float]]) -> str | None:
+    """One run's training loss over its steps."""
+    if not losses:
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot(*zip(*losses, strict=True), color=COLOURS[1], linewidth=1.5)
+        axes.set(xlabel="step", ylabel="training loss")
+
+    return _svg("loss", draw)
 
 
 def strips(record: dict[str, Any]) -> str:
@@ -92,7 +104,7 @@ def pairs(record: dict[str, Any]) -> str:
             if against["mean"] is not None and against["low"] is not None and against["high"] is not None:
                 error = [[against["mean"] - against["low"]], [against["high"] - against["mean"]]]
                 axes.errorbar([against["mean"]], [at + 0.2], xerr=error, fmt="D", color=colour, capsize=4, markersize=5)
-        axes.axvline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         x = record["rows"][0]["name"]
         axes.set(xlabel=f"difference from {x}, {record['unit']} (left is better)", ylim=(-0.5, len(others)))
         axes.set_yticks(range(len(others)), [row["name"] for row, _ in others])
@@ -112,17 +124,23 @@ def _log2(axes: Axes, ticks: Sequence[float]) -> None:
 
 
 def _svg(name: str, draw: Callable[[Axes], None], *, width: float = 6.4, height: float = 3.6) -> str:
-    """The same drawing gives the same text; ids are the figure's own, so that several share a page."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), io.StringIO() as file:
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.subplots())
+        return inline(figure, name)
+
+
+def inline(figure: Figure, name: str) -> str:
+    """A figure drawn in `STYLE` as SVG for a page. The same drawing gives the same text; ids are the figure's own, so
+    that several share a page."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), io.StringIO() as file:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = file.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font-family: [^;]*;", "font-family: inherit;", text)
-    # Groups are numbered alike in every figure, and nothing refers to them.
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    # Groups and images are numbered alike in every figure, and nothing refers to them.
+    text = re.sub(r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1", text)
     return re.sub(
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*"', r'\1\2role="img"', text, count=1
     )

@@ -16,6 +16,7 @@ from deltax.lab.numerals import millions
 
 if TYPE_CHECKING:
     from deltax.lab.comparison import Comparison
+    from deltax.lab.store import Result
 
 Record = dict[str, Any]
 MINUS = "\u2212"
@@ -26,7 +27,11 @@ def save(comparison: "Comparison | Record", path: Path | str) -> Path:
     """Write a report, .html, .md or .json, whole or not at all. Raises UserError for other endings and full disks."""
     path = Path(path)
     check(path)
-    text = {".html": html, ".md": markdown, ".json": as_json}[path.suffix](_record(comparison))
+    return written({".html": html, ".md": markdown, ".json": as_json}[path.suffix](_record(comparison)), path)
+
+
+def written(text: str, path: Path) -> Path:
+    """A file with this text, whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,11 +44,16 @@ def save(comparison: "Comparison | Record", path: Path | str) -> Path:
     return path
 
 
-def check(path: Path | str) -> None:
-    """Find out before an experiment, not after it. Raises UserError for other endings and closed folders."""
-    path = Path(path)
-    if path.suffix not in (".html", ".md", ".json"):
-        raise UserError(f"a report is an .html, .md or .json file, not {path.name!r}")
+def check(path: Path | str, *endings: str) -> None:
+    """Find out before an experiment, not after it. Raises UserError for other endings and closed folders.
+
+    endings  of this report; by default those of a comparison's
+    """
+    path, (*others, last) = Path(path), endings or (".html", ".md", ".json")
+    if path.suffix not in (*others, last):
+        raise UserError(
+            f"this report is an {', '.join(others)}{' or ' if others else ''}{last} file, not {path.name!r}"
+        )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}; choose another place for the report")
@@ -67,8 +77,22 @@ def html(comparison: "Comparison | Record") -> str:
         verdicts=verdicts(record),
         checklist=checklist(record),
         colours=figures.COLOURS,
-        figures={caption: Markup(svg) for caption, svg in drawn.items() if svg},
+        figures=_inline(drawn),
+        pictures={name: _inline(drawn) for name, drawn in record.get("pictures", {}).items()},
     )
+
+
+def of_run(result: "Result", unit: str) -> str:
+    """One run's page: its score, its training loss, and what it makes of held-out pictures."""
+    job = result.job
+    environment = Environment(loader=PackageLoader("deltax.lab"), autoescape=True, undefined=StrictUndefined)
+    facts = [("held out", f"{_number(result.score, '.4f', 'diverged')} {unit}" if not result.diverged else "diverged")]
+    facts += [(name, _number(value, ".4g")) for name, value in result.metrics.items()]
+    facts += [("run", f"{job.id}, seed {job.seed}, {len(result.losses)} steps, rate ×{job.rate:g}")]
+    facts += [("spent", f"{result.tokens:,} tokens in {result.seconds:.0f} s")]
+    facts += [(what, str(value)) for what, value in result.environment.items()]
+    drawn = {"Training loss": figures.loss(result.losses), **result.pictures}
+    return environment.get_template("run.html").render(title=job.recipe.title, facts=facts, figures=_inline(drawn))
 
 
 def markdown(comparison: "Comparison | Record") -> str:
@@ -185,6 +209,11 @@ def checklist(record: Record) -> list[tuple[str, str]]:
         ("Environment", ", ".join(f"{what} {value}" for what, value in record["environment"].items())),
     ]
     return answers
+
+
+def _inline(drawn: dict[str, str | None]) -> dict[str, Markup]:
+    """Drawings of ours by their captions, to stand in a page as they are."""
+    return {caption: Markup(svg) for caption, svg in drawn.items() if svg}
 
 
 def _ladder(record: Record, x: str) -> str:

@@ -29,6 +29,10 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     from deltax.train.job import Job, loop_of
     from deltax.train.machine import Machine
 
+    if arguments.report:
+        from deltax.lab import report as pages
+
+        pages.check(arguments.report, ".html")
     kernels: list[str] | None = []
     store = Store(arguments.store)
     layout = None if arguments.mesh is None else mesh.Mesh.parse(arguments.mesh)
@@ -51,6 +55,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     assert result is not None
     task = job.recipe["task"]()
     unit = task.unit
+    if arguments.report:
+        _run_report(result, task, store, Path(arguments.report))
     if arguments.json:
         facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
         facts |= {"tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged}
@@ -63,7 +69,23 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
         for line in kernels or ():
             print(f"kernel on {line}")
         speaks = hasattr(task, "encode") and hasattr(task, "decode")
+        if arguments.report:
+            print(f"report: {arguments.report}")
         print(f"run {job.id}" + (f"; go on with: dx sample {job.id[:8]} 'Once'" if speaks else ""))
+
+
+def _run_report(result: Any, task: Any, store: Store, path: Path) -> None:
+    """A page of one run."""
+    from dataclasses import replace
+
+    from deltax.lab import report as pages
+    from deltax.lab.lab import Trained
+    from deltax.lab.pictures import pictures
+
+    if not result.diverged:
+        drawn = pictures(result.job.recipe, task, Trained(result, store).model)
+        result = replace(result, pictures=drawn)
+    pages.written(pages.of_run(result, task.unit), path)
 
 
 def _on_a_mesh(

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,7 @@ class Result:
     tokens, seconds     spent on training, over all its interruptions
     environment         machine and versions
     weights_file        the final weights, where they were kept
+    pictures            captions with SVG: what it makes of held-out pictures, of a run that reports show
     """
 
     job: "Job"
@@ -73,6 +74,7 @@ class Result:
     diverged: bool
     environment: dict[str, Any]
     weights_file: Path | None = None
+    pictures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Store:
         """Keep a finished run, give up its lease and delete its checkpoint."""
         arrays = {name: np.asarray(getattr(result, name)) for name in ("values", "weights", "clusters")}
         facts = {"metrics": result.metrics, "losses": result.losses, "environment": result.environment}
+        facts |= {"pictures": result.pictures} if result.pictures else {}
         self._write(
             """INSERT INTO runs (id, title, job, step, finished, score, diverged, tokens, seconds, facts, arrays)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -359,6 +362,7 @@ class Store:
             diverged=bool(row["diverged"]),
             environment=facts["environment"],
             weights_file=weights_file if weights_file.exists() else None,
+            pictures=facts.get("pictures", {}),
         )
 
     def _line(self, row: sqlite3.Row) -> Line:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from deltax.errors import StoreError, UserError
 from deltax.lab.lease import Worker
 from deltax.lab.store import Result, Store
 from deltax.train import checkpoint
-from deltax.train.job import Job, code_version
+from deltax.train.job import Job, code_version, task_of
 from deltax.train.loop import Outcome, Progress, Stop, train
 from deltax.train.machine import Machine
 
 TELL_EVERY = 0.5
 BEAT_EVERY = 10.0
+FIRST_PAIR = 1  # the first of `deltax.lab.plan.pair_seeds`, whose runs are drawn
 UNDER_WAY = ("started", "step", "restarted")
 
 
@@ -59,7 +60,10 @@ def work(job: Job, store: Store, worker: Worker, tell: Tell, stop: Callable[[], 
             outcome = train(job, weights=start, save_to=store.checkpoint_of(job), on_step=pace)
         if keep_weights and not outcome.diverged:
             checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
-        store.put(result_of(job, outcome))
+        result = result_of(job, outcome)
+        store.put(result)
+        if job.seed == FIRST_PAIR and not outcome.diverged and (drawn := _drawn(job, outcome)):
+            store.put(replace(result, pictures=drawn))
         tell(Message("finished", job.id, outcome.progress.step, losses=pace.untold(outcome.progress)))
     except Stop:
         _release(job, store, worker)
@@ -87,6 +91,16 @@ def result_of(job: Job, outcome: Outcome) -> Result:
         diverged=outcome.diverged,
         environment={**Machine.here().describe(), "deltax": __version__, "code": code_version(job.recipe)},
     )
+
+
+def _drawn(job: Job, outcome: Outcome) -> dict[str, str]:
+    """The pictures of a run that reports show."""
+    task = task_of(job.recipe)
+    if "channels" not in task.facts:
+        return {}
+    from deltax.lab.pictures import pictures  # loads matplotlib
+
+    return pictures(job.recipe, task, outcome.model)
 
 
 class _Pace:

@@ -17,7 +17,7 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 """What a page may load: its own files. `frame-ancestors` counts only as a header; the server adds it."""
-ALONE = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
 """For a figure or a report, which is whole in itself: its own styles, and neither scripts nor anything from outside."""
 
 

@@ -18,7 +18,7 @@ from deltax.shapes import Images, PerExample
 from deltax.tasks.coco import CocoScenes, Outline
 from deltax.tasks.evaluation import Evaluation, held_out
 from deltax.tasks.pictures import report
-from deltax.tasks.scenes import Layout, compose, gallery, judge
+from deltax.tasks.scenes import HALO, TRUE, Layout, compose, gallery, judge, written
 
 
 class MaskBatch(NamedTuple):
@@ -285,17 +285,27 @@ def whose(batch: MaskBatch) -> Int[Tensor, "B Y X 2"]:
     return torch.stack([torch.where(number >= 0, label, -1), number], -1)
 
 
-def draw_masks(images: Images, found: Segments, truth: MaskBatch | None = None, *, threshold: float = 0.5) -> Figure:
+def draw_masks(
+    images: Images,
+    found: Segments,
+    truth: MaskBatch | None = None,
+    *,
+    threshold: float = 0.5,
+    names: Sequence[str] | None = None,
+    light: str = "paper",
+) -> Figure:
     """Up to eight images with what was found in them: the pixels of each thing, its class and score, in a colour of
-    its class; dashed outlines for the truth."""
-    figure, panels = gallery(images)
+    its class; dashed outlines for the truth. `names` and `light` are those of `deltax.tasks.scenes.draw`."""
+    figure, panels = gallery(images, light=light)
     for i, axes in enumerate(panels):
-        for score, label, mask in zip(found.scores[i].tolist(), found.labels[i].tolist(), found.masks[i], strict=True):
+        for k in found.scores[i].argsort().tolist():  # the surest on top
+            score, label, mask = found.scores[i, k].item(), int(found.labels[i, k]), found.masks[i, k]
             if score < threshold or not mask.any():
                 continue
             axes.imshow(mask.numpy(force=True)[..., None] * np.array(to_rgba(f"C{label % 10}", 0.55)))
             y, x = mask.nonzero()[0].tolist()
-            axes.text(x, y - 1, f"{label} {score:.2f}", color=f"C{label % 10}", fontsize=7)
+            written(axes, x, y, label, score, names)
         for mask in () if truth is None else truth.masks[i][truth.labels[i] >= 0]:
-            axes.contour(mask.numpy(force=True), [0.5], colors="tab:gray", linestyles="--", linewidths=0.9)
+            outline = axes.contour(mask.numpy(force=True), [0.5], colors=TRUE, linestyles="--", linewidths=0.9)
+            outline.set(path_effects=HALO)
     return figure

@@ -51,7 +51,8 @@ def read_picture(path: Path, name: str) -> Pixels:
                 picture = Image.alpha_composite(over, picture.convert("RGBA"))
             pixels = np.asarray(picture.convert("L" if grey else "RGB"))
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no picture: save it again as PNG or JPEG") from error
+        what = "is no picture" if path.stat().st_size else "is an empty file"
+        raise UserError(f"{name} {what}: save it again as PNG or JPEG") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{name} has more pixels than Pillow will unpack: make it smaller") from error
     except PermissionError as error:
@@ -232,7 +233,8 @@ def _load(root: Path, stamps: tuple[tuple[str, int, int], ...], size: int, chann
     if policy == "stop":
         report(root.name, faults, policy)
     if len(trained) < 2:
-        raise UserError(f"{root.name} holds pictures of {len(trained)} classes: give a folder with at least two")
+        count = f"{len(trained)} class" if len(trained) == 1 else f"{len(trained)} classes"
+        raise UserError(f"{root.name} holds pictures of {count}: give a folder with at least two")
     classes = tuple(sorted(trained))
     channels = channels or (1 if all(p.shape[-1] == 1 for *_, p in found) else 3)
     pixels = np.stack([fitted(p, size, channels) for *_, p in found])

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
@@ -234,35 +235,73 @@ def judge(objects: list[dict], answers: list[dict], images: list[dict], kind: st
     return {"AP": float(judged.stats[0]), "AP50": float(judged.stats[1])}
 
 
-def draw(images: Images, found: Detections, truth: Batch | None = None, *, threshold: float = 0.5) -> Figure:
-    """Up to eight images with what was found in them: solid boxes with class and score, dashed ones for the truth."""
-    figure, panels = gallery(images)
+def draw(
+    images: Images,
+    found: Detections,
+    truth: Batch | None = None,
+    *,
+    threshold: float = 0.5,
+    names: Sequence[str] | None = None,
+    light: str = "paper",
+) -> Figure:
+    """Up to eight images with what was found in them: solid boxes with class and score, dashed ones for the truth.
+
+    names  of the classes; their numbers without
+    light  that of `framed`
+    """
+    figure, panels = gallery(images, light=light)
     wide, high = images.shape[-1], images.shape[-2]
     for i, axes in enumerate(panels):
         if truth is not None:
             for box in corners(truth.boxes[i][truth.labels[i] >= 0]).tolist():
-                axes.add_patch(_rectangle(box, wide, high, color="tab:gray", linestyle="--"))
-        for score, label, box in zip(*(t[i].tolist() for t in (*found[:2], corners(found.boxes))), strict=True):
+                axes.add_patch(_rectangle(box, wide, high, color=TRUE, linestyle="--", path_effects=HALO))
+        things = zip(*(t[i].tolist() for t in (*found[:2], corners(found.boxes))), strict=True)
+        for score, label, box in sorted(things):  # the surest on top
             if score >= threshold:
                 axes.add_patch(_rectangle(box, wide, high, color=f"C{label % 10}"))
-                axes.text(box[0] * wide, box[1] * high - 1, f"{label} {score:.2f}", color=f"C{label % 10}", fontsize=7)
+                written(axes, box[0] * wide, box[1] * high, label, score, names)
     return figure
 
 
-def gallery(images: Images) -> tuple[Figure, list[Axes]]:
-    """A figure of up to eight images, and the axes that each is shown in."""
+def written(axes: Axes, x: float, y: float, label: int, score: float, names: Sequence[str] | None) -> None:
+    """A class and its score over what begins at (x, y), or in it where that is the upper edge; inside the image."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    high = y - top > 0.08 * (bottom - top)
+    far = x > (left + right) / 2
+    axes.text(
+        min(max(x, left), right), max(y, top), f"{names[label] if names else label} {score:.2f}",
+        color=f"C{label % 10}", fontsize=7, va="bottom" if high else "top", ha="center" if far else "left",
+        clip_on=True, bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.4, "linewidth": 0},
+    )  # fmt: skip
+
+
+def gallery(images: Images, *, light: str = "paper") -> tuple[Figure, list[Axes]]:
+    """A figure of up to eight images, and the axes that each is shown in. `light` is that of `framed`."""
     count = min(8, len(images))
-    figure = Figure(figsize=(2.4 * min(4, count), 2.4 * -(-count // 4)), layout="constrained")
-    panels = list(np.atleast_1d(figure.subplots(-(-count // 4), min(4, count))).flat)
-    for i, axes in enumerate(panels):
-        axes.set(xticks=[], yticks=[])
-        if i >= count:
-            axes.set_axis_off()
-        elif images.shape[1] == 3:
-            axes.imshow((images[i].permute(1, 2, 0).numpy(force=True) + 1) / 2)
-        else:
-            axes.imshow(images[i, 0].numpy(force=True), cmap="gray_r")
+    rows = -(-count // 4)
+    figure = Figure(figsize=(9.6, 2.4 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 4, squeeze=False).flat)
+    for axes, image in zip(panels, images, strict=False):
+        framed(axes, image, light=light)
+    for axes in panels[count:]:
+        axes.set_axis_off()
     return figure, panels[:count]
+
+
+TRUE, HALO = "0.3", [withStroke(linewidth=2.5, foreground="white")]  # seen on ink and on photographs
+HIDDEN = (0.72, 0.79, 0.9)  # where an image is NaN
+
+
+def framed(axes: Axes, image: Float[Tensor, "C Y X"], *, light: str = "paper") -> None:
+    """One image with values in [-1, 1]: three channels as colours; one as ink on "paper", 1 for black, or, where
+    `light` is "photo", as a photograph, 1 for white."""
+    shade = (image.detach().float().cpu() + 1) / 2
+    if len(shade) == 1:
+        shade = (1 - shade if light == "paper" else shade).expand(3, -1, -1)
+    pixels = shade[:3].permute(1, 2, 0).numpy().clip(0, 1)
+    axes.imshow(np.where(np.isnan(pixels), np.array(HIDDEN, dtype=pixels.dtype), pixels))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
 
 
 def _rectangle(box: list[float], wide: int, high: int, **style: Any) -> Rectangle:

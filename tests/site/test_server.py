@@ -102,6 +102,7 @@ def test_a_report_stands_alone_and_may_do_nothing(own, mine):
         answer = own.get(f"/comparison/{of_hostile}.report.html")
         assert answer.status_code == 200 and answer.headers["content-security-policy"] == ALONE, again
         assert "<script" not in answer.text and "&lt;script&gt;" in answer.text and answer.text.count("<svg") == 4
+    assert "img-src data:;" in ALONE  # pictures inside a figure or a report
     assert "script" not in ALONE and "default-src 'none'" in ALONE and "allow" not in ALONE
     assert f"{of_hostile}.report.html" in own.get(f"/comparison/{of_hostile}.html").text
     assert ".report.html" not in own.get(f"/comparison/{of_old}.html").text

@@ -22,7 +22,7 @@ from deltax.papers.language.rope import Rotary
 from deltax.papers.language.softmax_attention import Attention, attend
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.papers.vision.vit import mean_pooled, vit
-from deltax.parts.checking import assert_equal, gradients, randomise, same_gradients
+from deltax.parts.checking import assert_equal, faster, gradients, randomise, same_gradients
 from deltax.parts.context import Context, DecodingState
 from deltax.parts.mlp import MLP
 from deltax.parts.nothing import Nothing
@@ -256,6 +256,27 @@ def with_nothing_said_along_time_each_frame_is_a_picture():
     x = torch.randn(2, 4 * 6, 8, dtype=torch.float64)
     frames = plain(x.unflatten(1, (4, 6)).flatten(0, 1), Context())
     torch.testing.assert_close(block(x, Context(grid=(2, 3))), frames.view_as(x))
+
+
+@claim.measured(paper="variants that factorise space and time are efficient where all attend to all (abstract)")
+def space_and_time_cost_less(lab):
+    """Over 8 frames of 64 patches, 64 features wide, reference attention among all patches takes forward and backward
+    at least 1.9 times as long as attention within frames and then along time: with all four projections of each, a
+    patch costs 81,920 products jointly and 41,984 factorised, so the count promises 1.95.
+
+    The projections, twice as many, eat most of what the pairs save, of which there are 7.1 times fewer. The threshold
+    was written down before anything was timed.
+    """
+    frames, grid, dim = 8, (8, 8), 64
+    places = grid[0] * grid[1]
+    products = {"joint": (4 * dim + 2 * frames * places) * dim, "factorised": (8 * dim + 2 * (places + frames)) * dim}
+    space = WithinFrames(dim, inner=part(Attention, heads=4))
+    time = AlongTime(dim, inner=part(Attention, heads=4, mask=part(causal)))
+    joint = Attention(dim, heads=4)
+    x, ctx = torch.randn(2, frames * places, dim), Context(grid=grid)
+    found = lab.ratio(lambda: time(space(x, ctx), ctx).sum().backward(), lambda: joint(x, ctx).sum().backward())
+    numbers = {"products a patch": products, "their ratio": products["joint"] / products["factorised"]}
+    return lab.verdict(faster(found, 1.9), estimate=found.value, interval=found, unit="times the time", numbers=numbers)
 
 
 class _Skipped(nn.Module):

@@ -317,27 +317,30 @@ def probe(model: MaskedAutoencoder, task: Any) -> float:
     )
 
 
-@torch.no_grad()
-def reconstructions(model: MaskedAutoencoder, task: Any, *, count: int = 10) -> Any:
-    """A matplotlib figure of held-out images: what is seen, what is filled in, what there is.
+def filled_in(model: MaskedAutoencoder, images: Images, noise: Float[Tensor, "B T"]) -> dict[str, Images]:
+    """Images as they are seen, NaN where a patch is hidden; as they are filled in; and as they are.
 
     Filled patches have the mean and deviation of the true ones, which the target leaves out.
     """
+    said, truth = model(images, noise), patchify(images, model.patch)
+    masked = said.masked[..., None]
+    filled = said.pixels * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
+    rows = {"seen": truth.masked_fill(masked, float("nan")), "filled in": torch.where(masked, filled, truth)}
+    return {word: unpatchify(row, model.patch, model.trunk.grid) for word, row in {**rows, "true": truth}.items()}
+
+
+@torch.no_grad()
+def reconstructions(model: MaskedAutoencoder, task: Any, *, count: int = 10) -> Any:
+    """A matplotlib figure of held-out images: what is seen, what is filled in, what there is."""
     from matplotlib.figure import Figure
 
     images = task.all("validation").images[:count]
     noise = torch.rand(count, math.prod(model.trunk.grid), generator=torch.Generator().manual_seed(0))
-    said, truth = model(images, noise), patchify(images, model.patch)
-    masked = said.masked[..., None]
-    filled = said.pixels * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
-    rows = (truth.masked_fill(masked, float("nan")), torch.where(masked, filled, truth), truth)
-    together = lambda images: torch.cat(list(images[:, 0]), 1).numpy()
-    pictures = [together(unpatchify(row, model.patch, model.trunk.grid)) for row in rows]
+    rows = filled_in(model, images, noise)
     figure = Figure(figsize=(0.6 * count, 2))
-    axes = figure.subplots(3, 1)
-    for ax, picture, word in zip(axes, pictures, ("seen", "filled in", "true"), strict=True):
+    for ax, (word, row) in zip(figure.subplots(3, 1), rows.items(), strict=True):
         ax.set_facecolor("0.7")
-        ax.imshow(picture, cmap="gray_r", vmin=-1, vmax=1)
+        ax.imshow(torch.cat(list(row[:, 0]), 1).numpy(), cmap="gray_r", vmin=-1, vmax=1)
         ax.set_ylabel(word, rotation=0, ha="right", va="center")
         ax.set_xticks([])
         ax.set_yticks([])

@@ -220,14 +220,19 @@ def equals_transformers():
     from transformers import ViTConfig, ViTModel
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
-    config = ViTConfig(**shape, image_size=9, patch_size=3, num_channels=2, layer_norm_eps=1e-6)
-    theirs = randomise(ViTModel(config, add_pooling_layer=False).double())
-    ours = _tiny["model.trunk"](2, 9).double()
-    ours.load_state_dict(from_hf(theirs.state_dict()))
+
+    def both(size: Grid) -> tuple[nn.Module, nn.Module]:
+        config = ViTConfig(**shape, image_size=size, patch_size=3, num_channels=2, layer_norm_eps=1e-6)
+        theirs = randomise(ViTModel(config, add_pooling_layer=False).double())
+        ours = _tiny["model.trunk"](2, size).double()
+        ours.load_state_dict(from_hf(theirs.state_dict()))
+        return ours, theirs
+
+    ours, theirs = both((9, 15))
     back = from_hf(to_hf(ours.state_dict(), channels=2))
     assert all(torch.equal(back[k], v) for k, v in ours.state_dict().items())
 
-    images = torch.randn(2, 2, 9, 9, dtype=torch.float64)
+    images = torch.randn(2, 2, 9, 15, dtype=torch.float64)
     same_gradients(ours(images), theirs(images).last_hidden_state)
     peer = gradients(theirs)
     places = peer["embeddings.position_embeddings"]
@@ -235,6 +240,7 @@ def equals_transformers():
     places[:, 0] = 0
     assert_equal(to_hf(gradients(ours), channels=2), peer)
 
+    ours, theirs = both((9, 9))  # transformers interpolates from a square alone
     larger = _tiny["model.trunk"](2, (6, 15)).double()
     table = resized(ours.position.table.detach(), (3, 3), (2, 5))
     larger.load_state_dict({**ours.state_dict(), "position.table": table})
@@ -271,7 +277,7 @@ def _trained(lab, expression: str, examples: int, seed: int):
 @torch.no_grad()
 def attention_maps(trunk: ViT, images: Images, *, block: int = -1) -> Tensor:
     """How much the class token looks at each patch in a block, (B, H, rows, columns); a head's sum to at most 1."""
-    attention, seen = trunk.stack.blocks[block].mixer, []
+    attention, seen = [m for m in trunk.stack.modules() if isinstance(m, Attention)][block], []
     kernel = attention.kernel
 
     def watched(q: Tensor, k: Tensor, v: Tensor, rules: Any) -> Tensor:
@@ -284,7 +290,7 @@ def attention_maps(trunk: ViT, images: Images, *, block: int = -1) -> Tensor:
         trunk(images)
     finally:
         attention.kernel = kernel
-    return seen[0][:, 0, :, trunk.prefix :].unflatten(-1, trunk.grid)
+    return seen[0][:, 0, :, -math.prod(trunk.grid) :].unflatten(-1, trunk.grid)
 
 
 def attention_figure(model: ImageClassifier, images: Images) -> Any:
