@@ -44,7 +44,7 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["compare", "gpt"], "at least two"),
         (["compare", "gpt", "gpt+dyt", "--budget", "qick"], "did you mean 'quick'"),
         (["compare", "gpt", "gpt+dyt", "--report", "pyproject.toml/r.html"], "another place"),
-        (["compare", "gpt", "gpt+dyt", "--report", "r.pdf"], ".html, .md or .json"),
+        (["compare", "gpt", "gpt+dyt", "--report", "r.pdf"], ".html or .md or .json"),
         (["compare", "gpt", "gpt+dyt", "--data", "no-such-file.txt"], "no-such-file.txt"),
         (["compare", "gpt", "gpt+dyt", "--set", "model.dim=13"], "cannot be built"),
         (["train", "gpt", "--data", ""], "empty string"),

@@ -49,11 +49,9 @@ def check(path: Path | str, *endings: str) -> None:
 
     endings  of this report; by default those of a comparison's
     """
-    path, (*others, last) = Path(path), endings or (".html", ".md", ".json")
-    if path.suffix not in (*others, last):
-        raise UserError(
-            f"this report is an {', '.join(others)}{' or ' if others else ''}{last} file, not {path.name!r}"
-        )
+    path, known = Path(path), endings or (".html", ".md", ".json")
+    if path.suffix not in known:
+        raise UserError(f"this report ends in {' or '.join(known)}, unlike {path.name!r}")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}; choose another place for the report")

@@ -123,7 +123,7 @@ def test_a_report_is_saved_whole(record, tmp_path):
         assert report.save(record, tmp_path / name).read_text()
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads(json.dumps(record))
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
-    with pytest.raises(UserError, match=r"\.html, \.md or \.json"):
+    with pytest.raises(UserError, match=r"\.html or \.md or \.json"):
         report.save(record, tmp_path / "a.pdf")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another place"):
