@@ -4,7 +4,7 @@ import ast
 import importlib
 import inspect
 import re
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, get_args
 
 from deltax import catalog
@@ -115,7 +115,8 @@ def _check(what: str, parameter: inspect.Parameter, usual: Any, value: Any) -> N
     """Raises UserError for a value that is not of the kind that the parameter's annotation names."""
     if isinstance(usual, Part):
         raise UserError(f"{what} is a part, {usual!r}, not a value; papers change it, as in 'gpt+dyt'")
-    kinds = set(get_args(parameter.annotation) or [parameter.annotation])
+    said = parameter.annotation
+    kinds = set(get_args(said)) if isinstance(said, UnionType) else {said}
     if value is None or not kinds <= {int, float, NoneType}:
         return
     number, fits = ("a number", int | float) if float in kinds else ("a whole number", int)
