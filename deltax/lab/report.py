@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deltax.errors import UserError
-from deltax.lab import figures
 from deltax.lab.numerals import millions
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ def check(path: Path | str, *endings: str) -> None:
 
 def html(comparison: "Comparison | Record") -> str:
     """One page with its pictures inside; it asks nothing of the network, and suits light and dark."""
+    from deltax.lab import figures  # loads matplotlib
+
     record = _record(comparison)
     drawn = {
         "Training loss: the mean over pairs, in a band from the lowest to the highest": figures.curves(record),
@@ -82,6 +83,8 @@ def html(comparison: "Comparison | Record") -> str:
 
 def of_run(result: "Result", unit: str) -> str:
     """One run's page: its score, its training loss, and what it makes of held-out pictures."""
+    from deltax.lab import figures
+
     job = result.job
     environment = Environment(loader=PackageLoader("deltax.lab"), autoescape=True, undefined=StrictUndefined)
     facts = [("held out", f"{_number(result.score, '.4f', 'diverged')} {unit}" if not result.diverged else "diverged")]

@@ -23,7 +23,7 @@ def guard() -> None:
 def context() -> ForkServerContext:
     """Processes are forked from a server that has loaded torch and the trainer, once for all of them."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["deltax.lab.processes"])
+    found.set_forkserver_preload(["deltax.lab.processes", "torch._dynamo"])  # the second is what optimizers load
     return found
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from deltax.errors import UserError
 from deltax.parts.language_model import LanguageModel, Tied
@@ -61,11 +60,13 @@ class Pipeline(nn.Module):
         self.stage, self.device, self.group = stage, device, group
         self.at, self.count = distributed.get_rank(group), distributed.get_world_size(group)
         self.bare = [stage.module if isinstance(stage, nn.parallel.DistributedDataParallel) else stage]
-        self.schedule: Schedule1F1B | None = None
+        self.schedule: Any = None
 
     def backward(self, objective: Callable[..., Tensor], pieces: list[Any]) -> Tensor:
         """Gradients of the mean loss over equal pieces; that loss on the last stage, zero on the others."""
         if self.schedule is None:
+            from torch.distributed.pipelining import PipelineStage, Schedule1F1B  # takes a second to load
+
             stage = PipelineStage(self.stage, self.at, self.count, self.device, group=self.group)
             self.schedule = Schedule1F1B(stage, len(pieces), loss_fn=lambda *given: self._loss(*given))
         self._loss = lambda logits, piece: objective(Said(logits), pieces[int(piece[0])]).mean()
