@@ -33,6 +33,10 @@ class ClaimRecord:
     paper: str = ""
     peer: str = ""
 
+    def is_asked(self, word: str | None) -> bool:
+        """Whether `word` is its name, in either spelling; None asks for every claim."""
+        return word is None or word.replace("-", "_") == self.name
+
 
 @dataclass(frozen=True)
 class Record:

@@ -40,7 +40,7 @@ def rehearse(key: str, *, only: str | None = None, **lab: Any) -> Iterator[tuple
     record = catalog.find(key)
     module = importlib.import_module(record.module)
     for claim in record.claims:
-        if claim.kind == "measured" and only in (None, claim.name, claim.name.replace("_", "-")):
+        if claim.kind == "measured" and claim.is_asked(only):
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     verdict = getattr(module, claim.name)(Rehearsal(Store(folder), **lab))

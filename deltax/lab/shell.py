@@ -275,7 +275,7 @@ def verify(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> 
         )
         for record in records:
             for claim in record.claims:
-                if arguments.claim in (None, claim.name, claim.name.replace("_", "-")):
+                if claim.is_asked(arguments.claim):
                     stored = run(record.key, lab=lab, only=claim.name)
                     found[record.key] = stored
                     entry = stored[claim.kind][claim.name]

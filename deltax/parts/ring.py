@@ -188,6 +188,15 @@ def in_processes(size: int, call: Callable[..., Any], *args: Any, patience: floa
     return found
 
 
+def heard_of_all(size: int, call: Callable[..., Any], *args: Any, patience: float = 60.0) -> list[Any]:
+    """`in_processes` where all return; raises what stands in place of the first that does not."""
+    found = in_processes(size, call, *args, patience=patience)
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    return found
+
+
 def as_first(size: int, call: Callable[..., Any], *args: Any) -> Any:
     """The same, but this process is the first of them: what its own call(ring, *args) returns."""
     with TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ def _maker() -> str:
     import deltax.lab
 
     lab = Path(deltax.lab.__file__).parent
-    files = (lab / "report.py", lab / "figures.py", lab / "templates" / "report.html", lab / "templates" / "style.html")
+    files = (lab / "report.py", lab / "figures.py", lab / "templates" / "report.html", lab / "templates" / "head.html")
     return " ".join(_digest(path.read_text(encoding="utf-8")) for path in files)
 
 

@@ -7,6 +7,7 @@ from torch import distributed, nn
 from deltax.lab.lab import Lab
 from deltax.lab.store import Store
 from deltax.papers.systems import ddp, gpipe
+from deltax.parts import ring
 from deltax.parts.ring import in_processes
 
 
@@ -61,7 +62,7 @@ def pipeline(waits):
 @pytest.mark.parametrize(("waits", "outcome"), [(0, "supported"), (1, "opposite")])
 def test_a_pipeline_that_waits_is_seen(lab, monkeypatch, waits, outcome):
     near = [[[(b * (1 + i / 1000), t) for b, t in turn] for i, turn in enumerate(p)] for p in pipeline(waits)]
-    monkeypatch.setattr(gpipe, "in_processes", lambda *_, **__: near)
+    monkeypatch.setattr(ring, "in_processes", lambda *_, **__: near)
     found = gpipe.the_bubble_is_on_the_clock(lab)
     assert outcome in found.outcome
     assert found.numbers["idle by the closed form"] == [1 / 2, 1 / 3, 1 / 5, 1 / 9]
@@ -76,12 +77,12 @@ def replica(overlap):
 
 @pytest.mark.parametrize(("overlap", "outcome"), [(True, "supported"), (False, "opposite")])
 def test_a_wire_that_is_not_hidden_is_seen(lab, monkeypatch, overlap, outcome):
-    monkeypatch.setattr(ddp, "in_processes", lambda *_, **__: replica(overlap))
+    monkeypatch.setattr(ring, "in_processes", lambda *_, **__: replica(overlap))
     assert outcome in ddp.the_clock_is_right(lab).outcome
 
 
 @pytest.mark.parametrize(("paper", "claim"), [(gpipe, "the_bubble_is_on_the_clock"), (ddp, "the_clock_is_right")])
 def test_a_process_that_fails_is_not_a_verdict(lab, monkeypatch, paper, claim):
-    monkeypatch.setattr(paper, "in_processes", lambda *_, **__: [[], ValueError("gone")])
+    monkeypatch.setattr(ring, "in_processes", lambda *_, **__: [[], ValueError("gone")])
     with pytest.raises(ValueError, match="gone"):
         getattr(paper, claim)(lab)

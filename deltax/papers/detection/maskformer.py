@@ -365,10 +365,7 @@ def things_of_one_kind_stay_two(lab):
     A first version trained both at the recipe's rate, untuned, and was opposite.
     """
     by_pixel = maskformer.fill("model", PixelClassifier).fill("objective", classify_pixels)
-    ours, others = (
-        [lab.train(recipe, seed=seed, rate=lab.tuned(recipe, RATES)) for seed in lab.seeds(3)]
-        for recipe in (maskformer, by_pixel)
-    )
+    ours, others = (_tuned_runs(lab, recipe) for recipe in (maskformer, by_pixel))
     quality = lambda runs: [run.evaluation.metrics["PQ"] for run in runs]
     gains = [a - b for a, b in zip(quality(ours), quality(others), strict=True)]
     batch = next(ours[0].task.held_out_batches(8))
@@ -383,12 +380,17 @@ def things_of_one_kind_stay_two(lab):
 def learns_to_cut_out(lab):
     """Trained on scenes of up to three digits of four kinds, it reaches a panoptic quality above 0.6 on held-out
     scenes."""
-    runs = [lab.train(maskformer, seed=seed, rate=lab.tuned(maskformer, RATES)) for seed in lab.seeds(3)]
+    runs = _tuned_runs(lab, maskformer)
     numbers = {"mask AP": runs[0].evaluation.metrics["AP"], "chance of AP": runs[0].task.chance()["AP"]}
     return lab.at_least([run.evaluation.metrics["PQ"] for run in runs], 0.6, "PQ", numbers=numbers)
 
 
 RATES = (1.0, 3.0)  # multiples of a recipe's rate that are tried on the seed for tuning
+
+
+def _tuned_runs(lab, recipe: Part) -> list:
+    rate = lab.tuned(recipe, RATES)
+    return [lab.train(recipe, seed=seed, rate=rate) for seed in lab.seeds(3)]
 
 
 def _truth() -> MaskBatch:

@@ -23,7 +23,7 @@ from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.sgd import sgd
 from deltax.parts.objectives import next_token
 from deltax.parts.ranks import Ranks, flat, unflat
-from deltax.parts.ring import Ring, in_processes
+from deltax.parts.ring import Ring, heard_of_all
 from deltax.tasks.text import Batch
 
 Arrival = torch.futures.Future[Tensor]
@@ -125,10 +125,7 @@ def the_clock_is_right(lab):
     `finish` is told the computing and the wire, each timed without the other. Processes of one machine have no wire
     but the cores that compute; so gloo sums a bucket, and the time that its bytes would take to travel is slept.
     """
-    both = in_processes(2, _clocked, 8, 768, 125e6, 7, patience=100)
-    for error in both:
-        if isinstance(error, Exception):
-            raise error
+    both = heard_of_all(2, _clocked, 8, 768, 125e6, 7, patience=100)
     turns = [_forecasts(pair) for pair in zip(*both, strict=True)]
     off = [max(abs(taken / said - 1) for said, taken in turn.values()) for turn in turns]
     numbers = {f"{name}: seconds said, seconds taken": [turn[name] for turn in turns] for name in turns[0]}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deltax import claim, paper
 from deltax.papers.optimization.sgd import sgd
-from deltax.parts.ring import Ring, in_processes
+from deltax.parts.ring import Ring, heard_of_all
 
 
 class Work(NamedTuple):
@@ -173,10 +173,7 @@ def the_bubble_is_on_the_clock(lab):
     """Two processes that run torch's GPipe schedule idle (K - 1) / (M + K - 1) of the time, to within 0.05, where a
     batch is cut into M = 1, 2, 4 and 8 pieces."""
     cuts = (1, 2, 4, 8)
-    both = in_processes(2, _worked, 1024, 512, cuts, 6, patience=100)
-    for error in both:
-        if isinstance(error, Exception):
-            raise error
+    both = heard_of_all(2, _worked, 1024, 512, cuts, 6, patience=100)
     idle = [[_idle(pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
     form = [1 / (pieces + 1) for pieces in cuts]
     off = [max(abs(found - said) for found, said in zip(turn, form, strict=True)) for turn in idle]

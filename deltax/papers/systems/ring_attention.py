@@ -29,7 +29,7 @@ from deltax.papers.systems.memory_efficient_attention import finish, merge
 from deltax.papers.systems.online_softmax import log_sum
 from deltax.parts.agreement import every_rule
 from deltax.parts.context import Context
-from deltax.parts.ring import Held, Ring, as_first, here, in_processes, in_threads, joined, share
+from deltax.parts.ring import Held, Ring, as_first, heard_of_all, here, in_threads, joined, share
 from deltax.parts.ring_trace import Traced, Transfer, drawn
 from deltax.parts.scores import Rules, causal, everywhere
 from deltax.parts.stack import Block, in_turn
@@ -252,11 +252,8 @@ def _falls(lab: Any, peak: Callable[[int], int], most: float) -> Any:
 @claim.measured(paper="transfers are fully hidden where a block has at least F/B positions (section 3, Eq. 4)")
 def transfers_hide_behind_tiles(lab):
     """Over two processes, waiting for a block takes at most half as long when tiles are computed meanwhile."""
-    both = in_processes(2, _waits, 8192, 6, patience=200)
-    traces = in_processes(2, _transfers, 2048, patience=200)
-    for error in (*both, *traces):
-        if isinstance(error, Exception):
-            raise error
+    both = heard_of_all(2, _waits, 8192, 6, patience=200)
+    traces = heard_of_all(2, _transfers, 2048, patience=200)
     waits = [[sum(pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
     numbers = {"seconds idle, seconds computing": waits}
     caption = "Attention to 2048 positions over two processes, forward and backward, and when each block arrived"
