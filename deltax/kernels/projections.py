@@ -1,10 +1,14 @@
 """Query, key and value by one product."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from deltax.papers.language.softmax_attention import Projections
+from deltax.parts.scratch import is_plain_training
 from deltax.shapes import Keys, Memory, Queries, Stream, Values
 
 
@@ -22,11 +26,52 @@ class SideBySide(Projections):
         apart = any(other is not None and other is not x for other in (memory, values))
         if apart or not all(map(is_linear, maps)) or len({m.bias is None for m in maps}) > 1:
             return super().split(x, memory, values)
-        weight = torch.cat([m.weight for m in maps])
-        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
-        q, k, v = linear(x, weight, bias).split([m.out_features for m in maps], -1)
-        heads = lambda y: y.unflatten(-1, (self.heads, -1))
-        return heads(q), heads(k), heads(v)
+        weights, biases = [m.weight for m in maps], [m.bias for m in maps if m.bias is not None]
+        if is_plain_training(x, *weights, *biases):
+            return _OneProduct.apply(x, self.heads, *weights, *biases)
+        y = linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
+        return _heads(y, [m.out_features for m in maps], self.heads)
+
+
+class _OneProduct(torch.autograd.Function):
+    """Stream and three matrices, with or without biases, to q, k and v, and back by one product as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, heads: int, *maps: Tensor) -> tuple[Tensor, ...]:
+        weight = torch.cat(maps[:3])
+        bias = torch.cat(maps[3:]) if maps[3:] else None
+        ctx.widths = [len(m) for m in maps[:3]]
+        ctx.save_for_backward(x, weight)
+        return _heads(linear(x, weight, bias), ctx.widths, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1])
+        d_y = _joined([g.flatten(-2) for g in given]).view(-1, len(weight))
+        d_x = (d_y @ weight).view_as(x) if ctx.needs_input_grad[0] else None
+        d_maps = (d_y.T @ rows).split(ctx.widths)
+        d_biases = d_y.sum(0).split(ctx.widths) if len(ctx.needs_input_grad) > 5 else ()
+        return d_x, None, *d_maps, *d_biases
+
+
+def _heads(y: Tensor, widths: list[int], heads: int) -> tuple[Tensor, ...]:
+    """(B, T, D) as tensors (B, T, H, K) of the widths given."""
+    return tuple(part.unflatten(-1, (heads, -1)) for part in y.split(widths, -1))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Tensors (B, T, D) one beside the other, without a copy where they lie so in memory already."""
+    first, at = parts[0], parts[0].storage_offset()
+    shape = (*first.shape[:-1], sum(p.shape[-1] for p in parts))
+    whole = (shape[1] * shape[2], shape[2], 1)
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.stride() == whole and part.storage_offset() == at):
+            return torch.cat(parts, -1)
+        at += part.shape[-1]
+    return first.as_strided(shape, whole)
 
 
 def is_linear(map: nn.Module) -> bool:

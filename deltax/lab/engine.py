@@ -61,6 +61,7 @@ def execute(
     store: Store,
     engine: str = "local",
     workers: int = 2,
+    threads: int = 1,
     on_event: Callable[[Event], Any] = lambda event: None,
     keep_weights: bool = False,
 ) -> dict[str, Result]:
@@ -68,6 +69,7 @@ def execute(
 
     engine  "local": processes of this machine, one thread each; "inline": this process, one run after the other;
             "ray": the Ray cluster that RAY_ADDRESS names, or one started here
+    threads  that "inline" computes with
     A run that another process trains is waited for. A run that diverges is a result. One that fails is reported when
     the others are done, as a UserError with its recipe's title. Interrupted, the runs under way are saved first.
     """
@@ -76,7 +78,7 @@ def execute(
     running.reuse()
     if running.queue:
         store.check_writable()
-        with _crew(engine, store, min(workers, len(running.queue)), running.hear, keep_weights) as crew:
+        with _crew(engine, store, min(workers, len(running.queue)), threads, running.hear, keep_weights) as crew:
             running.go(crew)
     if running.failures:
         title, text = running.failures[0]
@@ -154,7 +156,7 @@ class _Execution:
         self.on_event(Event(kind, job, len(self.results), len(self.wanted), *values, **named))
 
 
-def _crew(engine: str, store: Store, workers: int, tell: Tell, keep_weights: bool) -> Crew:
+def _crew(engine: str, store: Store, workers: int, threads: int, tell: Tell, keep_weights: bool) -> Crew:
     if engine == "local":
         from deltax.lab.processes import Processes
 
@@ -162,7 +164,7 @@ def _crew(engine: str, store: Store, workers: int, tell: Tell, keep_weights: boo
     if engine == "inline":
         from deltax.lab.processes import Inline
 
-        return Inline(store, tell, keep_weights)
+        return Inline(store, threads, tell, keep_weights)
     if engine == "ray":
         from deltax.lab.ray_engine import Cluster
 

@@ -121,8 +121,8 @@ class Processes:
 class Inline:
     """This process, one run after the other. A `Crew`."""
 
-    def __init__(self, store: Store, tell: Tell, keep_weights: bool):
-        self.store, self.tell, self.keep_weights = store, tell, keep_weights
+    def __init__(self, store: Store, threads: int, tell: Tell, keep_weights: bool):
+        self.store, self.threads, self.tell, self.keep_weights = store, threads, tell, keep_weights
         self.worker = Worker.here()
         self.job: Job | None = None
 
@@ -144,7 +144,7 @@ class Inline:
             return
         job, self.job = self.job, None
         with _interrupts() as interrupted:
-            work(job, self.store, self.worker, self.tell, interrupted.is_set, self.keep_weights)
+            work(job, self.store, self.worker, self.tell, interrupted.is_set, self.keep_weights, self.threads)
         if interrupted.is_set():
             raise KeyboardInterrupt
 

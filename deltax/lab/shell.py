@@ -37,7 +37,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     store = Store(arguments.store)
     layout = None if arguments.mesh is None else mesh.Mesh.parse(arguments.mesh)
     here = mesh.started() or (layout.size if layout else 1)
-    threads = max(1, (os.cpu_count() or 1) // here)
+    threads = max(1, _cores() // here)
     machine = replace(Machine.here(threads=threads), compiled=arguments.compile)
     precision = str(machine.precision).removeprefix("torch.")
     job = Job(recipe, arguments.seed, arguments.steps or loop_of(recipe).steps, arguments.rate, precision)
@@ -47,7 +47,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
         with _trackers(arguments.log, store) as log, Live(None if mesh.first() else Console(quiet=True)) as live:
             hear = _each(live.hear, *log)
             if not together:
-                execute([job], store=store, engine="inline", on_event=hear, keep_weights=True)
+                execute([job], store=store, engine="inline", threads=threads, on_event=hear, keep_weights=True)
                 kernels = choice.picked()
             elif (kernels := _on_a_mesh(job, machine, layout, hear, store, arguments.patience)) is None:
                 return
@@ -140,7 +140,7 @@ def _together(job: Any, machine: Any, folder: Path, tell: Callable[[Any], None] 
     if not outcome.diverged:
         checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
     if mesh.rank() == 0:
-        store.put(result_of(job, outcome))
+        store.put(result_of(job, outcome, machine))
     return choice.picked()
 
 

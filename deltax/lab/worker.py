@@ -44,7 +44,15 @@ class Message:
 Tell = Callable[[Message], None]
 
 
-def work(job: Job, store: Store, worker: Worker, tell: Tell, stop: Callable[[], bool], keep_weights: bool) -> None:
+def work(
+    job: Job,
+    store: Store,
+    worker: Worker,
+    tell: Tell,
+    stop: Callable[[], bool],
+    keep_weights: bool,
+    threads: int = 1,
+) -> None:
     """Train a claimed job and put its result into the store; tell how it goes and how it ended, errors included.
 
     stop is asked after every step. A checkpoint that cannot be read is set aside, and its run starts anew.
@@ -56,11 +64,12 @@ def work(job: Job, store: Store, worker: Worker, tell: Tell, stop: Callable[[], 
             tell(Message("restarted", job.id, text=aside))
         start = checkpoint.load(store.start_of(job.start))[0] if job.start else None
         pace = _Pace(job, store, worker, tell, stop)
+        machine = replace(Machine.here(threads=threads), precision=job.dtype)
         with _beating(job, store, worker):
-            outcome = train(job, weights=start, save_to=store.checkpoint_of(job), on_step=pace)
+            outcome = train(job, machine, weights=start, save_to=store.checkpoint_of(job), on_step=pace)
         if keep_weights and not outcome.diverged:
             checkpoint.save(store.weights_of(job), outcome.model.state_dict(), {"id": job.id})
-        result = result_of(job, outcome)
+        result = result_of(job, outcome, machine)
         store.put(result)
         if job.seed == FIRST_PAIR and not outcome.diverged and (drawn := _drawn(job, outcome)):
             store.put(replace(result, pictures=drawn))
@@ -76,7 +85,7 @@ def work(job: Job, store: Store, worker: Worker, tell: Tell, stop: Callable[[], 
         tell(Message("failed", job.id, text=_reported(error, job, store)))
 
 
-def result_of(job: Job, outcome: Outcome) -> Result:
+def result_of(job: Job, outcome: Outcome, machine: Machine) -> Result:
     evaluation, progress, none = outcome.evaluation, outcome.progress, np.empty(0)
     return Result(
         job=job,
@@ -89,7 +98,7 @@ def result_of(job: Job, outcome: Outcome) -> Result:
         tokens=progress.tokens,
         seconds=progress.seconds,
         diverged=outcome.diverged,
-        environment={**Machine.here().describe(), "deltax": __version__, "code": code_version(job.recipe)},
+        environment={**machine.describe(), "deltax": __version__, "code": code_version(job.recipe)},
     )
 
 

@@ -1,5 +1,6 @@
 """Memory that is written over at every call: on a CPU a fresh page costs more than what is computed in it."""
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -10,14 +11,19 @@ from torch import Tensor
 class _Scratch(threading.local):
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self.cut: dict[tuple[str, torch.dtype, torch.device, Sequence[int]], Tensor] = {}
 
     def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory."""
-        count, kind = torch.Size(shape).numel(), (name, like.dtype, like.device)
-        if kind not in self.held or self.held[kind].numel() < count:
-            with torch.inference_mode(False):  # else none but inference could write to it
+        kind = (name, like.dtype, like.device)
+        if (found := self.cut.get((*kind, shape))) is not None:
+            return found
+        count = math.prod(shape)
+        with torch.inference_mode(False):  # else none but inference could write to it
+            if kind not in self.held or self.held[kind].numel() < count:
                 self.held[kind] = like.new_empty(count)
-        return self.held[kind][:count].view(shape)
+                self.cut = {cut: view for cut, view in self.cut.items() if cut[:3] != kind}
+            return self.cut.setdefault((*kind, shape), self.held[kind][:count].view(shape))
 
 
 scratch = _Scratch()
@@ -25,9 +31,6 @@ scratch = _Scratch()
 
 def is_plain_training(*tensors: Tensor) -> bool:
     """Whether gradients are wanted of plain tensors on a CPU, in the precision they have: what kernels here are for."""
-    return (
-        torch.is_grad_enabled()
-        and all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    return all(type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu for t in tensors)

@@ -161,6 +161,14 @@ def test_a_run_of_another_process_is_waited_for(text, undisturbed, tmp_path):
     assert events == ["waiting", "finished"] and results[job.id].score == undisturbed[job.id].score
 
 
+def test_a_run_says_how_many_threads_it_had(text, tmp_path):
+    for threads in (1, 2):
+        [result] = execute(
+            jobs(text, 1, 2), store=Store(tmp_path / str(threads)), engine="inline", threads=threads
+        ).values()
+        assert result.environment["threads"] == threads
+
+
 def test_a_damaged_checkpoint_restarts_its_run_alone(text, undisturbed, tmp_path):
     store, events = Store(tmp_path), []
     first, second, _ = jobs(text, 3, STEPS)

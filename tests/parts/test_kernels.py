@@ -8,7 +8,7 @@ from deltax import part
 from deltax.kernels import mlp as mlp_kernel
 from deltax.kernels.attention import sdpa
 from deltax.kernels.mlp import SlopeKept
-from deltax.kernels.projections import SideBySide
+from deltax.kernels.projections import SideBySide, _joined
 from deltax.kernels.short_attention import FEW, suits, weights_kept
 from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.linear import Matrix, OutMatrix
@@ -154,6 +154,27 @@ def test_side_by_side_is_one_after_the_other(bare):
         torch.testing.assert_close(a, b)
         used = lambda m: [x, *(p for n, p in m.named_parameters() if not n.startswith("out"))]
         torch.testing.assert_close(gradients(a, used(ours)), gradients(b, used(theirs)))
+
+
+def test_a_frozen_projection_gets_no_gradient():
+    """Nor does an x that wants none; the others get theirs."""
+    torch.manual_seed(0)
+    ours, theirs = random_pair(SideBySide(12, 3), Projections(12, 3))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    for module in (ours, theirs):
+        module.key.requires_grad_(False)
+    used = lambda m: [*m.query.parameters(), *m.value.parameters()]
+    torch.testing.assert_close(gradients(ours.split(x), used(ours)), gradients(theirs.split(x), used(theirs)))
+    sum(y.sum() for y in ours.split(x)).backward()
+    assert ours.key.weight.grad is None and ours.query.weight.grad.abs().min() > 0
+
+
+def test_what_lies_side_by_side_is_joined_without_a_copy():
+    whole = torch.randn(2, 5, 6)
+    a, b, c = whole.split([1, 2, 3], -1)
+    assert _joined([a, b, c]).data_ptr() == whole.data_ptr() and torch.equal(_joined([a, b, c]), whole)
+    for parts in ((a, c, b), (a, a), (a, b), (b, c), (a.clone(), b), (b[:, :4], c[:, :4])):
+        assert torch.equal(_joined(list(parts)), torch.cat(parts, -1))
 
 
 def test_a_hook_on_a_projection_is_called():
