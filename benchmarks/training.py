@@ -61,7 +61,7 @@ def main() -> None:
         forward = logits[name]
         plain = lambda m, b, f=forward: cross_entropy(f(m, b.inputs).flatten(0, 1), b.targets.flatten())
         calls[name] = stepper(model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), plain)
-    seconds = timing.interleave(calls, rounds=25)
+    seconds = timing.interleave(calls, rounds=75)
     tokens = 4 * task.tokens(loop.batch)
     rows = {}
     for name in peers:

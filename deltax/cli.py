@@ -96,7 +96,7 @@ def _add_catalogue(commands: Any) -> None:
 
 
 def _add_training(commands: Any) -> None:
-    it = _command(commands, "train", _train, "train one recipe and keep its weights")
+    it = _command(commands, "train", _train, "train one recipe, on every core or the GPU, and keep its weights")
     it.add_argument("recipe", metavar="RECIPE", help=_RECIPE)
     it.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's own)")
     it.add_argument("--seed", type=int, default=0, help="seed of the start and the data order (default 0)")

@@ -1,6 +1,5 @@
 """Memory that is written over at every call: on a CPU a fresh page costs more than what is computed in it."""
 
-import math
 import threading
 from collections.abc import Sequence
 
@@ -11,19 +10,14 @@ from torch import Tensor
 class _Scratch(threading.local):
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
-        self.cut: dict[tuple[str, torch.dtype, torch.device, Sequence[int]], Tensor] = {}
 
     def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory."""
-        kind = (name, like.dtype, like.device)
-        if (found := self.cut.get((*kind, shape))) is not None:
-            return found
-        count = math.prod(shape)
-        with torch.inference_mode(False):  # else none but inference could write to it
-            if kind not in self.held or self.held[kind].numel() < count:
+        count, kind = torch.Size(shape).numel(), (name, like.dtype, like.device)
+        if kind not in self.held or self.held[kind].numel() < count:
+            with torch.inference_mode(False):  # else none but inference could write to it
                 self.held[kind] = like.new_empty(count)
-                self.cut = {cut: view for cut, view in self.cut.items() if cut[:3] != kind}
-            return self.cut.setdefault((*kind, shape), self.held[kind][:count].view(shape))
+        return self.held[kind][:count].view(shape)
 
 
 scratch = _Scratch()
