@@ -10,10 +10,12 @@ import torch
 
 from deltax.kernels.attention import sdpa
 from deltax.kernels.choice import auto, has_triton
+from deltax.kernels.losses import logits_kept
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide
 from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.mlp import MLP
+from deltax.parts.objectives import next_token
 from deltax.recipe import Part, part, takes
 
 # Reference -> its twin, and why it is taken.
@@ -21,7 +23,10 @@ _TWINS = {
     attend: (sdpa, "torch's fused kernel, kept weights where few look back, attend itself where a score is no bias"),
     Projections: (SideBySide, "one product for query, key and value"),
 }
-_ON_A_CPU = {MLP: (SlopeKept, "the slope of GELU is made on the way forward")}
+_ON_A_CPU = {
+    MLP: (SlopeKept, "the slope of GELU is made on the way forward"),
+    next_token: (logits_kept, "nothing of the logits' size is made but their gradient"),
+}
 _ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
 _IN_TRITON = {  # where the reference is -> module and function of its twin
     "deltax.papers.systems.flash_attention.flash_attention": ("triton_attention", "flash"),

@@ -1,20 +1,21 @@
 """What a run minimises. An objective gives one loss for each example; the loop takes the mean."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltax.shapes import Logits, PerExample, Tokens
 
 
 def next_token(model: nn.Module, batch: Any) -> PerExample:
     """Mean cross-entropy of each sequence, in nats a token. Targets of -100 do not count."""
-    return _per_sequence(model(batch.inputs), batch.targets)
+    return per_sequence(model(batch.inputs), batch.targets)
 
 
 def next_token_given_source(model: nn.Module, batch: Any) -> PerExample:
     """`next_token` of a model that has read the source: each true token is shown once it was to be predicted."""
-    return _per_sequence(model(batch.source, batch.inputs), batch.targets)
+    return per_sequence(model(batch.source, batch.inputs), batch.targets)
 
 
 def classify(model: nn.Module, batch: Any) -> PerExample:
@@ -28,7 +29,10 @@ def classify_softly(model: nn.Module, batch: Any, *, smoothing: float = 0.1) -> 
     return nn.functional.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
 
 
-def _per_sequence(logits: Logits, targets: Tokens) -> PerExample:
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+def per_sequence(
+    logits: Logits, targets: Tokens, *, losses: Callable[..., Tensor] = nn.functional.cross_entropy
+) -> PerExample:
+    """The mean of each sequence's losses, in nats; `losses` gives one for each token, as cross_entropy does."""
+    each = losses(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     counted = (targets >= 0).sum(1).clamp(min=1)
-    return losses.view_as(targets).sum(1) / counted
+    return each.view_as(targets).sum(1) / counted

@@ -1,5 +1,7 @@
 """Fast twins give what their references give, forward and backward, and leave parameters where they are."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,12 +9,14 @@ from torch import nn
 from deltax import part
 from deltax.kernels import mlp as mlp_kernel
 from deltax.kernels.attention import sdpa
+from deltax.kernels.losses import logits_kept
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide, _joined
 from deltax.kernels.short_attention import FEW, suits, weights_kept
 from deltax.papers.language.softmax_attention import Projections, attend
 from deltax.parts.linear import Matrix, OutMatrix
 from deltax.parts.mlp import MLP, gelu
+from deltax.parts.objectives import next_token
 from deltax.parts.scores import Rules, causal, window
 from deltax.parts.scratch import scratch
 
@@ -182,3 +186,33 @@ def test_a_hook_on_a_projection_is_called():
     ours.key.register_forward_hook(lambda module, inputs, output: seen.append(output))
     _, k, _ = ours.split(torch.randn(1, 4, 12))
     assert torch.equal(seen[0].unflatten(-1, (3, 4)), k)
+
+
+def test_the_loss_that_keeps_logits_is_cross_entropy():
+    """Where most targets do not count, or a whole sequence, and where the target's chance is below what floats hold."""
+    torch.manual_seed(0)
+    for scale in (1, 30, 300):
+        logits = (scale * torch.randn(3, 7, 11)).requires_grad_()
+        targets = torch.randint(0, 11, (3, 7))
+        targets[0, 2:], targets[1] = -100, -100
+        batch = SimpleNamespace(inputs=logits, targets=targets)
+        ours, theirs = (objective(nn.Identity(), batch) for objective in (logits_kept, next_token))
+        torch.testing.assert_close(ours, theirs)
+        for _ in range(2):
+            wanted, given = (
+                torch.autograd.grad(y @ torch.arange(1.0, 4), logits, retain_graph=True) for y in (ours, theirs)
+            )
+            torch.testing.assert_close(wanted, given)
+        with torch.no_grad():
+            assert torch.equal(logits_kept(nn.Identity(), batch), next_token(nn.Identity(), batch))
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
+def test_a_logit_that_is_not_finite_is_as_bad_as_in_cross_entropy(strange):
+    logits = torch.randn(1, 3, 5)
+    logits[0, 1, 2] = strange
+    logits.requires_grad_()
+    batch = SimpleNamespace(inputs=logits, targets=torch.tensor([[2, 2, 4]]))
+    ours, theirs = (objective(nn.Identity(), batch) for objective in (logits_kept, next_token))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert not ours.isfinite().all()

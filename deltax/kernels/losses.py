@@ -1,0 +1,46 @@
+"""The loss of a language model, for training on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
+
+from deltax.parts.objectives import per_sequence
+from deltax.parts.scratch import is_plain_training, scratch
+from deltax.shapes import PerExample
+
+IGNORED = -100  # the target that torch's cross_entropy does not count
+
+
+def logits_kept(model: nn.Module, batch: Any) -> PerExample:
+    """`next_token`, which makes nothing of the logits' size but their gradient."""
+    return per_sequence(model(batch.inputs), batch.targets, losses=_losses)
+
+
+def _losses(logits: Tensor, targets: Tensor, *, reduction: str) -> Tensor:
+    if is_plain_training(logits):
+        return _LogitsKept.apply(logits, targets)
+    return cross_entropy(logits, targets, reduction=reduction)
+
+
+class _LogitsKept(torch.autograd.Function):
+    """Logits (N, V) and targets (N,) to losses (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ignored = targets == IGNORED
+        at = targets.masked_fill(ignored, 0)[:, None]
+        chances = torch.softmax(logits, -1, out=scratch("chances", logits.shape, logits))
+        # log of the sum of exp(logits); the largest chance, unlike the target's, is never rounded to 0.
+        scale = logits.amax(-1) - chances.amax(-1).log()
+        ctx.save_for_backward(logits, at, ignored)
+        return (scale - logits.gather(1, at)[:, 0]).masked_fill(ignored, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, at, ignored = ctx.saved_tensors
+        gradient = gradient.masked_fill(ignored, 0)[:, None]
+        return torch.softmax(logits, -1).mul_(gradient).scatter_add_(1, at, -gradient), None
