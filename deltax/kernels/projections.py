@@ -26,39 +26,40 @@ class SideBySide(Projections):
         apart = any(other is not None and other is not x for other in (memory, values))
         if apart or not all(map(is_linear, maps)) or len({m.bias is None for m in maps}) > 1:
             return super().split(x, memory, values)
-        weights, biases = [m.weight for m in maps], [m.bias for m in maps if m.bias is not None]
-        if is_plain_training(x, *weights, *biases):
-            return _OneProduct.apply(x, self.heads, *weights, *biases)
-        y = linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
-        return _heads(y, [m.out_features for m in maps], self.heads)
+        weight = torch.cat([m.weight for m in maps])
+        bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
+        product = _OneProduct.apply if is_plain_training(x, weight) else _one_product
+        return product(x, weight, bias, [m.out_features for m in maps], self.heads)
+
+
+def _one_product(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], heads: int) -> tuple[Tensor, ...]:
+    """Stream (B, T, D) to tensors (B, T, H, K) of the widths H K given."""
+    return tuple(y.unflatten(-1, (heads, -1)) for y in linear(x, weight, bias).split(widths, -1))
 
 
 class _OneProduct(torch.autograd.Function):
-    """Stream and three matrices, with or without biases, to q, k and v, and back by one product as well."""
+    """`_one_product`, whose gradients come back by one product as well."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, heads: int, *maps: Tensor) -> tuple[Tensor, ...]:
-        weight = torch.cat(maps[:3])
-        bias = torch.cat(maps[3:]) if maps[3:] else None
-        ctx.widths = [len(m) for m in maps[:3]]
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], heads: int
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, weight)
-        return _heads(linear(x, weight, bias), ctx.widths, heads)
+        return _one_product(x, weight, bias, widths, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows = x.reshape(-1, x.shape[-1])
+        wanted = ctx.needs_input_grad
         d_y = _joined([g.flatten(-2) for g in given]).view(-1, len(weight))
-        d_x = (d_y @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-        d_maps = (d_y.T @ rows).split(ctx.widths)
-        d_biases = d_y.sum(0).split(ctx.widths) if len(ctx.needs_input_grad) > 5 else ()
-        return d_x, None, *d_maps, *d_biases
-
-
-def _heads(y: Tensor, widths: list[int], heads: int) -> tuple[Tensor, ...]:
-    """(B, T, D) as tensors (B, T, H, K) of the widths given."""
-    return tuple(part.unflatten(-1, (heads, -1)) for part in y.split(widths, -1))
+        return (
+            (d_y @ weight).view_as(x) if wanted[0] else None,
+            d_y.T @ x.reshape(-1, x.shape[-1]) if wanted[1] else None,
+            d_y.sum(0) if wanted[2] else None,
+            None,
+            None,
+        )
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
