@@ -1,6 +1,13 @@
-"""Training the default gpt: against transformers' GPT-2, and against a GPT written by hand, in equally plain loops."""
+"""Training the default gpt: against transformers' GPT-2, and against a GPT written by hand, in equally plain loops.
 
-import os
+Each contender has a process of its own, or two, as it has in use: in one process they would spoil each other's memory.
+"""
+
+from collections.abc import Callable
+from itertools import count
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,62 +16,114 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import timing
 from benchmarks.minimal_gpt import MinimalGPT
-from deltax import kernels
 from deltax.papers.language.gpt import gpt
-from deltax.train.job import loop_of, task_of
-from deltax.train.loop import build
-from deltax.train.machine import Machine
+from deltax.train import mesh
+from deltax.train.job import Job, loop_of, task_of
+from deltax.train.launch import launch
+from deltax.train.loop import train
+from deltax.train.machine import Machine, cores, settle
+
+STEPS = 4  # of each call
+GPT2, BY_HAND = "transformers GPT2LMHeadModel", "a GPT written by hand"
+KEPT = f"{GPT2} in a process that keeps its memory"
+DX_TRAIN, REPLICAS = "dx train gpt", f"dx train gpt --mesh dp={len(cores())}"
 
 
 def main() -> None:
-    machine = Machine.here(threads=os.cpu_count() or 1)
+    contenders: dict[str, tuple[Callable[..., None], Any]] = {
+        DX_TRAIN: (_ours, None),
+        REPLICAS: (_replicas, None),
+        GPT2: (_plain, GPT2),
+        KEPT: (_plain, KEPT),
+        BY_HAND: (_plain, BY_HAND),
+    }
+    context, processes, calls = get_context("spawn"), [], {}
+    try:
+        for name, (run, which) in contenders.items():
+            ours, theirs = context.Pipe()
+            processes.append(context.Process(target=run, args=(theirs, which)))
+            processes[-1].start()
+            theirs.close()
+            calls[name] = lambda pipe=ours: (pipe.send("go"), pipe.recv())
+        seconds = timing.interleave(calls, rounds=60)
+    finally:
+        for process in processes:
+            process.kill()
+    tokens, rows = STEPS * task_of(gpt).tokens(loop_of(gpt).batch), {}
+    for ours in (REPLICAS, DX_TRAIN):
+        for peer in (GPT2, KEPT, BY_HAND):
+            found = timing.ratio(seconds[ours], seconds[peer])
+            rows[f"{ours} against {peer}"] = {**found, "tokens_per_second": tokens / found["ours_seconds"]}
+    timing.store("training", rows)
+
+
+def _ours(pipe: Connection, _: None) -> None:
+    settle()
+    _train(pipe, len(cores()))
+
+
+def _replicas(pipe: Connection, _: None) -> None:
+    launch(len(cores()), _train, pipe, 1, layout=mesh.Mesh(dp=len(cores())))
+
+
+def _train(pipe: Connection, threads: int) -> None:
+    machine = Machine.here(threads=threads)
+    precision = str(machine.precision).removeprefix("torch.")
+    train(Job(gpt, steps=100_000, precision=precision), machine, on_step=_when_asked(pipe))
+
+
+def _plain(pipe: Connection, which: str) -> None:
+    if which == KEPT:
+        settle()
+    machine = Machine.here(threads=len(cores()))
     torch.set_num_threads(machine.threads)
-    run, task, loop = kernels.fastest(gpt, machine.device)(), task_of(gpt), loop_of(gpt)
+    task, loop, on_step = task_of(gpt), loop_of(gpt), _when_asked(pipe)
+    model, logits = _peer(which, **task.facts)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    for i in count():
+        batch = task.batch(i, size=loop.batch, seed=0)
+        with machine.autocast():
+            loss = cross_entropy(logits(batch.inputs).flatten(0, 1), batch.targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        on_step()
+
+
+def _peer(
+    which: str, *, vocab: int, context: int, **_: Any
+) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
     dim, depth, heads = (gpt[f"model.{path}"] for path in ("dim", "stack.depth", "stack.block.mixer.heads"))
-    facts = task.facts
+    if which == BY_HAND:
+        model = MinimalGPT(vocab, context, dim, depth, heads)
+        return model, model
     config = GPT2Config(
-        vocab_size=facts["vocab"],
-        n_positions=facts["context"],
+        vocab_size=vocab,
+        n_positions=context,
         n_embd=dim,
         n_layer=depth,
         n_head=heads,
         resid_pdrop=0,
         embd_pdrop=0,
         attn_pdrop=0,
+        bos_token_id=None,
+        eos_token_id=None,
         attn_implementation="sdpa",
     )
-    ours = build(run, task, 0)
-    peers = {
-        "transformers GPT2LMHeadModel": GPT2LMHeadModel(config).train(),
-        "a GPT written by hand": MinimalGPT(facts["vocab"], facts["context"], dim, depth, heads),
-    }
-    logits = {
-        "transformers GPT2LMHeadModel": lambda model, tokens: model(tokens, use_cache=False).logits,
-        "a GPT written by hand": lambda model, tokens: model(tokens),
-    }
+    model = GPT2LMHeadModel(config).train()
+    return model, lambda tokens: model(tokens, use_cache=False).logits
 
-    def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, loss):
-        def step(count: int = 4) -> None:
-            for i in range(count):
-                batch = task.batch(i, size=loop.batch, seed=0)
-                with machine.autocast():
-                    value = loss(model, batch)
-                value.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
 
-        return step
+def _when_asked(pipe: Connection) -> Callable[..., None]:
+    """To be told of every step: after the first, and after every few, it waits until the next few are asked for."""
+    steps = count()
 
-    calls = {"deltax gpt": stepper(ours, run.optimizer(ours), lambda m, b: run.objective(m, b).mean())}
-    for name, model in peers.items():
-        forward = logits[name]
-        plain = lambda m, b, f=forward: cross_entropy(f(m, b.inputs).flatten(0, 1), b.targets.flatten())
-        calls[name] = stepper(model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), plain)
-    seconds = timing.interleave(calls, rounds=75)
-    tokens = 4 * task.tokens(loop.batch)
-    rows = {}
-    for name in peers:
-        found = timing.ratio(seconds["deltax gpt"], seconds[name])
-        rows[f"training gpt against {name}"] = {**found, "tokens_per_second": tokens / found["ours_seconds"]}
-    timing.store("training", rows)
+    def each(*_: Any) -> None:
+        step = next(steps)
+        if mesh.rank() == 0 and step % STEPS == 0:
+            if step:
+                pipe.send("done")
+            pipe.recv()
+
+    return each

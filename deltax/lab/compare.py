@@ -7,7 +7,6 @@ Everything is derived from stored runs, so the same comparison again trains noth
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -40,7 +39,7 @@ from deltax.lab.store import Store
 from deltax.lab.tuning import Runs, Strip, Tuned, check, checks, tune
 from deltax.recipe import Part
 from deltax.train.job import Job, code_version, fingerprint
-from deltax.train.machine import Machine
+from deltax.train.machine import Machine, cores
 
 
 def compare(
@@ -70,7 +69,7 @@ def compare(
     if data is not None:
         parts = [part.put("task.source", data) for part in parts]
     store = store or Store()
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or len(cores())
     plan = make_plan(parts, store, budget=budget, pairs=pairs, ladder=ladder, workers=workers)
     on_event(plan)
     runs = Runs(lambda jobs: execute(jobs, store=store, engine=engine, workers=workers, on_event=on_event))

@@ -17,6 +17,7 @@ from deltax.lab.lease import Worker
 from deltax.lab.store import Store
 from deltax.lab.worker import UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
+from deltax.train.machine import core_each, settle
 
 GRACE = 10.0  # seconds a worker gets at most to finish its step and save its run
 READY = "ready"
@@ -45,10 +46,8 @@ class Processes:
         if workers < 1:
             raise UserError(f"runs need at least 1 worker, not {workers}: give --workers 1 or more")
         self.store, self.tell, self.keep_weights = store, tell, keep_weights
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        # A core each only where they fill the machine: else two commands would share a core and leave another idle.
-        self.cores = cores if len(cores) == workers else [None] * workers
         self.hands: list[_Hand] = []
+        self.cores = core_each(workers)
 
     def __enter__(self) -> "Processes":
         self.hands = [self._hire(core) for core in self.cores]
@@ -160,8 +159,7 @@ def _serve(pipe: connection.Connection, folder: Path, core: int | None, keep_wei
             os._exit(0)
 
     signal.signal(signal.SIGTERM, leave)
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+    settle(core)
     stop = lambda: told.is_set() or pipe.poll()  # while we are at work nothing comes but its end
 
     def tell(message: Message | str) -> None:

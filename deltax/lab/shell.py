@@ -1,7 +1,6 @@
 """The shell's commands that train, compare, verify or read the store: what `deltax.cli` calls once torch may load."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     from deltax.lab.terminal import Live
     from deltax.train import mesh
     from deltax.train.job import Job, loop_of
-    from deltax.train.machine import Machine
+    from deltax.train.machine import Machine, cores, settle
 
     if arguments.report:
         from deltax.lab import report as pages
@@ -37,7 +36,8 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     store = Store(arguments.store)
     layout = None if arguments.mesh is None else mesh.Mesh.parse(arguments.mesh)
     here = mesh.started() or (layout.size if layout else 1)
-    threads = max(1, _cores() // here)
+    settle()
+    threads = max(1, len(cores()) // here)
     machine = replace(Machine.here(threads=threads), compiled=arguments.compile)
     precision = str(machine.precision).removeprefix("torch.")
     job = Job(recipe, arguments.seed, arguments.steps or loop_of(recipe).steps, arguments.rate, precision)
@@ -218,7 +218,7 @@ def compare(recipes: Sequence[Part], arguments: argparse.Namespace) -> None:
     }
     store = Store(arguments.store)
     if arguments.plan:
-        plan = make_plan(recipes, store, workers=arguments.workers or _cores(), **settings)
+        plan = make_plan(recipes, store, workers=_workers(arguments), **settings)
         if arguments.json:
             facts = {"runs": plan.runs(), "seconds": plan.seconds, "resolution": plan.resolution(plan.pairs)}
             print_json({"said": plan.sentences(), "budget": vars(plan.budget), "pairs": plan.pairs, **facts})
@@ -270,9 +270,8 @@ def verify(records: Sequence[catalog.Record], arguments: argparse.Namespace) -> 
 
     store, failed, found = Store(arguments.store), False, {}
     with _trackers(arguments.log, store) as log, terminal.Live() as live:
-        lab = Lab(
-            store, engine=arguments.engine, workers=arguments.workers or _cores(), on_event=_each(live.hear, *log)
-        )
+        settings = {"engine": arguments.engine, "workers": _workers(arguments)}
+        lab = Lab(store, **settings, on_event=_each(live.hear, *log))
         for record in records:
             for claim in record.claims:
                 if claim.is_asked(arguments.claim):
@@ -295,7 +294,7 @@ def rehearse(records: Sequence[catalog.Record], arguments: argparse.Namespace) -
 
     found: dict[str, dict[str, str | None]] = {}
     with terminal.Live() as live:
-        settings = {"engine": arguments.engine, "workers": arguments.workers or _cores(), "on_event": live.hear}
+        settings = {"engine": arguments.engine, "workers": _workers(arguments), "on_event": live.hear}
         for record in records:
             found[record.key] = {}
             for name, fault in rehearsal.rehearse(record.key, only=arguments.claim, **settings):
@@ -335,8 +334,10 @@ def _verdict(key: str, claim: catalog.ClaimRecord, entry: dict[str, Any]) -> str
     return f"{key}: {claim.says}\n    {claim.kind}: {said[entry['passed']]}"
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _workers(arguments: argparse.Namespace) -> int:
+    from deltax.train.machine import cores
+
+    return arguments.workers or len(cores())
 
 
 def _each(*listeners: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -18,6 +18,7 @@ from torch.distributed import TCPStore
 
 from deltax.errors import UserError
 from deltax.train import mesh
+from deltax.train.machine import core_each, settle
 
 _PRELOADED = ["deltax.train.loop", "deltax.train.tensor_parallel", "torch.distributed.fsdp", "torch._dynamo"]
 
@@ -47,9 +48,9 @@ def launch(
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=patience))
     pipes, processes = [], []
     try:
-        for rank in range(size):
+        for rank, core in enumerate(core_each(size)):
             ours, theirs = context.Pipe()
-            job = (rank, size, store.port, theirs, patience, layout, work, args)
+            job = (rank, size, core, store.port, theirs, patience, layout, work, args)
             processes.append(context.Process(target=_process, args=job, daemon=True))
             processes[-1].start()
             theirs.close()
@@ -122,6 +123,7 @@ def _end_with_parent(pipe: connection.Connection) -> None:
 def _process(
     rank: int,
     size: int,
+    core: int | None,
     port: int,
     pipe: connection.Connection,
     patience: float,
@@ -132,6 +134,7 @@ def _process(
     global _parent
     _parent = pipe
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    settle(core)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ.update({name: str(value) for name, value in place.items()})

@@ -3,7 +3,8 @@
 A mesh says how many processes share each kind of work, from the slowest wire to the fastest:
 
     pp    stages of a pipeline, `deltax.train.pipeline`
-    dp    replicas, each with its share of every batch (DistributedDataParallel; with pp, fsdp or tp, FSDP2's replicas)
+    dp    replicas, each with its share of every batch (DistributedDataParallel; on one machine without GPUs a sum in
+          shared memory; with pp, fsdp or tp, FSDP2's replicas)
     fsdp  shards of parameters, gradients and optimizer state, each with its share of every batch (FSDP2)
     tp    shards of every attention and feed-forward branch, `deltax.train.tensor_parallel`
 
@@ -26,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from deltax.errors import UserError
+from deltax.train import shared_memory
 
 PATIENCE = 600.0  # seconds that a process waits for the others
 ARRIVAL = 60.0  # seconds that it waits for them to start, or its patience where that is longer
@@ -77,6 +79,7 @@ class Lost(UserError):
 
 
 _layout, _grid = Mesh(), None
+_shared: shared_memory.SharedSum | None = None  # over replicas of one machine
 
 
 def started() -> int:
@@ -97,7 +100,7 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
     Without a layout all of them shard the model (fsdp). Raises UserError where the layout wants another number of
     processes or more GPUs than there are; Lost where another process ends, or is not heard of for `patience` seconds.
     """
-    global _layout, _grid
+    global _layout, _grid, _shared
     world = int(os.environ.get("WORLD_SIZE", "1"))
     layout = layout or Mesh(fsdp=world)
     if layout.size != world:
@@ -116,6 +119,7 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
         distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=arrival)
         distributed.distributed_c10d._set_pg_timeout(wait, distributed.group.WORLD)
         _layout, _grid = layout, _lines(layout, device, wait)
+        _shared = shared_memory.shared_sum(patience) if device == "cpu" and _replicated() else None
         yield distributed.get_rank() == 0
     except RuntimeError as error:
         if not _of_the_group(error):
@@ -126,7 +130,9 @@ def joined(layout: Mesh | None = None, *, patience: float = PATIENCE) -> Iterato
     else:
         distributed.destroy_process_group()
     finally:
-        _layout, _grid = Mesh(), None
+        if _shared:
+            _shared.close()
+        _layout, _grid, _shared = Mesh(), None, None
 
 
 def _lines(layout: Mesh, device: str, wait: timedelta) -> DeviceMesh:
@@ -218,9 +224,8 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 def engine(model: nn.Module, device: torch.device) -> nn.Module:
     """What computes the losses of a model that was placed: the model itself, its replica, or the pipeline."""
-    if _replicated():
-        group = grid("dp").get_group()
-        model = Replica(model, process_group=group)
+    if _replicated() and not _shared:
+        return Replica(model, process_group=grid("dp").get_group())
     if _layout.pp > 1:
         from deltax.train.pipeline import Pipeline
 
@@ -282,9 +287,13 @@ def sorted_groups(optimizer: torch.optim.Optimizer) -> None:
 def clip(model: nn.Module, largest: float) -> Tensor:
     """Scale all gradients so that their norm, taken over the whole model, is at most `largest`. Returns that norm.
 
+    Replicas that share memory first take the mean of theirs: no backward pass has done so.
+
     Raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
     """
-    if size() == 1:
+    if _shared:
+        shared_memory.meet(model, _shared)
+    if size() == 1 or _shared:
         return nn.utils.clip_grad_norm_(model.parameters(), largest)
     from deltax.train.pipeline import Table
 
@@ -335,9 +344,7 @@ def share(pieces: list) -> list:
 def mean(value: Tensor) -> float:
     """The mean over all shares of the batch; along a pipeline, of the sum of its stages' values."""
     if size() > 1:
-        value = value.clone().to(grid("pp").device_type)
-        distributed.all_reduce(value)
-        value /= size() / _layout.pp
+        value = _summed(value.clone()) / (size() / _layout.pp)
     return float(value)
 
 
@@ -345,9 +352,16 @@ def agreed(answer: bool) -> bool:
     """The first process's answer, on all."""
     if size() == 1:
         return answer
-    said = torch.tensor(float(answer), device=grid("pp").device_type)
-    distributed.broadcast(said, 0)
-    return bool(said)
+    return bool(_summed(torch.tensor(float(answer and rank() == 0))))
+
+
+def _summed(value: Tensor) -> Tensor:
+    """The sum over all processes; `value` may become it."""
+    if _shared:
+        return _shared(value)
+    value = value.to(grid("pp").device_type)
+    distributed.all_reduce(value)
+    return value
 
 
 def whole(tensor: Tensor) -> Tensor:

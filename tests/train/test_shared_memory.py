@@ -1,0 +1,100 @@
+"""Sums in memory that processes share: the same bits on all, of any size and kind, or none where they cannot share."""
+
+import os
+import time
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from deltax.train import shared_memory
+from deltax.train.launch import launch
+from deltax.train.mesh import Mesh
+from deltax.train.shared_memory import ROW, meet, shared_sum
+
+KINDS = [((), torch.float32), ((7, 3), torch.float64), ((ROW // 4 * 2 + 5,), torch.float32), ((0,), torch.int64)]
+
+
+def _given(rank):
+    seeded = torch.Generator().manual_seed(rank)
+    return [torch.randn(shape, generator=seeded).to(kind) for shape, kind in KINDS]
+
+
+def _sums(rounds):
+    shared = shared_sum(30)
+    for i in range(rounds):  # one process always comes last, another one each time
+        if i % 3 == shared.rank:
+            time.sleep(0.02)
+        assert shared(torch.tensor(i + shared.rank)) == 3 * i + 3
+    return _sent([shared(x.clone()) for x in _given(shared.rank)]), len(os.listdir("/dev/shm"))
+
+
+def _sent(tensors):
+    """As arrays: a tensor would be gone with the process that sends it."""
+    return [None if t is None else t.detach().numpy() for t in tensors]
+
+
+def test_a_sum_has_the_same_bits_on_every_process():
+    left = len(os.listdir("/dev/shm"))
+    found = launch(3, _sums, 12, patience=60)
+    wanted = [torch.stack(each).sum(0) for each in zip(*map(_given, range(3)), strict=True)]
+    for sums, files in found:
+        assert files == left, "the file has no name once all have mapped it"
+        for ours, first, true in zip(sums, found[0][0], wanted, strict=True):
+            assert ours.tobytes() == first.tobytes()
+            torch.testing.assert_close(torch.from_numpy(ours), true)
+
+
+class _Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.apart, self.unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        self.register_buffer("flags", torch.tensor([True, False, True]))
+        self.register_buffer("turned", torch.zeros(2, 3).mT)
+
+    def forward(self, x, rank):
+        self.turned.fill_(rank)
+        self.flags.fill_(bool(rank))
+        return self.norm(x).square().mean() + self.norm.weight.dot(x.mean(0)) + (self.apart.sum() if rank else 0)
+
+
+def _meets():
+    """Gradients and buffers, before and after."""
+    shared, model = shared_sum(30), _Model()
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    model(x[shared.rank], shared.rank).backward()
+    held = lambda: (_sent(p.grad for p in model.parameters()), _sent(b.clone() for b in model.buffers()))
+    before = held()
+    meet(model, shared)
+    return [p for p, _ in model.named_parameters()], before, held()
+
+
+def test_replicas_meet_at_the_mean_gradient_and_the_first_ones_buffers():
+    (names, one, *ours), (_, two, *theirs) = launch(2, _meets, patience=60)
+    assert any((a != b).any() for a, b in zip(one[1], two[1], strict=True))
+    for gradients, buffers in (*ours, *theirs):
+        for name, own, other, mean in zip(names, one[0], two[0], gradients, strict=True):
+            if name == "unused":
+                assert mean is None
+            else:
+                np.testing.assert_allclose(mean, ((0 if own is None else own) + other) / 2, rtol=1e-6)
+        for buffer, first in zip(buffers, one[1], strict=True):
+            assert buffer.dtype == first.dtype and np.array_equal(buffer, first)
+
+
+def _without_room(how):
+    if how == "full" and distributed.get_rank() == 0:
+        shared_memory.ROW = 1 << 50
+    if how == "apart":
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
+    if how == "other container" and distributed.get_rank() == 1:
+        shared_memory._mapped = lambda *_: None
+    return shared_sum(30)
+
+
+def test_where_memory_cannot_be_shared_all_know():
+    left = set(os.listdir("/dev/shm"))
+    for how in ("full", "apart", "other container"):
+        assert launch(2, _without_room, how, layout=Mesh(fsdp=2), patience=60) == [None, None]
+    assert set(os.listdir("/dev/shm")) == left
