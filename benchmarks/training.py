@@ -68,8 +68,7 @@ def _replicas(pipe: Connection, _: None) -> None:
 
 def _train(pipe: Connection, threads: int) -> None:
     machine = Machine.here(threads=threads)
-    precision = str(machine.precision).removeprefix("torch.")
-    train(Job(gpt, steps=100_000, precision=precision), machine, on_step=_when_asked(pipe))
+    train(Job(gpt, steps=100_000, precision=machine.precision_name), machine, on_step=_when_asked(pipe))
 
 
 def _plain(pipe: Connection, which: str) -> None:

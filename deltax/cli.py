@@ -361,9 +361,7 @@ def _recipe(expression: str, arguments: argparse.Namespace) -> Any:
     from deltax.expression import recipe
 
     tree = recipe(expression, arguments.settings)
-    for count in ("batch", "steps", "accumulate"):
-        if tree[f"loop.{count}"] < 1:
-            raise UserError(f"loop.{count} is at least 1, not {tree[f'loop.{count}']}")
+    tree["loop"]()  # refuses counts below one
     return tree if arguments.data is None else tree.put("task.source", arguments.data)
 
 

@@ -19,6 +19,7 @@ from deltax import kernels
 from deltax.errors import UserError
 from deltax.lab.numerals import millions
 from deltax.parts.context import Context, DecodingState, takes_context
+from deltax.parts.scratch import scratch
 from deltax.recipe import Part
 from deltax.train.job import loop_of, task_of
 from deltax.train.loop import build
@@ -148,6 +149,7 @@ def peak_bytes(recipe: Part, machine: Machine | None = None) -> int:
         for _ in range(2):
             stepper()
         return torch.cuda.max_memory_allocated() - before
+    scratch.clear()  # what larger recipes left is not this one's
     with _Held() as held:
         stepper = Stepper(recipe, machine)
         for _ in range(2):

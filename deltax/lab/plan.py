@@ -272,7 +272,7 @@ def pair_seeds(count: int) -> range:
 
 def precision() -> str:
     """What runs on this machine compute in, as a job states it."""
-    return str(Machine.here().precision).removeprefix("torch.")
+    return Machine.here().precision_name
 
 
 def command(plan: Plan) -> str:

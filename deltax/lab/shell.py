@@ -17,7 +17,6 @@ from deltax.recipe import Part
 
 def train(recipe: Part, arguments: argparse.Namespace) -> None:
     """`dx train`: one run, kept with its weights; on a mesh, over processes that torchrun or this one starts."""
-    from dataclasses import replace
 
     from rich.console import Console
 
@@ -38,9 +37,9 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     here = mesh.started() or (layout.size if layout else 1)
     settle()
     threads = max(1, len(cores()) // here)
-    machine = replace(Machine.here(threads=threads), compiled=arguments.compile)
-    precision = str(machine.precision).removeprefix("torch.")
-    job = Job(recipe, arguments.seed, arguments.steps or loop_of(recipe).steps, arguments.rate, precision)
+    machine = Machine.here(threads=threads, compiled=arguments.compile)
+    steps = arguments.steps or loop_of(recipe).steps
+    job = Job(recipe, arguments.seed, steps, arguments.rate, machine.precision_name)
     result = store.get(job)
     together = result is None and (here > 1 or arguments.compile)
     if result is None or result.weights_file is None:

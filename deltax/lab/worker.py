@@ -64,7 +64,7 @@ def work(
             tell(Message("restarted", job.id, text=aside))
         start = checkpoint.load(store.start_of(job.start))[0] if job.start else None
         pace = _Pace(job, store, worker, tell, stop)
-        machine = replace(Machine.here(threads=threads), precision=job.dtype)
+        machine = Machine.here(threads=threads, precision=job.dtype)
         with _beating(job, store, worker):
             outcome = train(job, machine, weights=start, save_to=store.checkpoint_of(job), on_step=pace)
         if keep_weights and not outcome.diverged:

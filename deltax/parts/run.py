@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from deltax.errors import UserError
 from deltax.recipe import Part, takes
 
 
@@ -16,12 +17,19 @@ class Loop:
     steps       optimizer steps of a run, unless a budget says otherwise
     clip        largest norm of the gradient
     accumulate  pieces that a batch is cut into; the gradient is that of the whole
+
+    Raises UserError for a batch, steps or pieces below one.
     """
 
     batch: int = 16
     steps: int = 400
     clip: float = 1.0
     accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for count in ("batch", "steps", "accumulate"):
+            if (value := getattr(self, count)) < 1:
+                raise UserError(f"loop.{count} is at least 1, not {value}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ class _Scratch(threading.local):
                 self.held[kind] = like.new_empty(count)
         return self.held[kind][:count].view(shape)
 
+    def clear(self) -> None:
+        """Give all of it back."""
+        self.held.clear()
+
 
 scratch = _Scratch()
 

@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from deltax.train import checkpoint
 from deltax.train.initialise import stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.loop import Outcome, Progress, build
-from deltax.train.machine import Machine
+from deltax.train.machine import Machine, settle
 from deltax.train.meeting import Meeting, numbers, register
 
 
@@ -57,7 +57,7 @@ def train(
     Raises UserError for a recipe without `LocalSteps`, another number of workers or another job than the others', and
     when the register is gone.
     """
-    machine = machine or replace(Machine.here(), precision=job.dtype)
+    machine = machine or Machine.here(precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     model = build(run, task, job.seed).to(machine.device)
@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"listening at port {held.port}", flush=True)
         while True:
             time.sleep(3600)
+    settle()
     job = Job.from_json(json.loads(given.job.read_text()))
     meeting = Meeting(given.at, given.worker, job.recipe["optimizer.workers"], patience=given.patience)
     outcome = train(job, meeting, on_round=lambda round: print(json.dumps(vars(round)), flush=True))

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def train(
 
     A loss or gradient that is not finite ends the run as diverged. Raises UserError for a recipe that cannot be built.
     """
-    machine = machine or replace(Machine.here(), precision=job.dtype)
+    machine = machine or Machine.here(precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     mesh.check(loop.batch, loop.accumulate)

@@ -21,10 +21,22 @@ class Machine:
     compiled: bool = False
 
     @classmethod
-    def here(cls, *, threads: int = 1, device: str = "auto", compiled: bool = False) -> "Machine":
-        """The GPU where there is one; bf16 autocast only where the hardware multiplies it natively."""
+    def here(
+        cls,
+        *,
+        threads: int = 1,
+        device: str = "auto",
+        precision: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> "Machine":
+        """The GPU where there is one; if not said, bf16 autocast only where the hardware multiplies it natively."""
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        return cls(chosen, _native_precision(chosen.type), threads, compiled)
+        return cls(chosen, precision or _native_precision(chosen.type), threads, compiled)
+
+    @property
+    def precision_name(self) -> str:
+        """As a job states it: float32 or bfloat16."""
+        return str(self.precision).removeprefix("torch.")
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
@@ -33,7 +45,7 @@ class Machine:
         """What a stored result should say of the machine; no name or path of it."""
         return {
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else _processor(),
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": self.precision_name,
             "threads": self.threads,
             "torch": torch.__version__,
             "python": platform.python_version(),
