@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -120,9 +120,13 @@ def _when_asked(pipe: Connection) -> Callable[..., None]:
 
     def each(*_: Any) -> None:
         step = next(steps)
-        if mesh.rank() == 0 and step % STEPS == 0:
+        if step % STEPS:
+            return
+        if mesh.rank() == 0:
             if step:
                 pipe.send("done")
             pipe.recv()
+        if mesh.size() > 1:
+            distributed.barrier()  # of gloo: who waits there does not compute meanwhile
 
     return each

@@ -19,7 +19,7 @@ from deltax.lab.statistics import LOOKS, SMOKE_PAIRS, detectable, look_level
 from deltax.lab.store import Store
 from deltax.recipe import Part, diff
 from deltax.train.job import code_version, fingerprint, loop_of, task_of
-from deltax.train.machine import Machine, cores
+from deltax.train.machine import Machine
 
 TUNING_SEED = 0
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -100,11 +100,11 @@ class Calibration:
 
     @property
     def warning(self) -> str | None:
-        here = len(cores())
-        if self.load <= 0.5 * here:
+        cores = os.cpu_count() or 1  # the load is all of the machine's
+        if self.load <= 0.5 * cores:
             return None
         return (
-            f"the load average is {self.load:.1f} on {here} cores: times and speeds will be off, "
+            f"the load average is {self.load:.1f} on {cores} cores: times and speeds will be off, "
             "losses and verdicts will not"
         )
 

@@ -17,7 +17,6 @@ from deltax.recipe import Part
 
 def train(recipe: Part, arguments: argparse.Namespace) -> None:
     """`dx train`: one run, kept with its weights; on a mesh, over processes that torchrun or this one starts."""
-
     from rich.console import Console
 
     from deltax.kernels import choice

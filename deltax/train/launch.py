@@ -14,6 +14,7 @@ from datetime import timedelta
 from multiprocessing import connection, get_context
 from typing import Any
 
+import torch
 from torch.distributed import TCPStore
 
 from deltax.errors import UserError
@@ -48,7 +49,7 @@ def launch(
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=patience))
     pipes, processes = [], []
     try:
-        for rank, core in enumerate(core_each(size)):
+        for rank, core in enumerate([None] * size if torch.cuda.is_available() else core_each(size)):
             ours, theirs = context.Pipe()
             job = (rank, size, core, store.port, theirs, patience, layout, work, args)
             processes.append(context.Process(target=_process, args=job, daemon=True))

@@ -77,8 +77,9 @@ def settle(core: int | None = None) -> None:
         os.sched_setaffinity(0, {core})
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for what, size in ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, 2**31 - 1)):
-            libc.mallopt(what, size)
+        # Before glibc 2.35 the first may be 32 MiB at most; where it is refused, the second alone would do harm.
+        if libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25):
+            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @cache

@@ -3,8 +3,8 @@
 A mesh says how many processes share each kind of work, from the slowest wire to the fastest:
 
     pp    stages of a pipeline, `deltax.train.pipeline`
-    dp    replicas, each with its share of every batch (DistributedDataParallel; on one machine without GPUs a sum in
-          shared memory; with pp, fsdp or tp, FSDP2's replicas)
+    dp    replicas, each with its share of every batch (DistributedDataParallel; without GPUs, where memory can be
+          shared, `deltax.train.shared_memory`; with pp, fsdp or tp, FSDP2's replicas)
     fsdp  shards of parameters, gradients and optimizer state, each with its share of every batch (FSDP2)
     tp    shards of every attention and feed-forward branch, `deltax.train.tensor_parallel`
 

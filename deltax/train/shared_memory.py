@@ -10,7 +10,8 @@ import platform
 import select
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor, distributed, nn
@@ -65,7 +66,8 @@ class SharedSum:
             if waited < SPIN:
                 os.sched_yield()
                 continue
-            if select.select([self.peers[other]], [], [], 0.0005)[0]:
+            ended = select.select([self.peers[other]], [], [], min(waited / 10, 0.05))[0]
+            if ended and self.counts[other * LINE] < self.round:  # not after its last sum
                 raise distributed.DistNetworkError(f"rank {other} ended")
             if waited > self.patience:
                 raise distributed.DistNetworkError(f"rank {other} was not heard of for {self.patience:g} s")
@@ -78,16 +80,12 @@ def shared_sum(patience: float) -> SharedSum | None:
     """
     rank, world = distributed.get_rank(), distributed.get_world_size()
     size = _head(world) + 2 * world * ROW
-    together = os.environ.get("LOCAL_WORLD_SIZE") == str(world) and platform.machine() in ("x86_64", "AMD64")
-    path = _reserved(size) if rank == 0 and together else ""
-    try:
+    together = os.environ.get("LOCAL_WORLD_SIZE") == str(world) and platform.machine() == "x86_64"
+    with _reserved(size) if rank == 0 and together else nullcontext("") as path:
         told = _told_by_all((path, os.getpid()))
-        mapped = _mapped(told[0][0], size, [pid for _, pid in told]) if together and told[0][0] else None
-        all_mapped = all(_told_by_all(mapped is not None))
-    finally:
-        if path:
-            os.unlink(path)
-    return SharedSum(mapped[0], rank, mapped[1], patience) if mapped and all_mapped else None
+        found = _found(told[0][0], size, [pid for _, pid in told]) if together and told[0][0] else None
+        all_found = all(_told_by_all(found is not None))
+    return SharedSum(found[0], rank, found[1], patience) if found and all_found else None
 
 
 def meet(model: nn.Module, shared: SharedSum) -> None:
@@ -98,14 +96,16 @@ def meet(model: nn.Module, shared: SharedSum) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     used = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32)
     given = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]
-    total = shared(torch.cat([*given, used])) / len(shared.peers)
+    total = shared(torch.cat([*given, used])).div_(len(shared.peers))
     *means, used = total.split([*map(len, given), len(trained)])
     for parameter, mean, share in zip(trained, means, used.tolist(), strict=True):
-        parameter.grad = mean.view_as(parameter).to(parameter.dtype) if share else None
-    for buffer in model.buffers():
-        first = buffer if shared.rank == 0 else torch.zeros_like(buffer)
-        raw = first.contiguous().view(-1).view(torch.uint8).clone()
-        buffer.copy_(shared(raw).view(buffer.dtype).view_as(buffer))
+        # Strided as the parameter is: fused optimizers walk through both alike.
+        parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter)) if share else None
+    if held := list(model.buffers()):
+        raw = [b.contiguous().view(-1).view(torch.uint8) for b in held]
+        firsts = shared(torch.cat(raw).mul_(shared.rank == 0)).split([len(r) for r in raw])
+        for buffer, first in zip(held, firsts, strict=True):
+            buffer.copy_(first.clone().view(buffer.dtype).view_as(buffer))
 
 
 def _head(world: int) -> int:
@@ -113,25 +113,27 @@ def _head(world: int) -> int:
     return -(-world * LINE * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _reserved(size: int) -> str:
-    """A new file in shared memory, its pages already its own; empty where there is no room."""
-    path = ""
-    try:
-        file, path = tempfile.mkstemp(prefix="deltax-", dir="/dev/shm")
-        with os.fdopen(file, "wb"):
-            os.posix_fallocate(file, 0, size)
-        return path
-    except OSError:
+@contextmanager
+def _reserved(size: int) -> Iterator[str]:
+    """Where others find a new file in shared memory, its pages already its own; empty where there is no room.
+
+    The file has no name, so it goes with the last process that holds it, however that ends.
+    """
+    with ExitStack() as held:
+        path = ""
         with suppress(OSError):
-            os.unlink(path)
-        return ""
+            file = held.enter_context(tempfile.TemporaryFile(dir="/dev/shm")).fileno()
+            os.posix_fallocate(file, 0, size)
+            path = f"/proc/{os.getpid()}/fd/{file}"
+        yield path
 
 
-def _mapped(path: str, size: int, pids: list[int]) -> tuple[mmap.mmap, list[int]] | None:
+def _found(path: str, size: int, pids: list[int]) -> tuple[mmap.mmap, list[int]] | None:
+    """The memory, and a pidfd of each process."""
     try:
         with open(path, "r+b") as file:
             return mmap.mmap(file.fileno(), size), [os.pidfd_open(pid) for pid in pids]
-    except OSError:  # another container's
+    except (OSError, AttributeError):  # another container's; a Python that was built without pidfds
         return None
 
 
