@@ -12,6 +12,13 @@ def stream(*words: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+def reseed(seed: int) -> None:
+    """`torch.manual_seed`, but not for a GPU that nothing has used: for that it keeps a stack trace, 0.2 ms a call."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw every module's start anew from a stream of its own, keyed by its name and its parameters' names and shapes.
 
@@ -23,5 +30,5 @@ def initialise(model: nn.Module, seed: int) -> None:
             if hasattr(module, "reset_parameters"):
                 shapes = [(n, tuple(p.shape)) for n, p in module.named_parameters(recurse=False)]
                 bare = ".".join(step for step in name.split(".") if step != "inner")
-                torch.manual_seed(stream("start", seed, bare, shapes))
+                reseed(stream("start", seed, bare, shapes))
                 module.reset_parameters()

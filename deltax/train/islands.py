@@ -26,7 +26,7 @@ from deltax.errors import UserError
 from deltax.papers.optimization.local_sgd import LocalSteps
 from deltax.parts.replicas import assign, flat
 from deltax.train import checkpoint
-from deltax.train.initialise import stream
+from deltax.train.initialise import reseed, stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.loop import Outcome, Progress, build
 from deltax.train.machine import Machine, settle
@@ -77,7 +77,7 @@ def train(
             at = run.schedule((turn + 0.5) / job.steps)
             for group, rate in zip(workers.param_groups, rates, strict=True):
                 group["lr"] = rate * job.rate * at
-            torch.manual_seed(stream("step", job.seed, turn))
+            reseed(stream("step", job.seed, turn))
             batch = run.batches(model, task, turn, size=loop.batch, seed=job.seed)
             loss = _backward(run, model, batch.pieces(loop.accumulate), machine)
             norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)

@@ -15,7 +15,7 @@ from deltax.errors import UserError
 from deltax.parts.run import Run
 from deltax.tasks.evaluation import Evaluation
 from deltax.train import checkpoint, mesh
-from deltax.train.initialise import initialise, stream
+from deltax.train.initialise import initialise, reseed, stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.machine import Machine
 from deltax.train.pipeline import Pipeline
@@ -89,10 +89,10 @@ def train(
         at = run.schedule((progress.step + 0.5) / job.steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * job.rate * at
-        torch.manual_seed(stream("step", job.seed, progress.step))
+        reseed(stream("step", job.seed, progress.step))
         batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
         if mesh.ours():
-            torch.manual_seed(stream("share", job.seed, progress.step, mesh.ours()))
+            reseed(stream("share", job.seed, progress.step, mesh.ours()))
         loss = _accumulate(engine, run, batch, loop.accumulate, machine)
         norm = mesh.clip(model, loop.clip)
         progress.losses.append((progress.step, loss))

@@ -292,8 +292,8 @@ def clip(model: nn.Module, largest: float) -> Tensor:
     Raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
     """
     if _shared:
-        shared_memory.meet(model, _shared)
-    if size() == 1 or _shared:
+        return shared_memory.meet(model, _shared, largest)
+    if size() == 1:
         return nn.utils.clip_grad_norm_(model.parameters(), largest)
     from deltax.train.pipeline import Table
 

@@ -88,24 +88,28 @@ def shared_sum(patience: float) -> SharedSum | None:
     return SharedSum(found[0], rank, found[1], patience) if found and all_found else None
 
 
-def meet(model: nn.Module, shared: SharedSum) -> None:
+def meet(model: nn.Module, shared: SharedSum, largest: float) -> Tensor:
     """Give every replica the mean of their gradients, and the buffers of the first.
 
-    A parameter that the loss of none depends on keeps no gradient.
+    The mean is scaled so that its norm is at most `largest`, as by `clip_grad_norm_`. Returns the norm it had. A
+    parameter that the loss of none depends on keeps no gradient.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     used = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32)
-    given = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]
-    total = shared(torch.cat([*given, used])).div_(len(shared.peers))
-    *means, used = total.split([*map(len, given), len(trained)])
-    for parameter, mean, share in zip(trained, means, used.tolist(), strict=True):
-        # Strided as the parameter is: fused optimizers walk through both alike.
-        parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter)) if share else None
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    total = shared(torch.cat([*(g.flatten() for g in own), used])).div_(len(shared.peers))
+    mean, used = total.split([len(total) - len(used), len(used)])
+    norm = torch.linalg.vector_norm(mean)
+    mean.mul_((largest / (norm + 1e-6)).clamp(max=1))
+    pieces = mean.split([g.numel() for g in own])
+    for parameter, gradient, piece, share in zip(trained, own, pieces, used.tolist(), strict=True):
+        parameter.grad = gradient.copy_(piece.view_as(gradient)) if share else None
     if held := list(model.buffers()):
         raw = [b.contiguous().view(-1).view(torch.uint8) for b in held]
         firsts = shared(torch.cat(raw).mul_(shared.rank == 0)).split([len(r) for r in raw])
         for buffer, first in zip(held, firsts, strict=True):
             buffer.copy_(first.clone().view(buffer.dtype).view_as(buffer))
+    return norm
 
 
 def _head(world: int) -> int:

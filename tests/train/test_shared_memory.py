@@ -63,28 +63,34 @@ class _Model(nn.Module):
 
 
 def _meets():
-    """Gradients and buffers, before and after."""
+    """Gradients and buffers before, and after; the norm of the gradients before they were clipped."""
     shared, model = shared_sum(30), _Model()
     x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     model(x[shared.rank], shared.rank).backward()
-    held = lambda: (_sent(p.grad for p in model.parameters()), _sent(b.clone() for b in model.buffers()))
-    before = held()
-    meet(model, shared)
+    gradients = lambda: _sent(p.grad if p.grad is None else p.grad.clone() for p in model.parameters())
+    buffers = lambda: _sent(b.clone() for b in model.buffers())
+    before = gradients(), buffers()
+    norm = meet(model, shared, 0.5)
     assert model.turned.grad.stride() == model.turned.stride() != (2, 1)
-    return [p for p, _ in model.named_parameters()], before, held()
+    return before, gradients(), buffers(), float(norm)
 
 
 def test_replicas_meet_at_the_mean_gradient_and_the_first_ones_buffers():
-    (names, one, *ours), (_, two, *theirs) = launch(2, _meets, patience=60)
-    assert any((a != b).any() for a, b in zip(one[1], two[1], strict=True))
-    for gradients, buffers in (*ours, *theirs):
-        for name, own, other, mean in zip(names, one[0], two[0], gradients, strict=True):
-            if name == "unused":
-                assert mean is None
+    found = launch(2, _meets, patience=60)
+    (one, first), (two, second) = (before for before, *_ in found)
+    assert any((a != b).any() for a, b in zip(first, second, strict=True))
+    means = [None if b is None else ((0 if a is None else a) + b) / 2 for a, b in zip(one, two, strict=True)]
+    assert sum(m is None for m in means) == 1
+    true_norm = np.sqrt(sum(np.square(m).sum() for m in means if m is not None))
+    for _, gradients, buffers, norm in found:
+        assert norm == pytest.approx(true_norm, rel=1e-5) and norm > 0.5
+        for mean, gradient in zip(means, gradients, strict=True):
+            if mean is None:
+                assert gradient is None
             else:
-                np.testing.assert_allclose(mean, ((0 if own is None else own) + other) / 2, rtol=1e-6)
-        for buffer, first in zip(buffers, one[1], strict=True):
-            assert buffer.dtype == first.dtype and np.array_equal(buffer, first)
+                np.testing.assert_allclose(gradient, mean * 0.5 / true_norm, rtol=1e-5)
+        for buffer, true in zip(buffers, first, strict=True):
+            assert buffer.dtype == true.dtype and np.array_equal(buffer, true)
 
 
 def _without_room(how):
