@@ -1,8 +1,9 @@
 """Training the default gpt: against transformers' GPT-2, and against a GPT written by hand, in equally plain loops.
 
-Each contender has a process of its own, or two, as it has in use: in one process they would spoil each other's memory.
+On the cores alone. Each contender has processes of its own: in one they would spoil each other's memory.
 """
 
+import os
 from collections.abc import Callable
 from itertools import count
 from multiprocessing import get_context
@@ -37,6 +38,7 @@ def main() -> None:
         KEPT: (_plain, KEPT),
         BY_HAND: (_plain, BY_HAND),
     }
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     context, processes, calls = get_context("spawn"), [], {}
     try:
         for name, (run, which) in contenders.items():
