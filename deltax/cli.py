@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from deltax import __version__, catalog
-from deltax.errors import DataWarning, UserError
+from deltax.errors import DataWarning, UserError, nearest
 from deltax.lab.printing import print_json
 
 _RECIPE = "a recipe: papers joined by +, the first one a whole recipe, as in 'gpt+rope+dyt(alpha=0.8)'"
@@ -62,7 +62,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def parser(first: str = "") -> argparse.ArgumentParser:
     """The command line; that of notes and pages in full only where `first`, the first word, asks for them."""
-    dx = argparse.ArgumentParser(
+    dx = _Parser(
         prog="dx",
         description="X, but with Y: papers as rewrites that add up, with their claims as code.",
         epilog=_EXAMPLES,
@@ -74,7 +74,22 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     _add_training(commands)
     _add_lab(commands)
     _add_pages(commands, first)
+    if first not in ("", *commands.choices) and not first.startswith("-"):
+        raise UserError(f"there is no command {first!r}{nearest(first, commands.choices) or ': dx --help lists them'}")
     return dx
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of an option that a command does not have it says which command, and the nearest that it has."""
+
+    def parse_known_args(self, *given: Any) -> Any:
+        found, unknown = super().parse_known_args(*given)
+        if unknown:
+            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(
+                f"there is no {unknown[0]}{hint}" if unknown[0].startswith("-") else f"{unknown[0]!r} is one too many"
+            )
+        return found, unknown
 
 
 def _add_catalogue(commands: Any) -> None:
@@ -194,7 +209,8 @@ def _add_pages(commands: Any, first: str) -> None:
 
 
 def _command(commands: Any, name: str, run: Any, says: str) -> argparse.ArgumentParser:
-    it: argparse.ArgumentParser = commands.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+    end = "" if says.endswith("?") else "."
+    it: argparse.ArgumentParser = commands.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}{end}")
     it.set_defaults(run=run)
     return it
 
@@ -244,7 +260,8 @@ def _list(arguments: argparse.Namespace) -> None:
     records = list(catalog.papers().values())
     fields = {r.field for r in records}
     if arguments.field and arguments.field not in fields:
-        raise UserError(f"there is no field {arguments.field!r}; there are {', '.join(sorted(fields))}")
+        hint = nearest(arguments.field, fields) or f"; there are {', '.join(sorted(fields))}"
+        raise UserError(f"there is no field {arguments.field!r}{hint}")
     wanted = [word.lower() for word in arguments.words]
     records = [
         r

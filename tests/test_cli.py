@@ -61,6 +61,11 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["sample", "feed", "hello"], "no finished run"),
         (["report"], "no comparison yet"),
         (["interact", "rope", "gpt"], "is a recipe"),
+        (["compar", "gpt", "gpt+dyt"], "there is no command 'compar'; did you mean 'compare'?"),
+        (["zzz"], "there is no command 'zzz': dx --help lists them"),
+        (["list", "--field", "visoin"], "there is no field 'visoin'; did you mean 'vision'?"),
+        (["list", "--field", "zzz"], "there is no field 'zzz'; there are detection, "),
+        (["train", "gpt", "--data", "no-such/name"], "a Hugging Face dataset is hf:no-such/name"),
     ],
 )
 def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
@@ -68,6 +73,27 @@ def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert says in error and error.startswith("dx: ") and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["compare", "gpt", "gpt+dyt", "--budgt", "smoke"],
+            "dx compare: error: there is no --budgt; did you mean '--budget'?",
+        ),
+        (["train", "gpt", "--stepz=3"], "dx train: error: there is no --stepz=3; did you mean '--steps'?"),
+        (
+            ["notes", "search", "norm", "--limti", "3"],
+            "dx notes search: error: there is no --limti; did you mean '--limit'?",
+        ),
+        (["sample", "run", "Once", "more"], "dx sample: error: 'more' is one too many"),
+    ],
+)
+def test_a_misspelt_option_is_named_with_its_command(words, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,11 @@ class Trained:
     @cached_property
     def model(self) -> nn.Module:
         """The trained model in evaluation mode. Raises UserError when the run diverged, or its weights are gone."""
-        if self.result.weights_file is None:
-            why = "the run diverged" if self.diverged else "they were not kept"
-            raise UserError(f"{self.result.job.recipe.title} has no weights: {why}")
         job = self.result.job
+        if self.result.weights_file is None:
+            gone = "they were not kept or are gone; 'dx train' with its recipe, seed and steps makes them"
+            why = "the run diverged" if self.diverged else gone
+            raise UserError(f"{job.recipe.title}, run {job.id[:10]}, has no weights: {why}")
         model = build(kernels.fastest(job.recipe, torch.device("cpu"))(), self.task, job.seed)
         model.load_state_dict(checkpoint.load(self.result.weights_file)[0])
         return model.eval()

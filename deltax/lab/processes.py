@@ -16,6 +16,7 @@ from deltax.lab import warm
 from deltax.lab.lease import Worker
 from deltax.lab.store import Store
 from deltax.lab.worker import UNDER_WAY, Message, Tell, work
+from deltax.signals import deaf
 from deltax.train.job import Job
 from deltax.train.machine import core_each, settle
 
@@ -97,7 +98,7 @@ class Processes:
         ours, theirs = context.Pipe()
         args = (theirs, self.store.folder, core, self.keep_weights)
         hired = context.Process(target=_serve, args=args, name="deltax worker", daemon=True)
-        with warm.deaf():
+        with deaf():
             hired.start()
         theirs.close()
         return _Hand(hired, ours, Worker.here(hired.pid), core)

@@ -5,11 +5,10 @@ Standard library only, so that a command can call it before anything else.
 
 import multiprocessing
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import forkserver, process, resource_tracker
+from multiprocessing import forkserver, process
 from multiprocessing.context import ForkServerContext
+
+from deltax.signals import deaf
 
 UNGUARDED = 71
 
@@ -32,14 +31,3 @@ def up() -> None:
     context()
     with deaf():
         forkserver.ensure_running()
-
-
-@contextmanager
-def deaf() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, not even while they start."""
-    resource_tracker.ensure_running()  # it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

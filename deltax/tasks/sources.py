@@ -275,5 +275,6 @@ def _missing(path: Path) -> str:
     try:
         hint = nearest(path.name, os.listdir(path.parent))
     except OSError as error:
-        return f"no file or folder {path}: {path.parent} cannot be listed ({error.strerror})"
+        why = f"{path.parent} cannot be listed ({error.strerror})"
+        return f"no file or folder {path}: {why}; a Hugging Face dataset is hf:{path}"
     return f"no file or folder {path}{hint or '; give one that exists, or hf:NAME for a Hugging Face dataset'}"

@@ -18,6 +18,7 @@ import torch
 from torch.distributed import TCPStore
 
 from deltax.errors import UserError
+from deltax.signals import deaf
 from deltax.train import mesh
 from deltax.train.machine import core_each, settle
 
@@ -52,8 +53,10 @@ def launch(
         for rank, core in enumerate([None] * size if torch.cuda.is_available() else core_each(size)):
             ours, theirs = context.Pipe()
             job = (rank, size, core, store.port, theirs, patience, layout, work, args)
-            processes.append(context.Process(target=_process, args=job, daemon=True))
-            processes[-1].start()
+            process = context.Process(target=_process, args=job, daemon=True)
+            with deaf():
+                process.start()
+                processes.append(process)
             theirs.close()
             pipes.append(ours)
         said = _listen(pipes, hear, grace=min(patience, 60) + 2)
@@ -134,6 +137,7 @@ def _process(
 ) -> None:
     global _parent
     _parent = pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     settle(core)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}

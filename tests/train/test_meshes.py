@@ -156,6 +156,15 @@ def test_what_processes_tell_is_heard_while_they_work():
     tell("nobody listens")
 
 
+def _interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    return "not ours"
+
+
+def test_ctrl_c_is_not_for_those_that_were_launched():
+    assert launch(1, _interrupted, patience=60) == ["not ours"]
+
+
 @pytest.mark.parametrize(
     ("axes", "settings", "says"),
     [
