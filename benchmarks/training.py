@@ -5,6 +5,7 @@ On the cores alone. Each contender has processes of its own: in one they would s
 
 import os
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -31,19 +32,17 @@ DX_TRAIN, REPLICAS = "dx train gpt", f"dx train gpt --mesh dp={len(cores())}"
 
 
 def main() -> None:
-    contenders: dict[str, tuple[Callable[..., None], Any]] = {
-        DX_TRAIN: (_ours, None),
-        REPLICAS: (_replicas, None),
-        GPT2: (_plain, GPT2),
-        KEPT: (_plain, KEPT),
-        BY_HAND: (_plain, BY_HAND),
+    contenders: dict[str, Callable[[Connection], None]] = {
+        DX_TRAIN: _ours,
+        REPLICAS: _replicas,
+        **{peer: partial(_plain, peer) for peer in (GPT2, KEPT, BY_HAND)},
     }
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     context, processes, calls = get_context("spawn"), [], {}
     try:
-        for name, (run, which) in contenders.items():
+        for name, run in contenders.items():
             ours, theirs = context.Pipe()
-            processes.append(context.Process(target=run, args=(theirs, which)))
+            processes.append(context.Process(target=run, args=(theirs,)))
             processes[-1].start()
             theirs.close()
             calls[name] = lambda pipe=ours: (pipe.send("go"), pipe.recv())
@@ -59,12 +58,12 @@ def main() -> None:
     timing.store("training", rows)
 
 
-def _ours(pipe: Connection, _: None) -> None:
+def _ours(pipe: Connection) -> None:
     settle()
     _train(pipe, len(cores()))
 
 
-def _replicas(pipe: Connection, _: None) -> None:
+def _replicas(pipe: Connection) -> None:
     launch(len(cores()), _train, pipe, 1, layout=mesh.Mesh(dp=len(cores())))
 
 
@@ -73,7 +72,7 @@ def _train(pipe: Connection, threads: int) -> None:
     train(Job(gpt, steps=100_000, precision=machine.precision_name), machine, on_step=_when_asked(pipe))
 
 
-def _plain(pipe: Connection, which: str) -> None:
+def _plain(which: str, pipe: Connection) -> None:
     if which == KEPT:
         settle()
     machine = Machine.here(threads=len(cores()))

@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 import torch
 from torch import Tensor, distributed, nn
 
+from deltax.parts.replicas import flat
+
 ROW = 4 << 20  # bytes of a process's row: what is larger is summed piece by piece
 LINE = 8  # numbers of 8 bytes in a line of the cache: no two processes count in one
 SPIN = 0.005  # seconds of waiting before a process sleeps between two looks
@@ -97,7 +99,7 @@ def meet(model: nn.Module, shared: SharedSum, largest: float) -> Tensor:
     trained = [p for p in model.parameters() if p.requires_grad]
     used = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32)
     own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    total = shared(torch.cat([*(g.flatten() for g in own), used])).div_(len(shared.peers))
+    total = shared(flat([*own, used])).div_(len(shared.peers))
     mean, used = total.split([len(total) - len(used), len(used)])
     norm = torch.linalg.vector_norm(mean)
     mean.mul_((largest / (norm + 1e-6)).clamp(max=1))
