@@ -15,6 +15,7 @@ from deltax.shapes import Stream
 
 # gelu_tanh(x) = x sigmoid(OUTER (x + INNER x^3)): the same function as 0.5 x (1 + tanh(OUTER (x + INNER x^3) / 2)).
 OUTER, INNER = 2 * math.sqrt(2 / math.pi), 0.044715
+_OUTER = torch.tensor(OUTER, dtype=torch.float64)
 
 
 class SlopeKept(MLP):
@@ -39,12 +40,12 @@ class _UpGeluDown(torch.autograd.Function):
         shape = (len(rows), len(up))
         active, slope = x.new_empty(shape), x.new_empty(shape)
         hidden = torch.addmm(up_bias, rows, up.T, out=scratch("hidden", shape, x))
-        square = torch.mul(hidden, hidden, out=active)
-        bent = torch.addcmul(hidden, hidden, square, value=INNER, out=slope)
-        rise = torch.lerp(hidden, bent, 3.0, out=scratch("rise", shape, x))  # h times the derivative of `bent`
-        gate = bent.mul_(OUTER).sigmoid_()
+        steep = torch.addcmul(_OUTER, hidden, hidden, value=OUTER * INNER, out=active)
+        bent = torch.mul(hidden, steep, out=slope)
+        rise = torch.sub(bent, hidden, alpha=OUTER * 2 / 3, out=scratch("rise", shape, x))  # a third of h d bent / dh
+        gate = bent.sigmoid_()
         torch.mul(hidden, gate, out=active)
-        gate.add_(torch.ops.aten.sigmoid_backward.grad_input(rise, gate, grad_input=rise), alpha=OUTER)
+        gate.add_(torch.ops.aten.sigmoid_backward.grad_input(rise, gate, grad_input=rise), alpha=3)
         ctx.save_for_backward(x, up, down, active, slope)
         return torch.addmm(down_bias, active, down.T).view(*x.shape[:-1], -1)
 

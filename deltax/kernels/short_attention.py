@@ -35,20 +35,21 @@ class _WeightsKept(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, t, h, width = q.shape
-        packed, out = q.new_empty(3, b * h, t, width), q.new_empty(q.shape)
-        for into, given in zip(packed, (q, k, v), strict=True):
-            _by_head(into, h).copy_(given)
-        q, k, v = packed
-        later = q.new_full((t, t), -torch.inf).triu_(1)
+        packed, out = q.new_empty(3, b, h, t, width), q.new_empty(q.shape)
+        for into, given in zip(packed.transpose(2, 3).unbind(), (q, k, v), strict=True):
+            into.copy_(given)
+        packed, by_head = packed.view(3, b * h, t, width), out.transpose(1, 2)
+        q, k, v = packed.unbind()
+        later = q.new_full((-(-t // 2),) * 2, -torch.inf).triu_(1)
         kept = []
         for rows in _halves(t):
-            seen = slice(rows.stop)
-            scores = q.new_empty(b * h, rows.stop - rows.start, rows.stop)
+            seen, count = slice(rows.stop), rows.stop - rows.start
+            scores = q.new_empty(b * h, count, rows.stop)
             scores.baddbmm_(q[:, rows], k[:, seen].mT, beta=0, alpha=width**-0.5)
-            scores[..., rows].add_(later[rows, rows])
+            scores[..., rows].add_(later[:count, :count])
             kept.append(torch.softmax(scores, -1, out=scores))
-            mean = scratch("mean", (*scores.shape[:2], width), q)
-            out[:, rows].copy_(_by_head(torch.bmm(scores, v[:, seen], out=mean), h))
+            mean = scratch("mean", (b * h, count, width), q)
+            by_head[:, :, rows].copy_(torch.bmm(scores, v[:, seen], out=mean).view(b, h, count, width))
         ctx.save_for_backward(packed, *kept)
         return out
 
@@ -56,32 +57,27 @@ class _WeightsKept(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, ...]:
         packed, *kept = ctx.saved_tensors
-        (q, k, v), (b, t, h, width) = packed, d_out.shape
+        (q, k, v), (b, t, h, width) = packed.unbind(), d_out.shape
         given = scratch("mean", q.shape, q)
-        _by_head(given, h).copy_(d_out)
+        given.view(b, h, t, width).transpose(1, 2).copy_(d_out)
         d_heads = q.new_empty(b, t, 3, h, width)
-        d_k, d_v = scratch("d_keys", (2, *q.shape), q)
+        d_by_head, d_keys = d_heads.permute(2, 0, 3, 1, 4), scratch("d_keys", (2, *q.shape), q)
+        d_k, d_v = d_keys.unbind()
         for rows, weights in reversed(list(zip(_halves(t), kept, strict=True))):
-            seen = slice(rows.stop)
+            seen, count = slice(rows.stop), rows.stop - rows.start
             d_scores = scratch("scores", weights.shape, q)
             d_scores.baddbmm_(given[:, rows], v[:, seen].mT, beta=0, alpha=width**-0.5)  # so d_q and d_k are scaled
-            torch.ops.aten._softmax_backward_data.out(d_scores, weights, -1, q.dtype, grad_input=d_scores)
-            d_q = torch.bmm(d_scores, k[:, seen], out=scratch("d_q", (*weights.shape[:2], width), q))
-            d_heads[:, rows, 0].copy_(_by_head(d_q, h))
+            torch._softmax_backward_data(d_scores, weights, -1, q.dtype, grad_input=d_scores)
+            d_q = torch.bmm(d_scores, k[:, seen], out=scratch("d_q", (b * h, count, width), q))
+            d_by_head[0, :, :, rows].copy_(d_q.view(b, h, count, width))
             for total, by, of in ((d_k, d_scores, q), (d_v, weights, given)):
                 if rows.stop == t:
                     torch.bmm(by.mT, of[:, rows], out=total)
                 else:
                     total[:, seen].add_(torch.bmm(by.mT, of[:, rows]))
-        d_heads[:, :, 1].copy_(_by_head(d_k, h))
-        d_heads[:, :, 2].copy_(_by_head(d_v, h))
+        d_by_head[1:].copy_(d_keys.view(2, b, h, t, width))
         return d_heads.unbind(2)
 
 
 def _halves(time: int) -> list[slice]:
     return list(tiles(time, -(-time // 2)))
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """(B H, T, K), seen as (B, T, H, K)."""
-    return x.unflatten(0, (-1, heads)).transpose(1, 2)

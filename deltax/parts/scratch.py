@@ -1,5 +1,6 @@
 """Memory that is written over at every call: on a CPU a fresh page costs more than what is computed in it."""
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -13,11 +14,12 @@ class _Scratch(threading.local):
 
     def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory."""
-        count, kind = torch.Size(shape).numel(), (name, like.dtype, like.device)
-        if kind not in self.held or self.held[kind].numel() < count:
+        count, kind = math.prod(shape), (name, like.dtype, like.device)
+        held = self.held.get(kind)
+        if held is None or held.numel() < count:
             with torch.inference_mode(False):  # else none but inference could write to it
-                self.held[kind] = like.new_empty(count)
-        return self.held[kind][:count].view(shape)
+                held = self.held[kind] = like.new_empty(count)
+        return (held if held.numel() == count else held[:count]).view(shape)
 
     def clear(self) -> None:
         """Give all of it back."""

@@ -83,6 +83,7 @@ def train(
         checkpoint.restore(model, optimizer, tensors)
         progress = Progress(**facts)
     engine = mesh.engine(torch.compile(model) if machine.compiled else model, machine.device)
+    reduce = mesh.reducer(model, loop.clip)
     saved = started = time.monotonic() - progress.seconds
 
     while progress.step < job.steps:
@@ -93,8 +94,7 @@ def train(
         batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
         if mesh.ours():
             reseed(stream("share", job.seed, progress.step, mesh.ours()))
-        loss = _accumulate(engine, run, batch, loop.accumulate, machine)
-        norm = mesh.clip(model, loop.clip)
+        loss, norm = reduce(_accumulate(engine, run, batch, loop.accumulate, machine))
         progress.losses.append((progress.step, loss))
         if not (math.isfinite(loss) and norm.isfinite()):
             return Outcome(model, progress, None)
@@ -135,17 +135,17 @@ def build(run: Run, task: Any, seed: int) -> nn.Module:
     return model.train()
 
 
-def _accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> float:
-    """Backward over this process's share of the batch, piece by piece; the mean loss over all of it."""
+def _accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:
+    """Backward over this process's share of the batch, piece by piece; the mean loss over the share."""
     shares = mesh.share(batch.pieces(mesh.microbatches(pieces) * mesh.layout().shares))
     shares = [piece.to(machine.device) for piece in shares]
     if isinstance(engine, Pipeline):
         with machine.autocast():
-            return mesh.mean(engine.backward(run.objective, shares))
+            return engine.backward(run.objective, shares)
     total = torch.zeros(())
     for piece in shares:
         with machine.autocast():
             loss = run.objective(engine, piece).mean() / len(shares)
         loss.backward()
         total += loss.detach().cpu().float()
-    return mesh.mean(total)
+    return total

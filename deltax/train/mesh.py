@@ -14,7 +14,7 @@ The losses are those of one process. Draws of an objective or of dropout are per
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -284,17 +284,24 @@ def sorted_groups(optimizer: torch.optim.Optimizer) -> None:
         groups[:] = [{**group, "params": alike} for group in groups for alike in _kinds(group["params"])]
 
 
-def clip(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their norm, taken over the whole model, is at most `largest`. Returns that norm.
+def reducer(model: nn.Module, largest: float) -> Callable[[Tensor], tuple[float, Tensor]]:
+    """What is to be done after each backward pass, on all processes.
 
-    Replicas that share memory first take the mean of theirs: no backward pass has done so.
+    It takes the loss over this process's share of the batch, scales all gradients so that their norm, taken over the
+    whole model, is at most `largest`, and returns the mean loss over all shares and the norm that the gradients had.
+    Replicas that share memory take the mean of theirs first: no backward pass has done so.
 
-    Raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
+    It raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
     """
     if _shared:
-        return shared_memory.meet(model, _shared, largest)
+        return shared_memory.Reducer(model, _shared, largest)
+    weights = list(model.parameters())
     if size() == 1:
-        return nn.utils.clip_grad_norm_(model.parameters(), largest)
+        return lambda loss: (float(loss), nn.utils.clip_grad_norm_(weights, largest))
+    return lambda loss: (_mean(loss), _clip(model, largest))
+
+
+def _clip(model: nn.Module, largest: float) -> Tensor:
     from deltax.train.pipeline import Table
 
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -341,11 +348,9 @@ def share(pieces: list) -> list:
     return pieces[ours() :: _layout.shares]
 
 
-def mean(value: Tensor) -> float:
+def _mean(value: Tensor) -> float:
     """The mean over all shares of the batch; along a pipeline, of the sum of its stages' values."""
-    if size() > 1:
-        value = _summed(value.clone()) / (size() / _layout.pp)
-    return float(value)
+    return float(_summed(value.clone()) / (size() / _layout.pp))
 
 
 def agreed(answer: bool) -> bool:

@@ -53,7 +53,9 @@ class SharedSum:
             for other in range(len(self.peers)):
                 if self.counts[other * LINE] < self.round:
                     self._await(other)
-            torch.sum(rows, 0, out=piece)
+            torch.add(rows[0], rows[1], out=piece)  # half the time of `sum`
+            for row in rows[2:]:
+                piece.add_(row)
         return tensor
 
     def close(self) -> None:
@@ -90,28 +92,48 @@ def shared_sum(patience: float) -> SharedSum | None:
     return SharedSum(found[0], rank, found[1], patience) if found and all_found else None
 
 
-def meet(model: nn.Module, shared: SharedSum, largest: float) -> Tensor:
-    """Give every replica the mean of their gradients, and the buffers of the first.
+class Reducer:
+    """Gives every replica the mean of their losses and gradients, and the buffers of the first.
 
-    The mean is scaled so that its norm is at most `largest`, as by `clip_grad_norm_`. Returns the norm it had. A
-    parameter that the loss of none depends on keeps no gradient.
+    The gradients are scaled so that their norm is at most `largest`, as by `clip_grad_norm_`. A parameter that the loss
+    of none depends on keeps no gradient.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32)
-    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    total = shared(flat([*own, used])).div_(len(shared.peers))
-    mean, used = total.split([len(total) - len(used), len(used)])
-    norm = torch.linalg.vector_norm(mean)
-    mean.mul_((largest / (norm + 1e-6)).clamp(max=1))
-    pieces = mean.split([g.numel() for g in own])
-    for parameter, gradient, piece, share in zip(trained, own, pieces, used.tolist(), strict=True):
-        parameter.grad = gradient.copy_(piece.view_as(gradient)) if share else None
-    if held := list(model.buffers()):
+
+    def __init__(self, model: nn.Module, shared: SharedSum, largest: float):
+        self.shared, self.largest = shared, largest
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.sizes = [p.numel() for p in self.weights]
+        self.buffers = [(m, name) for m in model.modules() for name, _ in m.named_buffers(recurse=False)]
+
+    def __call__(self, loss: Tensor) -> tuple[float, Tensor]:
+        """Once after each backward pass. Returns the mean loss, and the norm that the mean gradient had."""
+        used = torch.tensor([p.grad is not None for p in self.weights], dtype=torch.float32)
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.weights]
+        total = self.shared(flat([*own, used, loss.float()]))
+        *gradients, used, loss = total.split([*self.sizes, len(used), 1])
+        mean = total[: sum(self.sizes)]
+        norm = torch.linalg.vector_norm(mean) / len(self.shared.peers)
+        mean.mul_((self.largest / (norm + 1e-6)).clamp(max=1) / len(self.shared.peers))
+        for parameter, gradient, share in zip(self.weights, gradients, used.tolist(), strict=True):
+            parameter.grad = _laid_as(parameter, gradient) if share else None
+        self._take_first_buffers()
+        return float(loss) / len(self.shared.peers), norm
+
+    def _take_first_buffers(self) -> None:
+        held = [getattr(module, name) for module, name in self.buffers]
+        if not held:
+            return
         raw = [b.contiguous().view(-1).view(torch.uint8) for b in held]
-        firsts = shared(torch.cat(raw).mul_(shared.rank == 0)).split([len(r) for r in raw])
+        firsts = self.shared(torch.cat(raw).mul_(self.shared.rank == 0)).split([len(r) for r in raw])
         for buffer, first in zip(held, firsts, strict=True):
             buffer.copy_(first.clone().view(buffer.dtype).view_as(buffer))
-    return norm
+
+
+def _laid_as(parameter: Tensor, vector: Tensor) -> Tensor:
+    """The vector's numbers in the parameter's shape, type and strides: fused optimizers read both alike."""
+    tensor = vector.view_as(parameter)
+    alike = parameter.is_contiguous() and parameter.dtype == vector.dtype
+    return tensor if alike else torch.empty_like(parameter).copy_(tensor)
 
 
 def _head(world: int) -> int:

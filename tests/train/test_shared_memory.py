@@ -12,7 +12,7 @@ from torch import distributed, nn
 from deltax.train import shared_memory
 from deltax.train.launch import launch
 from deltax.train.mesh import Mesh
-from deltax.train.shared_memory import ROW, meet, shared_sum
+from deltax.train.shared_memory import ROW, Reducer, shared_sum
 
 KINDS = [((), torch.float32), ((7, 3), torch.float64), ((ROW // 4 * 2 + 5,), torch.float32), ((0,), torch.int64)]
 
@@ -69,7 +69,8 @@ def _meets():
     gradients = lambda: _sent(p.grad if p.grad is None else p.grad.clone() for p in model.parameters())
     buffers = lambda: _sent(b.clone() for b in model.buffers())
     before = gradients(), buffers()
-    norm = meet(model, shared, 0.5)
+    loss, norm = Reducer(model, shared, 0.5)(torch.tensor(3.0 + shared.rank))
+    assert loss == 3.5
     assert model.turned.grad.stride() == model.turned.stride() != (2, 1)
     return before, gradients(), buffers(), float(norm)
 
