@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from deltax.parts.objectives import per_sequence
-from deltax.parts.scratch import is_plain_training, scratch
+from deltax.parts.scratch import is_plain_training
 from deltax.shapes import PerExample
 
 IGNORED = -100  # the target that torch's cross_entropy does not count
@@ -32,15 +32,15 @@ class _LogitsKept(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ignored = targets == IGNORED
         at = targets.masked_fill(ignored, 0)[:, None]
-        chances = torch.softmax(logits, -1, out=scratch("chances", logits.shape, logits))
+        chances = torch.softmax(logits, -1)
         # log of the sum of exp(logits); the largest chance, unlike the target's, is never rounded to 0.
         scale = logits.amax(-1) - chances.amax(-1).log()
-        ctx.save_for_backward(logits, at, ignored)
+        ctx.save_for_backward(chances, at, ignored)
         return (scale - logits.gather(1, at)[:, 0]).masked_fill(ignored, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, at, ignored = ctx.saved_tensors
+        chances, at, ignored = ctx.saved_tensors
         gradient = gradient.masked_fill(ignored, 0)[:, None]
-        return torch.softmax(logits, -1).mul_(gradient).scatter_add_(1, at, -gradient), None
+        return (chances * gradient).scatter_add_(1, at, -gradient), None

@@ -1,5 +1,6 @@
 """Causal attention of few positions, for training on a CPU."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ class _WeightsKept(torch.autograd.Function):
             into.copy_(given)
         packed, by_head = packed.view(3, b * h, t, width), out.transpose(1, 2)
         q, k, v = packed.unbind()
-        later = q.new_full((-(-t // 2),) * 2, -torch.inf).triu_(1)
-        kept = []
+        later, kept = _later(-(-t // 2), q.dtype), []
         for rows in _halves(t):
             seen, count = slice(rows.stop), rows.stop - rows.start
             scores = q.new_empty(b * h, count, rows.stop)
@@ -63,7 +63,7 @@ class _WeightsKept(torch.autograd.Function):
         d_heads = q.new_empty(b, t, 3, h, width)
         d_by_head, d_keys = d_heads.permute(2, 0, 3, 1, 4), scratch("d_keys", (2, *q.shape), q)
         d_k, d_v = d_keys.unbind()
-        for rows, weights in reversed(list(zip(_halves(t), kept, strict=True))):
+        for rows, weights in zip(reversed(_halves(t)), reversed(kept), strict=True):
             seen, count = slice(rows.stop), rows.stop - rows.start
             d_scores = scratch("scores", weights.shape, q)
             d_scores.baddbmm_(given[:, rows], v[:, seen].mT, beta=0, alpha=width**-0.5)  # so d_q and d_k are scaled
@@ -79,5 +79,13 @@ class _WeightsKept(torch.autograd.Function):
         return d_heads.unbind(2)
 
 
-def _halves(time: int) -> list[slice]:
-    return list(tiles(time, -(-time // 2)))
+@cache
+def _halves(time: int) -> tuple[slice, ...]:
+    return tuple(tiles(time, -(-time // 2)))
+
+
+@cache
+@torch.inference_mode(False)
+def _later(time: int, dtype: torch.dtype) -> Tensor:
+    """What is added to scores (T, T) so that no position sees a later one."""
+    return torch.full((time, time), -torch.inf, dtype=dtype, device="cpu").triu_(1)

@@ -2,27 +2,40 @@
 
 import math
 import threading
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# Shapes seen that are kept ready: to make them each time is several calls.
+MANY = 256
 
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
 
-    def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    def __call__(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory."""
-        count, kind = math.prod(shape), (name, like.dtype, like.device)
+        kind = (name, shape, like.dtype, like.device)
+        view = self.views.get(kind)
+        return self._view(*kind) if view is None else view
+
+    def _view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        count, kind = math.prod(shape), (name, dtype, device)
         held = self.held.get(kind)
-        if held is None or held.numel() < count:
-            with torch.inference_mode(False):  # else none but inference could write to it
-                held = self.held[kind] = like.new_empty(count)
-        return (held if held.numel() == count else held[:count]).view(shape)
+        with torch.inference_mode(False):  # else none but inference could write to it
+            small = held is None or held.numel() < count
+            if small or len(self.views) >= MANY:
+                self.views.clear()
+            if small:
+                held = self.held[kind] = torch.empty(count, dtype=dtype, device=device)
+            view = self.views[name, shape, dtype, device] = held[:count].view(shape)
+        return view
 
     def clear(self) -> None:
         """Give all of it back."""
+        self.views.clear()
         self.held.clear()
 
 
