@@ -66,10 +66,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     """Tensors (B, T, D) one beside the other, without a copy where they lie so in memory already."""
     first, at = parts[0], parts[0].storage_offset()
     shape = (*first.shape[:-1], sum(p.shape[-1] for p in parts))
-    whole = (shape[1] * shape[2], shape[2], 1)
+    whole, memory = (shape[1] * shape[2], shape[2], 1), first.untyped_storage().data_ptr()
     for part in parts:
-        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same and part.stride() == whole and part.storage_offset() == at):
+        if part.stride() != whole or part.storage_offset() != at or part.untyped_storage().data_ptr() != memory:
             return torch.cat(parts, -1)
         at += part.shape[-1]
     return first.as_strided(shape, whole)
