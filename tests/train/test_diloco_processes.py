@@ -61,10 +61,10 @@ class Island:
     """A worker process, and what it has told so far."""
 
     def __init__(self, job, folder, worker, port, *, patience=20.0, start=60.0, life=""):
-        (folder / "job.json").write_text(json.dumps(job.to_json()))
-        (folder / "worker.py").write_text(_WORKER)
         self.into, self.out = folder / f"{worker}{life}.safetensors", folder / f"{worker}{life}.out"
-        command = [sys.executable, folder / "worker.py", folder / "job.json", self.into, worker]
+        told = self.out.with_suffix(".json")  # of its own: who starts may read while another is made
+        told.write_text(json.dumps(job.to_json()))
+        command = [sys.executable, "-c", _WORKER, told, self.into, worker]
         command += [f"127.0.0.1:{port}", patience, start]
         with self.out.open("w") as out, self.out.with_suffix(".err").open("w") as err:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
