@@ -10,7 +10,7 @@ import torch
 
 from deltax.kernels.attention import sdpa
 from deltax.kernels.choice import auto, has_triton
-from deltax.kernels.losses import logits_kept
+from deltax.kernels.losses import chances_kept
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide
 from deltax.papers.language.softmax_attention import Projections, attend
@@ -25,7 +25,7 @@ _TWINS = {
 }
 _ON_A_CPU = {
     MLP: (SlopeKept, "the slope of GELU is made on the way forward"),
-    next_token: (logits_kept, "nothing of the logits' size is made but their gradient"),
+    next_token: (chances_kept, "the chances are kept, so that the way back is one product"),
 }
 _ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
 _IN_TRITON = {  # where the reference is -> module and function of its twin

@@ -14,18 +14,18 @@ from deltax.shapes import PerExample
 IGNORED = -100  # the target that torch's cross_entropy does not count
 
 
-def logits_kept(model: nn.Module, batch: Any) -> PerExample:
-    """`next_token`, which makes nothing of the logits' size but their gradient."""
+def chances_kept(model: nn.Module, batch: Any) -> PerExample:
+    """`next_token`, which keeps the chance of every token, so that the way back is one product."""
     return per_sequence(model(batch.inputs), batch.targets, losses=_losses)
 
 
 def _losses(logits: Tensor, targets: Tensor, *, reduction: str) -> Tensor:
     if is_plain_training(logits):
-        return _LogitsKept.apply(logits, targets)
+        return _ChancesKept.apply(logits, targets)
     return cross_entropy(logits, targets, reduction=reduction)
 
 
-class _LogitsKept(torch.autograd.Function):
+class _ChancesKept(torch.autograd.Function):
     """Logits (N, V) and targets (N,) to losses (N,)."""
 
     @staticmethod

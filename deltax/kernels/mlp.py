@@ -15,7 +15,7 @@ from deltax.shapes import Stream
 
 # gelu_tanh(x) = x sigmoid(OUTER (x + INNER x^3)): the same function as 0.5 x (1 + tanh(OUTER (x + INNER x^3) / 2)).
 OUTER, INNER = 2 * math.sqrt(2 / math.pi), 0.044715
-_OUTER = torch.tensor(OUTER, dtype=torch.float64)
+_OUTER_TENSOR = torch.tensor(OUTER, dtype=torch.float64, device="cpu")  # addcmul takes no number
 
 
 class SlopeKept(MLP):
@@ -40,8 +40,8 @@ class _UpGeluDown(torch.autograd.Function):
         shape = (len(rows), len(up))
         active, slope = x.new_empty(shape), x.new_empty(shape)
         hidden = torch.addmm(up_bias, rows, up.T, out=scratch("hidden", shape, x))
-        steep = torch.addcmul(_OUTER, hidden, hidden, value=OUTER * INNER, out=active)
-        bent = torch.mul(hidden, steep, out=slope)
+        ratio = torch.addcmul(_OUTER_TENSOR, hidden, hidden, value=OUTER * INNER, out=active)
+        bent = torch.mul(hidden, ratio, out=slope)  # OUTER (h + INNER h^3)
         rise = torch.sub(bent, hidden, alpha=OUTER * 2 / 3, out=scratch("rise", shape, x))  # a third of h d bent / dh
         gate = bent.sigmoid_()
         torch.mul(hidden, gate, out=active)

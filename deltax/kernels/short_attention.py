@@ -37,10 +37,10 @@ class _WeightsKept(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, t, h, width = q.shape
         packed, out = q.new_empty(3, b, h, t, width), q.new_empty(q.shape)
-        for into, given in zip(packed.transpose(2, 3).unbind(), (q, k, v), strict=True):
-            into.copy_(given)
-        packed, by_head = packed.view(3, b * h, t, width), out.transpose(1, 2)
-        q, k, v = packed.unbind()
+        for by_head, given in zip(packed.transpose(2, 3).unbind(), (q, k, v), strict=True):
+            by_head.copy_(given)
+        packed = packed.view(3, b * h, t, width)
+        (q, k, v), out_by_head = packed.unbind(), out.transpose(1, 2)
         later, kept = _later(-(-t // 2), q.dtype), []
         for rows in _halves(t):
             seen, count = slice(rows.stop), rows.stop - rows.start
@@ -48,8 +48,8 @@ class _WeightsKept(torch.autograd.Function):
             scores.baddbmm_(q[:, rows], k[:, seen].mT, beta=0, alpha=width**-0.5)
             scores[..., rows].add_(later[:count, :count])
             kept.append(torch.softmax(scores, -1, out=scores))
-            mean = scratch("mean", (b * h, count, width), q)
-            by_head[:, :, rows].copy_(torch.bmm(scores, v[:, seen], out=mean).view(b, h, count, width))
+            mean = torch.bmm(scores, v[:, seen], out=scratch("by_head", (b * h, count, width), q))
+            out_by_head[:, :, rows].copy_(mean.view(b, h, count, width))
         ctx.save_for_backward(packed, *kept)
         return out
 
@@ -58,19 +58,19 @@ class _WeightsKept(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, ...]:
         packed, *kept = ctx.saved_tensors
         (q, k, v), (b, t, h, width) = packed.unbind(), d_out.shape
-        given = scratch("mean", q.shape, q)
-        given.view(b, h, t, width).transpose(1, 2).copy_(d_out)
+        d_mean = scratch("by_head", q.shape, q)
+        d_mean.view(b, h, t, width).transpose(1, 2).copy_(d_out)
         d_heads = q.new_empty(b, t, 3, h, width)
         d_by_head, d_keys = d_heads.permute(2, 0, 3, 1, 4), scratch("d_keys", (2, *q.shape), q)
         d_k, d_v = d_keys.unbind()
         for rows, weights in zip(reversed(_halves(t)), reversed(kept), strict=True):
             seen, count = slice(rows.stop), rows.stop - rows.start
             d_scores = scratch("scores", weights.shape, q)
-            d_scores.baddbmm_(given[:, rows], v[:, seen].mT, beta=0, alpha=width**-0.5)  # so d_q and d_k are scaled
+            d_scores.baddbmm_(d_mean[:, rows], v[:, seen].mT, beta=0, alpha=width**-0.5)  # so d_q and d_k are scaled
             torch._softmax_backward_data(d_scores, weights, -1, q.dtype, grad_input=d_scores)
             d_q = torch.bmm(d_scores, k[:, seen], out=scratch("d_q", (b * h, count, width), q))
             d_by_head[0, :, :, rows].copy_(d_q.view(b, h, count, width))
-            for total, by, of in ((d_k, d_scores, q), (d_v, weights, given)):
+            for total, by, of in ((d_k, d_scores, q), (d_v, weights, d_mean)):
                 if rows.stop == t:
                     torch.bmm(by.mT, of[:, rows], out=total)
                 else:
@@ -85,7 +85,6 @@ def _halves(time: int) -> tuple[slice, ...]:
 
 
 @cache
-@torch.inference_mode(False)
 def _later(time: int, dtype: torch.dtype) -> Tensor:
     """What is added to scores (T, T) so that no position sees a later one."""
     return torch.full((time, time), -torch.inf, dtype=dtype, device="cpu").triu_(1)

@@ -6,8 +6,7 @@ import threading
 import torch
 from torch import Tensor
 
-# Shapes seen that are kept ready: to make them each time is several calls.
-MANY = 256
+VIEWS_KEPT = 256  # shapes that are ready when asked for again: to make one is several calls
 
 
 class _Scratch(threading.local):
@@ -16,17 +15,19 @@ class _Scratch(threading.local):
         self.views: dict[tuple[str, tuple[int, ...], torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory."""
-        kind = (name, shape, like.dtype, like.device)
-        view = self.views.get(kind)
-        return self._view(*kind) if view is None else view
+        """A tensor of this shape, of the kind of `like`, with anything in it. The same name is the same memory.
+
+        Of the same name and shape it is the same object: write to it, and change nothing else of it.
+        """
+        view = self.views.get((name, shape, like.dtype, like.device))
+        return self._view(name, shape, like.dtype, like.device) if view is None else view
 
     def _view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         count, kind = math.prod(shape), (name, dtype, device)
         held = self.held.get(kind)
         with torch.inference_mode(False):  # else none but inference could write to it
             small = held is None or held.numel() < count
-            if small or len(self.views) >= MANY:
+            if small or len(self.views) >= VIEWS_KEPT:
                 self.views.clear()
             if small:
                 held = self.held[kind] = torch.empty(count, dtype=dtype, device=device)

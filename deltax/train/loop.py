@@ -136,7 +136,10 @@ def build(run: Run, task: Any, seed: int) -> nn.Module:
 
 
 def _accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:
-    """Backward over this process's share of the batch, piece by piece; the mean loss over the share."""
+    """Backward over this process's share of the batch, piece by piece; the mean loss over the share.
+
+    Along a pipeline the last stage has it, the others zero.
+    """
     shares = mesh.share(batch.pieces(mesh.microbatches(pieces) * mesh.layout().shares))
     shares = [piece.to(machine.device) for piece in shares]
     if isinstance(engine, Pipeline):

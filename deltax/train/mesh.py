@@ -1,4 +1,4 @@
-"""Training on several processes. On one process every function here is the identity.
+"""Training on several processes. On one process `reducer` clips gradients, and the rest is the identity.
 
 A mesh says how many processes share each kind of work, from the slowest wire to the fastest:
 
@@ -287,9 +287,9 @@ def sorted_groups(optimizer: torch.optim.Optimizer) -> None:
 def reducer(model: nn.Module, largest: float) -> Callable[[Tensor], tuple[float, Tensor]]:
     """What is to be done after each backward pass, on all processes.
 
-    It takes the loss over this process's share of the batch, scales all gradients so that their norm, taken over the
-    whole model, is at most `largest`, and returns the mean loss over all shares and the norm that the gradients had.
-    Replicas that share memory take the mean of theirs first: no backward pass has done so.
+    It takes this process's loss, the mean over its share of the batch, and scales all gradients so that their norm,
+    taken over the whole model, is at most `largest`. Replicas that share memory take the mean of theirs first: no
+    backward pass has done so. It returns the mean loss over the whole batch, and the norm that the gradients had.
 
     It raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
     """
@@ -350,7 +350,7 @@ def share(pieces: list) -> list:
 
 def _mean(value: Tensor) -> float:
     """The mean over all shares of the batch; along a pipeline, of the sum of its stages' values."""
-    return float(_summed(value.clone()) / (size() / _layout.pp))
+    return float(_summed(value) / (size() / _layout.pp))
 
 
 def agreed(answer: bool) -> bool:

@@ -24,7 +24,7 @@ SPIN = 0.005  # seconds of waiting before a process sleeps between two looks
 
 
 class SharedSum:
-    """The sum of a tensor over all processes; each gives one of the same shape and dtype, in the same order.
+    """The sum of a tensor over two or more processes; each gives one of the same shape and dtype, in the same order.
 
     memory    the shared block: a count for each process, then two rows for each
     peers     a pidfd of every process by rank
@@ -96,20 +96,19 @@ class Reducer:
     """Gives every replica the mean of their losses and gradients, and the buffers of the first.
 
     The gradients are scaled so that their norm is at most `largest`, as by `clip_grad_norm_`. A parameter that the loss
-    of none depends on keeps no gradient.
+    of none depends on keeps no gradient. Which parameters there are, and are trained, is asked once, at the start.
     """
 
     def __init__(self, model: nn.Module, shared: SharedSum, largest: float):
-        self.shared, self.largest = shared, largest
+        self.model, self.shared, self.largest = model, shared, largest
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.sizes = [p.numel() for p in self.weights]
-        self.buffers = [(m, name) for m in model.modules() for name, _ in m.named_buffers(recurse=False)]
 
     def __call__(self, loss: Tensor) -> tuple[float, Tensor]:
         """Once after each backward pass. Returns the mean loss, and the norm that the mean gradient had."""
         used = torch.tensor([p.grad is not None for p in self.weights], dtype=torch.float32)
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.weights]
-        total = self.shared(flat([*own, used, loss.float()]))
+        total = self.shared(flat([*own, used, loss]))
         *gradients, used, loss = total.split([*self.sizes, len(used), 1])
         mean = total[: sum(self.sizes)]
         norm = torch.linalg.vector_norm(mean) / len(self.shared.peers)
@@ -120,8 +119,7 @@ class Reducer:
         return float(loss) / len(self.shared.peers), norm
 
     def _take_first_buffers(self) -> None:
-        held = [getattr(module, name) for module, name in self.buffers]
-        if not held:
+        if not (held := list(self.model.buffers())):
             return
         raw = [b.contiguous().view(-1).view(torch.uint8) for b in held]
         firsts = self.shared(torch.cat(raw).mul_(self.shared.rank == 0)).split([len(r) for r in raw])

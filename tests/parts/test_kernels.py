@@ -9,7 +9,7 @@ from torch import nn
 from deltax import part
 from deltax.kernels import mlp as mlp_kernel
 from deltax.kernels.attention import sdpa
-from deltax.kernels.losses import logits_kept
+from deltax.kernels.losses import chances_kept
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide, _joined
 from deltax.kernels.short_attention import FEW, suits, weights_kept
@@ -18,7 +18,7 @@ from deltax.parts.linear import Matrix, OutMatrix
 from deltax.parts.mlp import MLP, gelu
 from deltax.parts.objectives import next_token
 from deltax.parts.scores import Rules, causal, window
-from deltax.parts.scratch import scratch
+from deltax.parts.scratch import VIEWS_KEPT, scratch
 
 
 def gradients(outputs, inputs):
@@ -69,8 +69,20 @@ def test_scratch_grows_and_serves_inference_and_training():
         small = scratch("test", (2, 3), torch.ones(1))
     small.fill_(1.0)  # an inference tensor would refuse
     assert scratch("test", (3, 1), torch.ones(1)).data_ptr() == small.data_ptr()
-    assert scratch("test", (5, 3), torch.ones(1)).shape == (5, 3)
+    large = scratch("test", (5, 3), torch.ones(1))
+    assert large.shape == (5, 3)
+    assert scratch("test", (2, 3), torch.ones(1)).data_ptr() == large.data_ptr()
     assert scratch("test", (2, 3), torch.ones(1).double()).dtype == torch.float64
+
+
+def test_scratch_keeps_few_views_and_nothing_once_cleared():
+    one = torch.ones(1)
+    assert scratch("test", (2, 3), one) is scratch("test", (2, 3), one)
+    for size in reversed(range(VIEWS_KEPT + 1)):  # the first is the largest: none of the others needs more memory
+        scratch("test", (size,), one)
+    assert 0 < len(scratch.views) <= VIEWS_KEPT
+    scratch.clear()
+    assert not scratch.held and not scratch.views
 
 
 def test_what_is_not_plain_goes_the_way_of_the_mlp(calls):
@@ -188,7 +200,7 @@ def test_a_hook_on_a_projection_is_called():
     assert torch.equal(seen[0].unflatten(-1, (3, 4)), k)
 
 
-def test_the_loss_that_keeps_logits_is_cross_entropy():
+def test_the_loss_that_keeps_chances_is_cross_entropy():
     """Where most targets do not count, or a whole sequence, and where the target's chance is below what floats hold."""
     torch.manual_seed(0)
     for scale in (1, 30, 300):
@@ -196,7 +208,7 @@ def test_the_loss_that_keeps_logits_is_cross_entropy():
         targets = torch.randint(0, 11, (3, 7))
         targets[0, 2:], targets[1] = -100, -100
         batch = SimpleNamespace(inputs=logits, targets=targets)
-        ours, theirs = (objective(nn.Identity(), batch) for objective in (logits_kept, next_token))
+        ours, theirs = (objective(nn.Identity(), batch) for objective in (chances_kept, next_token))
         torch.testing.assert_close(ours, theirs)
         for _ in range(2):
             wanted, given = (
@@ -204,7 +216,7 @@ def test_the_loss_that_keeps_logits_is_cross_entropy():
             )
             torch.testing.assert_close(wanted, given)
         with torch.no_grad():
-            assert torch.equal(logits_kept(nn.Identity(), batch), next_token(nn.Identity(), batch))
+            assert torch.equal(chances_kept(nn.Identity(), batch), next_token(nn.Identity(), batch))
 
 
 @pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
@@ -213,6 +225,6 @@ def test_a_logit_that_is_not_finite_is_as_bad_as_in_cross_entropy(strange):
     logits[0, 1, 2] = strange
     logits.requires_grad_()
     batch = SimpleNamespace(inputs=logits, targets=torch.tensor([[2, 2, 4]]))
-    ours, theirs = (objective(nn.Identity(), batch) for objective in (logits_kept, next_token))
+    ours, theirs = (objective(nn.Identity(), batch) for objective in (chances_kept, next_token))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     assert not ours.isfinite().all()

@@ -51,6 +51,7 @@ class _Model(nn.Module):
         self.norm = nn.BatchNorm1d(3)
         self.apart, self.unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
         self.turned = nn.Parameter(torch.ones(2, 3).mT)
+        self.wide = nn.Parameter(torch.ones(2, dtype=torch.float64))
         self.register_buffer("flags", torch.tensor([True, False, True]))
         self.register_buffer("last", torch.zeros(2, 3).mT)
 
@@ -58,28 +59,32 @@ class _Model(nn.Module):
         self.last.fill_(rank)
         self.flags.fill_(bool(rank))
         loss = self.norm(x).square().mean() + (x @ self.turned).square().sum() + self.norm.weight.dot(x.mean(0))
-        return loss + (self.apart.sum() if rank else 0)
+        return loss + self.wide.square().sum() * x.mean() + (self.apart.sum() if rank else 0)
 
 
 def _meets():
     """Gradients and buffers before, and after; the norm of the gradients before they were clipped."""
     shared, model = shared_sum(30), _Model()
-    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    world = distributed.get_world_size()
+    x = torch.randn(world, 5, 3, generator=torch.Generator().manual_seed(0))
     model(x[shared.rank], shared.rank).backward()
     gradients = lambda: _sent(p.grad if p.grad is None else p.grad.clone() for p in model.parameters())
     buffers = lambda: _sent(b.clone() for b in model.buffers())
     before = gradients(), buffers()
     loss, norm = Reducer(model, shared, 0.5)(torch.tensor(3.0 + shared.rank))
-    assert loss == 3.5
+    assert loss == 3 + (world - 1) / 2
+    assert [p.grad.dtype for p in model.parameters() if p.grad is not None].count(torch.float64) == 1
     assert model.turned.grad.stride() == model.turned.stride() != (2, 1)
     return before, gradients(), buffers(), float(norm)
 
 
-def test_replicas_meet_at_the_mean_gradient_and_the_first_ones_buffers():
-    found = launch(2, _meets, patience=60)
-    (one, first), (two, second) = (before for before, *_ in found)
-    assert any((a != b).any() for a, b in zip(first, second, strict=True))
-    means = [None if b is None else ((0 if a is None else a) + b) / 2 for a, b in zip(one, two, strict=True)]
+@pytest.mark.parametrize("world", [2, 3])
+def test_replicas_meet_at_the_mean_gradient_and_the_first_ones_buffers(world):
+    found = launch(world, _meets, patience=60)
+    before, first = ([each[0][kind] for each in found] for kind in (0, 1))
+    assert all(any((a != b).any() for a, b in zip(first[0], other, strict=True)) for other in first[1:])
+    sums = [[g for g in gradients if g is not None] for gradients in zip(*before, strict=True)]
+    means = [sum(given) / world if given else None for given in sums]
     assert sum(m is None for m in means) == 1
     true_norm = np.sqrt(sum(np.square(m).sum() for m in means if m is not None))
     for _, gradients, buffers, norm in found:
@@ -89,7 +94,7 @@ def test_replicas_meet_at_the_mean_gradient_and_the_first_ones_buffers():
                 assert gradient is None
             else:
                 np.testing.assert_allclose(gradient, mean * 0.5 / true_norm, rtol=1e-5)
-        for buffer, true in zip(buffers, first, strict=True):
+        for buffer, true in zip(buffers, first[0], strict=True):
             assert buffer.dtype == true.dtype and np.array_equal(buffer, true)
 
 
