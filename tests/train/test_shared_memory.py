@@ -83,8 +83,8 @@ def test_replicas_meet_at_the_mean_gradient_and_the_first_ones_buffers(world):
     found = launch(world, _meets, patience=60)
     before, first = ([each[0][kind] for each in found] for kind in (0, 1))
     assert all(any((a != b).any() for a, b in zip(first[0], other, strict=True)) for other in first[1:])
-    sums = [[g for g in gradients if g is not None] for gradients in zip(*before, strict=True)]
-    means = [sum(given) / world if given else None for given in sums]
+    given = [[g for g in gradients if g is not None] for gradients in zip(*before, strict=True)]
+    means = [sum(each) / world if each else None for each in given]
     assert sum(m is None for m in means) == 1
     true_norm = np.sqrt(sum(np.square(m).sum() for m in means if m is not None))
     for _, gradients, buffers, norm in found:
