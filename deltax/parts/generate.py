@@ -56,8 +56,9 @@ def choose(
 def _check(model: nn.Module, prompt: Tokens, length: int, temperature: float, top_k: int | None) -> None:
     if prompt.ndim != 2 or not prompt.shape[1] or prompt.is_floating_point():
         raise UserError(f"a prompt is whole numbers (B, T) with T of at least 1, not a tensor {tuple(prompt.shape)}")
-    if length < 0 or temperature < 0 or (top_k is not None and top_k < 1):
-        raise UserError("length and temperature are at least 0, and top_k at least 1")
+    for name, value, least in (("length", length, 0), ("temperature", temperature, 0), ("top_k", top_k, 1)):
+        if value is not None and not value >= least:  # nor is NaN
+            raise UserError(f"{name} must be at least {least}, not {value}")
     known = min((len(m.table) for m in model.modules() if isinstance(m, Learned)), default=None)
     needed = prompt.shape[1] + length - 1
     if known is not None and length and needed > known:

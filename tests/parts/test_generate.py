@@ -66,10 +66,12 @@ def test_a_table_of_positions_ends():
     assert generate(build(gpt + rope), prompt, length=50).shape == (1, 60)
 
 
-@pytest.mark.parametrize("given", [{"length": -1}, {"length": 2, "temperature": -1.0}, {"length": 2, "top_k": 0}])
-def test_arguments_that_make_no_sense(given):
-    with pytest.raises(UserError, match="at least"):
-        generate(torch.nn.Identity(), torch.zeros(1, 3, dtype=torch.int64), **given)
+@pytest.mark.parametrize(
+    ("name", "value"), [("length", -1), ("temperature", -1.0), ("temperature", float("nan")), ("top_k", 0)]
+)
+def test_arguments_that_make_no_sense(name, value):
+    with pytest.raises(UserError, match=f"{name} must be at least ., not {value}"):
+        generate(torch.nn.Identity(), torch.zeros(1, 3, dtype=torch.int64), **{"length": 2, name: value})
 
 
 @pytest.mark.parametrize(
