@@ -74,13 +74,18 @@ def parser(first: str = "") -> argparse.ArgumentParser:
     _add_training(commands)
     _add_lab(commands)
     _add_pages(commands, first)
-    if first not in ("", *commands.choices) and not first.startswith("-"):
-        raise UserError(f"there is no command {first!r}{nearest(first, commands.choices) or ': dx --help lists them'}")
     return dx
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of an option that a command does not have it says which command, and the nearest that it has."""
+    """Of a command or an option that is not there it says the nearest that is."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(value, action.choices)
+            if action.metavar == "COMMAND":
+                raise UserError(f"there is no command {value!r}{hint or f': {self.prog} --help lists them'}")
+            raise argparse.ArgumentError(action, f"it is {' or '.join(action.choices)}, not {value!r}{hint}")
 
     def parse_known_args(self, *given: Any) -> Any:
         found, unknown = super().parse_known_args(*given)

@@ -63,6 +63,8 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["interact", "rope", "gpt"], "is a recipe"),
         (["compar", "gpt", "gpt+dyt"], "there is no command 'compar'; did you mean 'compare'?"),
         (["zzz"], "there is no command 'zzz': dx --help lists them"),
+        (["notes", "impor"], "there is no command 'impor'; did you mean 'import'?"),
+        (["notes", "zzz"], "there is no command 'zzz': dx notes --help lists them"),
         (["list", "--field", "visoin"], "there is no field 'visoin'; did you mean 'vision'?"),
         (["list", "--field", "zzz"], "there is no field 'zzz'; there are detection, "),
         (["train", "gpt", "--data", "no-such/name"], "a Hugging Face dataset is hf:no-such/name"),
@@ -88,6 +90,7 @@ def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
             "dx notes search: error: there is no --limti; did you mean '--limit'?",
         ),
         (["sample", "run", "Once", "more"], "dx sample: error: 'more' is one too many"),
+        (["compare", "gpt", "gpt+dyt", "--ladder", "of"], "it is on or off, not 'of'; did you mean 'off'?"),
     ],
 )
 def test_a_misspelt_option_is_named_with_its_command(words, says, capsys):
