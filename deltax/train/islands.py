@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltax import kernels
 from deltax.errors import UserError
 from deltax.papers.optimization.local_sgd import LocalSteps
 from deltax.parts.replicas import assign, flat
-from deltax.train import checkpoint
+from deltax.train import checkpoint, mesh
 from deltax.train.initialise import reseed, stream
 from deltax.train.job import Job, loop_of, task_of
-from deltax.train.loop import Outcome, Progress, build
+from deltax.train.loop import Outcome, Progress, accumulate, build
 from deltax.train.machine import Machine, settle
 from deltax.train.meeting import Meeting, numbers, register
 
@@ -67,6 +67,7 @@ def train(
     if len(workers.taken) != meeting.workers:
         raise UserError(f"{job.recipe.title} has {len(workers.taken)} workers, this meeting {meeting.workers}")
     meeting.same(job.id)
+    reduce = mesh.reducer(model, loop.clip)
     rates = [group["lr"] for group in workers.param_groups]
     progress, started = Progress(), time.monotonic()
     taken = _join(workers, meeting, within) if meeting.begun else 0
@@ -79,8 +80,7 @@ def train(
                 group["lr"] = rate * job.rate * at
             reseed(stream("step", job.seed, turn))
             batch = run.batches(model, task, turn, size=loop.batch, seed=job.seed)
-            loss = _backward(run, model, batch.pieces(loop.accumulate), machine)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+            loss, norm = reduce(accumulate(model, run, batch, loop.accumulate, machine))
             progress.losses.append((turn, loss))
             if not (math.isfinite(loss) and norm.isfinite()):
                 return Outcome(model, progress, None)
@@ -134,16 +134,6 @@ def _shared_state(workers: LocalSteps) -> list[Tensor]:
     outer = [workers.outer.state[p] for p in workers.shared]
     moments = [state[word] for state in outer for word in sorted(state) if isinstance(state[word], Tensor)]
     return [p.detach() for p in workers.shared] + moments
-
-
-def _backward(run: Any, model: nn.Module, pieces: list, machine: Machine) -> float:
-    total = 0.0
-    for piece in pieces:
-        with machine.autocast():
-            loss = run.objective(model, piece.to(machine.device)).mean() / len(pieces)
-        loss.backward()
-        total += float(loss.detach())
-    return total
 
 
 def main(argv: list[str] | None = None) -> None:

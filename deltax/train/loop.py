@@ -94,7 +94,7 @@ def train(
         batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
         if mesh.ours():
             reseed(stream("share", job.seed, progress.step, mesh.ours()))
-        loss, norm = reduce(_accumulate(engine, run, batch, loop.accumulate, machine))
+        loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine))
         progress.losses.append((progress.step, loss))
         if not (math.isfinite(loss) and norm.isfinite()):
             return Outcome(model, progress, None)
@@ -135,7 +135,7 @@ def build(run: Run, task: Any, seed: int) -> nn.Module:
     return model.train()
 
 
-def _accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:
+def accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:
     """Backward over this process's share of the batch, piece by piece; the mean loss over the share.
 
     Along a pipeline the last stage has it, the others zero.

@@ -295,8 +295,8 @@ def reducer(model: nn.Module, largest: float) -> Callable[[Tensor], tuple[float,
     """
     if _shared:
         return shared_memory.Reducer(model, _shared, largest)
-    weights = list(model.parameters())
     if size() == 1:
+        weights = list(model.parameters())
         return lambda loss: (float(loss), nn.utils.clip_grad_norm_(weights, largest))
     return lambda loss: (_mean(loss), _clip(model, largest))
 
