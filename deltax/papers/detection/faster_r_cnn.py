@@ -28,11 +28,13 @@ from deltax.parts.boxes import (
     decode,
     encode,
     iou,
+    of_found,
     rescue,
     sample,
     suppress,
 )  # fmt: skip
 from deltax.parts.detector import Proposals, by_cell, grids, truth
+from deltax.parts.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.scenes import draw
 
@@ -40,28 +42,30 @@ from deltax.tasks.scenes import draw
 class RPN(nn.Module):
     """Maps -> the `most` likeliest boxes of each image. `before` of them come to the suppression (section 3.1, 3.3).
 
+    `beta` is where the box loss turns from square to straight.
+
     A batch of images learns from `count` anchors each, at most half of them an object's: its best anchor's, or of IoU
     0.7 on. Background is below 0.3; what lies between, or crosses the border, is left out.
     """
 
     def __init__(
         self, width: int, *, anchors: Part, hidden: int = 64, most: int = 50, before: int = 150,
-        count: int = 64,
+        count: int = 64, beta: float = 1.0,
     ):  # fmt: skip
         super().__init__()
         self.anchors = anchors()
         self.conv = nn.Conv2d(width, hidden, 3, padding=1)
         self.objectness = nn.Conv2d(hidden, self.anchors.count, 1)
         self.offsets = nn.Conv2d(hidden, 4 * self.anchors.count, 1)
-        self.most, self.before, self.count = most, before, count
+        self.most, self.before, self.count, self.beta = most, before, count, beta
 
     def reset_parameters(self) -> None:
         for layer in (self.conv, self.objectness, self.offsets):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: list[Maps], images: Images) -> Proposals:
-        anchors = torch.cat(self.anchors(grids(maps, images), images.device)).to(images.dtype)
+    def forward(self, maps: list[Maps], images: Images, strides: tuple[int, ...] = ()) -> Proposals:
+        anchors = torch.cat(self.anchors(grids(maps, images, strides), images.device))
         hidden = [torch.relu(self.conv(m)) for m in maps]
         scores = torch.cat([by_cell(self.objectness(h), 1) for h in hidden], 1)[..., 0]
         offsets = torch.cat([by_cell(self.offsets(h), 4) for h in hidden], 1)
@@ -72,7 +76,7 @@ class RPN(nn.Module):
     def _best(self, scores: Float[Tensor, "B S"], boxes: Float[Tensor, "B S 4"]) -> tuple[Tensor, Tensor]:
         """The boxes left after suppression, the likeliest first, of at least a pixel each way."""
         take = lambda t, index: t.gather(1, index[..., None].expand(-1, -1, 4))
-        odds, index = scores.sigmoid().topk(min(self.before, scores.shape[1]))
+        odds, index = at_least_float32(scores).sigmoid().topk(min(self.before, scores.shape[1]))
         boxes = take(boxes, index)
         odds = odds.where((boxes[..., 2:] - boxes[..., :2] >= 1).all(-1), 0.0)
         odds, index = suppress(Detections(odds, torch.zeros_like(index), centred(boxes)), 0.7).scores.topk(
@@ -87,9 +91,10 @@ class RPN(nn.Module):
         found = rescue(assign(overlaps, real, low=0.3, high=0.7), overlaps, real).where(inside, IGNORED)
         mine = found >= 0
         chosen = sample(mine, found == NOTHING, self.count, 0.5)
-        goal = encode(boxes.gather(1, found.clamp(min=0)[..., None].expand(-1, -1, 4)), anchors)
-        error = nn.functional.smooth_l1_loss(offsets.float(), goal, reduction="none").sum(-1)
-        miss = nn.functional.binary_cross_entropy_with_logits(scores.float(), mine.float(), reduction="none")
+        scores, offsets = at_least_float32(scores), at_least_float32(offsets)
+        goal = encode(of_found(boxes, found, 0.0), anchors).to(offsets.dtype)
+        error = nn.functional.smooth_l1_loss(offsets, goal, beta=self.beta, reduction="none").sum(-1)
+        miss = nn.functional.binary_cross_entropy_with_logits(scores, mine.to(scores.dtype), reduction="none")
         total = miss.where(chosen, 0.0) + error.where(chosen & mine, 0.0)
         return total.sum(1) / chosen.sum(1).clamp(min=1)
 
@@ -152,7 +157,7 @@ def finds_nearly_all(lab):
 def better_than_windows(lab):
     """Its best 49 proposals find more of the objects than 49 windows do, spread evenly and of the usual size."""
 
-    def windows(maps: list[Maps], images: Images) -> Proposals:
+    def windows(maps: list[Maps], images: Images, strides: tuple[int, ...]) -> Proposals:
         boxes = anchor_grid(7, 7, images.shape[-1] / 7, sides=(10.0,), ratios=(1.4,)).expand(len(images), -1, -1)
         return Proposals(boxes, torch.ones(boxes.shape[:2], dtype=torch.bool))
 
@@ -178,7 +183,7 @@ def _recall(run, source, most: int = 50) -> float:
     hit, count = 0, 0
     for batch in run.task.held_out_batches(64):
         boxes, real = truth(batch, batch.images)
-        proposals = source(run.model.maps(batch.images), batch.images)
+        proposals = source(run.model.maps(batch.images), batch.images, run.model.maps.strides)
         overlaps = iou(proposals.boxes[:, :most, None], boxes[:, None]).where(proposals.real[:, :most, None], 0.0)
         hit, count = hit + int((overlaps.amax(1) >= 0.5)[real].sum()), count + int(real.sum())
     return hit / count

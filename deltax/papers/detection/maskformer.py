@@ -41,6 +41,7 @@ from deltax.parts.masks import (
     semantic,
     share,
 )
+from deltax.parts.precision import at_least_float32, in_full
 from deltax.parts.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
 from deltax.tasks.masks import MaskBatch, MaskScenes, draw_masks, panoptic_quality, whose
@@ -170,23 +171,23 @@ def mask_set_loss(
     """
     layers, scenes, queries, _ = said.logits.shape
     of_class, of_pixels, of_dice = weights
-    truth = batch.masks.to(said.masks.dtype)
-    with torch.no_grad():
-        label = batch.labels.clamp(min=0)[None, :, None].expand(layers, -1, queries, -1)
+    truth, labels = batch.masks.to(said.masks.dtype), batch.labels
+    if not labels.shape[1]:  # maps without channels are not resized
+        truth, labels = truth.new_zeros(scenes, 1, *truth.shape[2:]), labels.new_full((scenes, 1), -1)
+    with torch.no_grad(), in_full(truth):
+        label = labels.clamp(min=0)[None, :, None].expand(layers, -1, queries, -1)
         ours, theirs = compare_at(said.masks, truth)
         apart = pairs(pixel_loss, ours, theirs)
         cost = of_pixels * apart + of_dice * dice_of_pairs(ours, theirs)
         cost = cost - of_class * said.logits.softmax(-1).gather(-1, label)
-        real = (batch.labels >= 0).repeat(layers, 1)
+        real = (labels >= 0).repeat(layers, 1)
         matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)
 
     layer, scene, query = (matched >= 0).nonzero(as_tuple=True)
     ours, theirs = learn_at(said.masks[layer, scene, query], truth[scene, matched[layer, scene, query]])
     each = of_pixels * pixel_loss(ours, theirs).mean(-1) + of_dice * dice(ours, theirs)
     of_masks = share(each, scene, scenes) / batch.objects.clamp(min=1e-6)
-    return (
-        of_class * class_loss(said.logits, matched, batch.labels, batch.objects, no_object=no_object).sum(0) + of_masks
-    )
+    return of_class * class_loss(said.logits, matched, labels, batch.objects, no_object=no_object).sum(0) + of_masks
 
 
 def pairs(
@@ -203,7 +204,7 @@ def mask_classification(
     pixel_loss: Part = part(focal), weights: tuple[float, float, float] = (1.0, 20.0, 1.0), no_object: float = 0.1,
 ) -> PerExample:  # fmt: skip
     """`mask_set_loss` of what the model says of the images."""
-    said = MaskPredictions(*(t.float() for t in model(batch.images)))
+    said = MaskPredictions(*(at_least_float32(t) for t in model(batch.images)))
     return mask_set_loss(
         said, batch, compare_at=compare_at, learn_at=learn_at, pixel_loss=pixel_loss, weights=weights,
         no_object=no_object,
