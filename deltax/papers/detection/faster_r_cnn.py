@@ -7,14 +7,16 @@ Once regions share a map, finding them elsewhere is what takes the time. A 3 x 3
 says of each anchor there whether it is an object and how far off; the best of them, after suppression, are the
 proposals. One sigmoid an anchor stands for the paper's softmax of two. All losses are minimised at once, with no
 gradient through the corners of a proposal (section 3.2, "approximate joint training"); the box loss is divided by the
-sampled anchors, as in released code, which at the paper's sizes is its lambda = 10 over 2400 positions.
+sampled anchors, as in released code, which at the paper's sizes is its lambda = 10 over 2400 positions. The paper's
+smooth L1 is Fast R-CNN's, square up to an error of one; released code squares only up to 1/9 here (sigma = 3, as
+does torchvision), detectron2 nowhere: `RPN(beta=...)`.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.papers.detection.fast_r_cnn import fast_r_cnn
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import (
@@ -42,7 +44,7 @@ from deltax.tasks.scenes import draw
 class RPN(nn.Module):
     """Maps -> the `most` likeliest boxes of each image. `before` of them come to the suppression (section 3.1, 3.3).
 
-    `beta` is where the box loss turns from square to straight.
+    `beta` is the error at which the box loss turns from a square into a straight line.
 
     A batch of images learns from `count` anchors each, at most half of them an object's: its best anchor's, or of IoU
     0.7 on. Background is below 0.3; what lies between, or crosses the border, is left out.
@@ -53,6 +55,8 @@ class RPN(nn.Module):
         count: int = 64, beta: float = 1.0,
     ):  # fmt: skip
         super().__init__()
+        if not beta >= 0:
+            raise UserError(f"the box loss is square up to an error of at least 0, not {beta}; set beta to 1.0")
         self.anchors = anchors()
         self.conv = nn.Conv2d(width, hidden, 3, padding=1)
         self.objectness = nn.Conv2d(hidden, self.anchors.count, 1)
@@ -141,6 +145,22 @@ def every_object_has_an_anchor():
     found = assign(overlaps, real, low=0.3, high=0.8)
     assert found.tolist() == [IGNORED, IGNORED, NOTHING]
     assert rescue(found, overlaps, real).tolist() == [1, 0, NOTHING]
+
+
+@claim
+def small_errors_count_by_beta():
+    """Of an anchor's offset with an error of e, the box loss has e^2 / (2 beta) up to e = beta and e - beta / 2 beyond;
+    with beta = 1 that is Fast R-CNN's smooth L1, with beta = 0 the plain L1."""
+    recipe, error = r_cnn + fast_r_cnn + faster_r_cnn, torch.tensor([0.01, 0.1, 0.5, 3.0], dtype=torch.float64)
+    anchors = boxes = torch.tensor([[4.0, 4, 12, 16]]).double()
+    for beta in (1.0, 1 / 9, 0.0):
+        rpn = recipe.set(RPN, beta=beta)["model.proposals"](8)
+        said = torch.full((1, 1), 500.0).double(), error.expand(1, 1, 4), anchors, (32, 32)
+        loss = rpn.loss(
+            Proposals(boxes[None], torch.ones(1, 1, dtype=torch.bool), said), boxes[None], torch.ones(1, 1) > 0
+        )
+        square = error.square() / (2 * beta) if beta else torch.inf * error
+        torch.testing.assert_close(loss.sum(), torch.where(error < beta, square, error - beta / 2).sum())
 
 
 @claim.measured(paper="300 proposals reach 69.9 mAP on VOC 2007, selective search with 2000 reaches 66.9 (Table 3)")
