@@ -153,3 +153,25 @@ def test_a_sample_a_cell_is_a_mean_over_cells():
         count = max(1, -int(-(high - low) // 2))
         each = roi_align(maps, Regions(box, torch.tensor([0])), scale=1.0, out=2, samples=count)
         torch.testing.assert_close(ours, each)
+
+
+@pytest.mark.parametrize(
+    "expression", ["r-cnn", "r-cnn+fast-r-cnn+faster-r-cnn+fpn", "retinanet", "detr", "mask2former"]
+)
+@pytest.mark.parametrize("dtype", HALF)
+def test_models_of_16_bits_learn_and_answer_in_32(expression, dtype):
+    """A model cast to bfloat16, and one under autocast of either type, has float32 losses and finds float32 boxes."""
+    torch.manual_seed(0)
+    tree = recipe(expression)
+    model = tree["model"](channels=1, classes=4)
+    batch = (MaskScenes if "mask" in expression else Scenes)(classes=4, most=2).batch(3, size=3, seed=0)
+    if dtype == torch.bfloat16:
+        model, batch = model.bfloat16(), batch._replace(images=batch.images.bfloat16())
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.float16):
+        loss = tree["objective"](model, batch)
+        loss.mean().backward()
+        if "mask" not in expression:
+            found = model.eval().detect(batch.images)
+            assert found.scores.dtype == found.boxes.dtype == F32 and found.boxes.isfinite().all()
+    assert loss.dtype == F32 and loss.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
