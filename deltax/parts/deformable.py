@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from deltax.parts.context import Context, placed
 from deltax.parts.linear import Glorot
+from deltax.parts.precision import at_least_float32
 from deltax.recipe import Part, part
 from deltax.shapes import Stream
 
@@ -19,8 +20,9 @@ class DeformableAttention(nn.Module):
     """Each cell of several maps reads `points` points of each map in each head, at offsets from where it stands, and
     weighs them (Eq. 3 there). Stream (B, T, D), with `ctx.grids` -> (B, T, D).
 
-    There are no keys: offsets and weights are linear in the query. At the start the heads look in as many directions,
-    the points at one cell's distance, two, and so on. Raises ValueError for a width that is no multiple of the heads.
+    There are no keys: offsets and weights are linear in the query. Points are placed in float32 at least. At the start
+    the heads look in as many directions, the points at one cell's distance, two, and so on. Raises ValueError for a
+    width that is no multiple of the heads.
     """
 
     def __init__(
@@ -52,10 +54,10 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         heads, levels, points = self.shape
         asked = placed(x, ctx.place)
-        offsets = self.offsets(asked).unflatten(-1, (heads, levels, points, 2))
+        offsets = at_least_float32(self.offsets(asked)).unflatten(-1, (heads, levels, points, 2))
         weights = self.weights(asked).unflatten(-1, (heads, levels * points)).softmax(-1)
-        size = x.new_tensor([[columns, rows] for rows, columns in ctx.grids])
-        at = centres(ctx.grids, x)[:, None, None, None] + offsets / size[:, None]
+        size = offsets.new_tensor([[columns, rows] for rows, columns in ctx.grids])
+        at = centres(ctx.grids, offsets)[:, None, None, None] + offsets / size[:, None]
         values = self.value(x).unflatten(-1, (heads, -1))
         return self.out(read(values, ctx.grids, at, weights.unflatten(-1, (levels, points))))
 
@@ -79,7 +81,8 @@ def read(
     cell, share = corners_of(grids, at, weights)
     first = torch.arange(batch, device=at.device)[:, None, None, None] * (cells * heads)
     row = cell * heads + first + torch.arange(heads, device=at.device)[:, None]
-    out = weighted_rows(values.reshape(-1, width), row.flatten(0, 2), share.flatten(0, 2))
+    share = share.flatten(0, 2).to(values.dtype)
+    out = weighted_rows(values.reshape(-1, width), row.flatten(0, 2), share)
     return out.view(batch, at.shape[1], heads * width)
 
 

@@ -8,7 +8,8 @@ attention elsewhere is minus infinity; a query that has found nothing looks ever
 maps of a deformable pixel decoder, coarse to fine. Queries are learned, say a mask before the first layer, ask the
 memory before they ask each other, and learn at a few sampled points, most of them where the mask is unsure. The paper
 has 6 layers in the pixel decoder and 9 for 100 queries, and 12544 points; the released code adds the finest map to the
-next one bilinearly, as is done here.
+next one bilinearly, as is done here. Its panoptic inference is MaskFormer's, but a won pixel is kept only where the
+mask has a probability of at least one half; the paper does not say so. It is the rule taken here.
 """
 
 import torch

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from deltax import Part, claim, paper, part
 from deltax.papers.detection.fpn import Pyramid, fpn
 from deltax.papers.detection.r_cnn import r_cnn
-from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou
+from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou, of_found
 from deltax.parts.detector import Anchors, by_cell, detections, grids, truth
+from deltax.parts.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.scenes import Scenes, draw
 
@@ -44,6 +45,8 @@ class Dense(NamedTuple):
 
 class TopConvolutions(nn.Module):
     """Two more levels: a 3 x 3 convolution of stride 2 of the backbone's last map, and another of that one's relu."""
+
+    steps = (2, 2)
 
     def __init__(self, deepest: int, dim: int):
         super().__init__()
@@ -98,7 +101,7 @@ class OneStage(nn.Module):
 
     def forward(self, images: Images) -> Dense:
         maps = self.maps(images)
-        anchors = torch.cat(self.anchors(grids(maps, images), images.device)).to(images.dtype)
+        anchors = torch.cat(self.anchors(grids(maps, images, self.maps.strides), images.device))
         return Dense(*self.dense_head(maps), anchors)
 
     def detect(
@@ -106,7 +109,7 @@ class OneStage(nn.Module):
     ) -> Detections:
         """Boxes of a probability of at least `least`, the `before` likeliest of each image, after suppression."""
         said = self(images)
-        odds, index = said.logits.sigmoid().flatten(1).topk(min(before, said.logits[0].numel()))
+        odds, index = at_least_float32(said.logits).sigmoid().flatten(1).topk(min(before, said.logits[0].numel()))
         image, rank = (odds > least).nonzero(as_tuple=True)
         anchor, label = (f(index[image, rank], said.logits.shape[-1]) for f in (torch.floor_divide, torch.remainder))
         boxes = decode(said.offsets[image, anchor], said.anchors[anchor])
@@ -120,11 +123,12 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
     said = model(batch.images)
     found = assign(iou(said.anchors[:, None], boxes[:, None]), real, low=0.4, high=0.5)
     mine = found >= 0
-    label = batch.labels.gather(1, found.clamp(min=0))
-    targets = nn.functional.one_hot(label.clamp(min=0), said.logits.shape[-1]) * mine[..., None]
-    each = focal(said.logits.float(), targets.float(), gamma=gamma, alpha=alpha).sum(-1).where(found != IGNORED, 0.0)
-    goal = encode(boxes.gather(1, found.clamp(min=0)[..., None].expand(-1, -1, 4)), said.anchors)
-    error = nn.functional.smooth_l1_loss(said.offsets.float(), goal, reduction="none").sum(-1).where(mine, 0.0)
+    logits, offsets = at_least_float32(said.logits), at_least_float32(said.offsets)
+    label = of_found(batch.labels, found, 0)
+    targets = nn.functional.one_hot(label, logits.shape[-1]) * mine[..., None]
+    each = focal(logits, targets.to(logits.dtype), gamma=gamma, alpha=alpha).sum(-1).where(found != IGNORED, 0.0)
+    goal = encode(of_found(boxes, found, 0.0), said.anchors).to(offsets.dtype)
+    error = nn.functional.smooth_l1_loss(offsets, goal, reduction="none").sum(-1).where(mine, 0.0)
     return (each + error).sum(1) / mine.sum(1).clamp(min=1)
 
 

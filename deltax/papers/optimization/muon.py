@@ -6,6 +6,10 @@ A momentum matrix is nearly low-rank: a few directions take the whole step and t
 gives every direction the same say, which is steepest descent where a step is measured by its spectral norm. A few
 products of matrices come close enough to the singular value decomposition. Embeddings, gains and biases are no maps
 between streams; they stay with AdamW.
+
+A filter (out, in, k, k) is the matrix (out, in k k), in its direction and in the scale sqrt(max(1, out / in k k)) of
+its step. The released muon.py flattens it for the direction alone and takes the scale of the kernel's last two sides,
+which is 1 for a square kernel: there, tall filters with out > in k k move less than here.
 """
 
 from collections.abc import Callable, Iterable
@@ -157,6 +161,23 @@ def is_the_steepest_step():
         Muon([parameter], lr=0.3, weight_decay=0.1, orthogonal=exact).step()
         scale = max(1, shape[0] / shape[1]) ** 0.5
         torch.testing.assert_close(parameter.data, 0.97 * weight - 0.3 * scale * u @ v, rtol=1e-9, atol=1e-9)
+
+
+@claim
+def a_filter_is_the_matrix_that_it_flattens_to():
+    """A filter's step is its matrix's, the scale included: a tall one's is sqrt(out / in k k) times U V', where the
+    released muon.py takes 1."""
+    torch.manual_seed(0)
+    exact = partial(newton_schulz, steps=60, coefficients=CUBIC)
+    for shape in ((40, 2, 3, 3), (5, 4, 3, 3), (9, 2, 1, 5)):
+        gradient = torch.randn(shape, dtype=torch.float64)
+        whole, flat = nn.Parameter(torch.zeros_like(gradient)), nn.Parameter(torch.zeros_like(gradient).flatten(1))
+        whole.grad, flat.grad = gradient.clone(), gradient.flatten(1)
+        Muon([whole, flat], lr=0.1, orthogonal=exact).step()
+        torch.testing.assert_close(whole.data.flatten(1), flat.data)
+        scale = max(1.0, shape[0] / flat.shape[1]) ** 0.5
+        sizes = torch.linalg.svdvals(flat.data)
+        torch.testing.assert_close(sizes, torch.full_like(sizes, 0.1 * scale))
 
 
 @claim

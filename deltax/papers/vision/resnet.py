@@ -97,7 +97,8 @@ class Residual(nn.Module):
 class Backbone(nn.Module):
     """stem -> stages of units. Images (B, C, Y, X) -> maps (B, .width, Y', X').
 
-    Stage i has depths[i] units of widths[i] channels; each stage after the first halves the image.
+    Stage i has depths[i] units of widths[i] channels; each stage after the first halves the image: `strides` gives the
+    pixels that a cell of each stage's maps stands for.
     """
 
     def __init__(
@@ -119,6 +120,10 @@ class Backbone(nn.Module):
             self.stages.append(nn.Sequential(first, *(unit(width, width, 1) for _ in range(depth - 1))))
             before = width
         self.width, self.widths = before, widths
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.stem.stride * 2**i for i in range(len(self.widths)))
 
     def each(self, images: Images) -> Iterator[Maps]:
         """The maps after every stage."""
