@@ -54,6 +54,7 @@ class RPN(nn.Module):
         self.objectness = nn.Conv2d(hidden, self.anchors.count, 1)
         self.offsets = nn.Conv2d(hidden, 4 * self.anchors.count, 1)
         self.most, self.before, self.count = most, before, count
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in (self.conv, self.objectness, self.offsets):

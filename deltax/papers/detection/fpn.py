@@ -54,6 +54,7 @@ class Pyramid(nn.Module):
         self.smooth = nn.ModuleList([nn.Conv2d(dim, dim, 3, padding=1) for _ in widths])
         self.merge, self.top = merge, top(widths[-1], dim)
         self.width, self.first = dim, first
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in (*self.lateral, *self.smooth):
