@@ -41,6 +41,7 @@ from deltax.parts.masks import (
     semantic,
     share,
 )
+from deltax.parts.precision import in_float32
 from deltax.parts.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
 from deltax.tasks.masks import MaskBatch, MaskScenes, draw_masks, panoptic_quality, whose
@@ -189,6 +190,7 @@ def mask_set_loss(
     )
 
 
+@in_float32
 def pairs(
     pixel_loss: Callable[[Tensor, Tensor], Tensor], logits: Float[Tensor, "L B N P"], truth: Float[Tensor, "B M P"]
 ) -> Float[Tensor, "L B N M"]:
