@@ -76,11 +76,8 @@ CASES = {
     "what a mask costs": lambda: pairs(binary_cross_entropy, torch.randn(2, 2, 3, 300), mask(2, 4, 300)),
     "dice": lambda: dice_of_pairs(torch.randn(2, 2, 3, 300), mask(2, 4, 300)),
     "the class of each pixel": lambda: semantic(torch.randn(2, 3, 5), torch.randn(2, 3, 7, 7)),
-    "places on a map": lambda: read(
-        torch.randn(1, 300, 2, 4), ((1, 300),), torch.rand(1, 9, 2, 1, 2, 2), torch.rand(1, 9, 2, 1, 2)
-    ),
     "cameras": lambda: scene().seen(),
-    "words nearest to a sound": lambda: found_among(torch.randn(3, 20, 8), torch.randn(3, 20, 8)).values,
+    "words nearest to a sound": lambda: found_among(torch.randn(3, 20, 8), 1 + 0.01 * torch.randn(3, 20, 8)).values,
 }
 
 
@@ -115,6 +112,9 @@ def test_numbers_of_16_bits_are_computed_with_in_32():
     low = torch.randn(3, 50).bfloat16()
     assert similarity(low, low).dtype is torch.float32
     assert torch.equal(similarity(low, low), low.float() @ low.float().mT)
+    at, weights = torch.rand(1, 9, 1, 1, 2, 2), torch.rand(1, 9, 1, 1, 2)
+    table = low.view(1, 75, 1, 2)
+    assert torch.equal(read(table, ((1, 75),), at, weights), read(table.float(), ((1, 75),), at, weights))
     assert similarity(low.double(), low.double()).dtype is torch.float64
 
 
