@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.parts.precision import in_float32
 from deltax.recipe import Part, part
 from deltax.shapes import PerExample
 
@@ -62,6 +63,7 @@ class Gaussian(nn.Module):
         return Passed(drawn, self.weight * divergence(mean, log_variance).flatten(1).mean(1))
 
 
+@in_float32
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, elementwise."""
     return (mean.square() + log_variance.exp() - 1 - log_variance) / 2

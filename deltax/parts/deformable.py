@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from deltax.parts.context import Context, placed
 from deltax.parts.linear import Glorot
-from deltax.parts.precision import at_least_float32
+from deltax.parts.precision import at_least_float32, in_float32
 from deltax.recipe import Part, part
 from deltax.shapes import Stream
 
@@ -54,12 +54,13 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         heads, levels, points = self.shape
         asked = placed(x, ctx.place)
+        # A place is a share of a map: 8 bits of it miss the cell from 256 cells on
         offsets = at_least_float32(self.offsets(asked)).unflatten(-1, (heads, levels, points, 2))
         weights = self.weights(asked).unflatten(-1, (heads, levels * points)).softmax(-1)
         size = offsets.new_tensor([[columns, rows] for rows, columns in ctx.grids])
         at = centres(ctx.grids, offsets)[:, None, None, None] + offsets / size[:, None]
         values = self.value(x).unflatten(-1, (heads, -1))
-        return self.out(read(values, ctx.grids, at, weights.unflatten(-1, (levels, points))))
+        return self.out(read(values, ctx.grids, at, weights.unflatten(-1, (levels, points))).to(values.dtype))
 
 
 def centres(grids: Grids, like: Tensor) -> Float[Tensor, "S 2"]:
@@ -69,6 +70,7 @@ def centres(grids: Grids, like: Tensor) -> Float[Tensor, "S 2"]:
     return torch.cat([torch.stack([x, y], -1).flatten(0, 1) for y, x in each])
 
 
+@in_float32
 def read(
     values: Float[Tensor, "B S H K"],
     grids: Grids,

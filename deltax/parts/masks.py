@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from deltax.parts.boxes import of_found
-from deltax.parts.precision import at_least_float32, in_full
+from deltax.parts.precision import at_least_float32, in_float32, in_full
 from deltax.recipe import Part
 from deltax.shapes import Images, Maps, PerExample
 
@@ -22,6 +22,7 @@ class Segments(NamedTuple):
     masks: Bool[Tensor, "B N Y X"]
 
 
+@in_float32
 def dice(logits: Float[Tensor, "*B P"], truth: Float[Tensor, "*B P"]) -> Float[Tensor, "*B"]:
     """1 - (2 sum m g + 1) / (sum m + sum g + 1) over P pixels of a mask m, given by its logits, and g (V-Net's, with
     one added to both)."""
@@ -29,6 +30,7 @@ def dice(logits: Float[Tensor, "*B P"], truth: Float[Tensor, "*B P"]) -> Float[T
     return 1 - (2 * (mask * truth).sum(-1) + 1) / (mask.sum(-1) + truth.sum(-1) + 1)
 
 
+@in_float32
 def dice_of_pairs(logits: Float[Tensor, "L B N P"], truth: Float[Tensor, "B M P"]) -> Float[Tensor, "L B N M"]:
     """`dice` of every one of N masks, after each of L layers, with every one of M."""
     mask, truth = at_least_float32(logits).sigmoid(), at_least_float32(truth)
@@ -50,6 +52,7 @@ def resized(masks: Float[Tensor, "*B Y X"], rows: int, columns: int) -> Tensor:
     return larger[:, 0].unflatten(0, masks.shape[:-2])
 
 
+@in_float32
 def semantic(logits: Float[Tensor, "B N V"], masks: Float[Tensor, "B N Y X"]) -> Float[Tensor, "B _ Y X"]:
     """sum_i p_i(c) m_i, for each class but the last, which is no object (arXiv:2107.06278, section 3.4)."""
     odds, chance = at_least_float32(logits).softmax(-1)[..., :-1], at_least_float32(masks).sigmoid()

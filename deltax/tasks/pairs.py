@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
+from deltax.parts.precision import of_length_one, similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.captions import load
 from deltax.tasks.digits import SPLITS
@@ -73,8 +74,8 @@ def zero_shot(model: Any, images: Images, prompts: Prompts) -> Int64[Tensor, "B"
     """
     device = next(model.parameters()).device
     read = [model.read(each.to(device)) for each in prompts.flatten(0, 1).split(256)]
-    classes = nn.functional.normalize(torch.cat(read).unflatten(0, prompts.shape[:2]).mean(1), dim=-1)
-    return torch.cat([(model.see(some.to(device)) @ classes.mT).argmax(-1).cpu() for some in images.split(256)])
+    classes = of_length_one(torch.cat(read).unflatten(0, prompts.shape[:2]).mean(1))
+    return torch.cat([similarity(model.see(some.to(device)), classes).argmax(-1).cpu() for some in images.split(256)])
 
 
 class Pairs:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
+from deltax.parts.precision import similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation
@@ -161,7 +162,7 @@ class SpokenNumbers:
 
 def found_among(asking: Float[Tensor, "G N K"], answers: Float[Tensor, "G N K"]) -> Evaluation:
     """Whether each vector's nearest answer in its group is its own, as an error in percent."""
-    nearest_ = (asking @ answers.mT).argmax(-1).flatten().cpu().numpy()
+    nearest_ = similarity(asking, answers).argmax(-1).flatten().cpu().numpy()
     return wrong(nearest_, np.tile(np.arange(answers.shape[1]), len(answers)))
 
 

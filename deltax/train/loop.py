@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deltax import kernels
 from deltax.errors import UserError
 from deltax.parts.run import Run
 from deltax.tasks.evaluation import Evaluation
 from deltax.train import checkpoint, mesh
-from deltax.train.initialise import initialise, reseed, stream
+from deltax.train.initialise import construct, reseed, stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.machine import Machine
 from deltax.train.pipeline import Pipeline
@@ -121,13 +122,22 @@ def train(
 
 
 def build(run: Run, task: Any, seed: int) -> nn.Module:
-    """A fresh model in training mode, started from the seed's named streams.
+    """A fresh model in training mode, as its constructors make it from the seed's named streams.
 
-    Raises UserError when the parts do not fit together.
+    Layers that take their sizes from their first input are given a batch. Raises UserError when the parts do not fit
+    together.
     """
-    try:
+
+    def make() -> nn.Module:
         model = run.build(task.facts)
-        initialise(model, seed)
+        if any(is_lazy(parameter) for parameter in model.parameters()):
+            with torch.no_grad():
+                batch = run.batches(model.eval(), task, 0, size=run.loop().batch, seed=seed)
+                run.objective(model, batch)
+        return model
+
+    try:
+        model = construct(make, seed)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise

@@ -62,6 +62,7 @@ class RPN(nn.Module):
         self.objectness = nn.Conv2d(hidden, self.anchors.count, 1)
         self.offsets = nn.Conv2d(hidden, 4 * self.anchors.count, 1)
         self.most, self.before, self.count, self.beta = most, before, count, beta
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in (self.conv, self.objectness, self.offsets):

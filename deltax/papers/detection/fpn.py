@@ -61,6 +61,7 @@ class Pyramid(nn.Module):
         for step in self.top.steps:
             strides.append(strides[-1] * step)
         self.strides = tuple(strides)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in (*self.lateral, *self.smooth):

@@ -47,7 +47,7 @@ from deltax.parts.masks import (
     semantic,
     share,
 )
-from deltax.parts.precision import at_least_float32, in_full
+from deltax.parts.precision import at_least_float32, in_float32, in_full
 from deltax.parts.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
 from deltax.tasks.masks import MaskBatch, MaskScenes, draw_masks, panoptic_quality, whose
@@ -196,6 +196,7 @@ def mask_set_loss(
     return of_class * class_loss(said.logits, matched, labels, batch.objects, no_object=no_object).sum(0) + of_masks
 
 
+@in_float32
 def pairs(
     pixel_loss: Callable[[Tensor, Tensor], Tensor], logits: Float[Tensor, "L B N P"], truth: Float[Tensor, "B M P"]
 ) -> Float[Tensor, "L B N M"]:

@@ -70,6 +70,7 @@ class DenseHead(nn.Module):
         self.class_tower, self.box_tower = (nn.ModuleList([layer(width) for _ in range(depth)]) for _ in range(2))
         self.classes, self.offsets = layer(classes * anchors), layer(4 * anchors)
         self.classes_count, self.prior = classes, prior
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in self.modules():
@@ -174,8 +175,6 @@ def what_is_known_fades():
 def silence_is_the_first_guess():
     """A new head gives every class at every anchor a probability of about 0.01, so that the background costs little."""
     model = retinanet["model"](channels=1, classes=3)
-    for module in reversed(list(model.modules())):
-        getattr(module, "reset_parameters", int)()
     odds = model(torch.randn(2, 1, 45, 37)).logits.sigmoid()
     assert (odds - 0.01).abs().max() < 0.001 and odds.shape[1] == len(model(torch.zeros(1, 1, 45, 37)).anchors)
 

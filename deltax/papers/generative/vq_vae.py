@@ -23,6 +23,7 @@ from deltax import Part, claim, paper, part
 from deltax.errors import UserError
 from deltax.parts.autoencoder import Autoencoder, Latent, Passed, decibels, rebuild, squared
 from deltax.parts.optimizers import adamw
+from deltax.parts.precision import in_float32
 from deltax.parts.roles import tag
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
@@ -33,6 +34,7 @@ Table = Float[Tensor, "V D"]
 Vectors = Float[Tensor, "*B D"]
 
 
+@in_float32
 def nearest(x: Vectors, table: Table) -> Int64[Tensor, "*B"]:
     """The entry of the table at the least distance from each vector (Eq. 1), the first of equals."""
     distance = table.square().sum(1) - 2 * x @ table.mT  # and the square of x, which is the same for all
@@ -102,6 +104,7 @@ class MovingCodebook(nn.Module):
         return Passed(straight_through(latent, entry), cost.flatten(1).mean(1), codes)
 
     @torch.no_grad()
+    @in_float32
     def _move(self, vectors: Vectors, codes: Int64[Tensor, "*B"]) -> None:
         mine = nn.functional.one_hot(codes, len(self.table)).to(vectors.dtype)
         self.counts.lerp_(mine.sum(0), 1 - self.decay)

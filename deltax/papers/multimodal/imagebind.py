@@ -26,6 +26,7 @@ from deltax.parts.checking import gradients, randomise
 from deltax.parts.linear import Matrix
 from deltax.parts.pairs import Vectors
 from deltax.parts.patches import Grid, Patches
+from deltax.parts.precision import of_length_one, similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.spoken_numbers import BoundBatch, SpokenNumbers, found_among
 
@@ -67,12 +68,12 @@ class Bound(nn.Module):
 
     def hear(self, sounds: Sounds) -> Vectors:
         """Spectrograms as vectors of length one."""
-        return nn.functional.normalize(self.sound(sounds), dim=-1)
+        return of_length_one(self.sound(sounds))
 
     def forward(
         self, images: Images, texts: Tokens, others: Images, sounds: Sounds
     ) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
-        return self.inner(images, texts), self.see(others) @ self.hear(sounds).mT / self.temperature
+        return self.inner(images, texts), similarity(self.see(others), self.hear(sounds)) / self.temperature
 
 
 def _begin_from_inner(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -91,7 +92,7 @@ def bind_sounds(model: Bound, batch: BoundBatch) -> PerExample:
     """The contrast of images and sounds, of which the sounds' encoder alone learns."""
     with torch.no_grad():
         seen = model.see(batch.others)
-    return symmetric(seen @ model.hear(batch.sounds).mT / model.temperature)
+    return symmetric(similarity(seen, model.hear(batch.sounds)) / model.temperature)
 
 
 @paper(on=clip, year=2023, arxiv="2305.05665")

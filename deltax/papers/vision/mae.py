@@ -84,7 +84,7 @@ class PixelDecoder(nn.Module):
     def forward(self, latent: OtherStream, kept: Int[Tensor, "B N"]) -> Pixels:
         first, seen = self.enter(latent).tensor_split([self.prefix], 1)
         where = kept[..., None].expand(-1, -1, seen.shape[-1])
-        patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen)
+        patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen.to(self.mask_token.dtype))
         x = torch.cat([first, self.position(patches, Context())], 1)
         return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
 from deltax.papers.vision.simclr import Contrastive, Vectors, simclr
-from deltax.parts.precision import at_least_float32
+from deltax.parts.precision import similarity
 from deltax.parts.views import jittered
 from deltax.shapes import Images, PerExample
 from deltax.tasks.digits import Batch
@@ -73,8 +73,8 @@ class Momentum(nn.Module):
 
 def info_nce(queries: Vectors, keys: Vectors, others: Float[Tensor, "M K"], *, temperature: float = 0.5) -> PerExample:
     """How surprising it is that queries[i] belongs to keys[i] and to none of the others, in nats (Eq. 1)."""
-    own = (queries * keys).sum(-1, keepdim=True)
-    scores = at_least_float32(torch.cat([own, queries @ others.mT], -1)) / temperature
+    own = similarity(queries[:, None], keys[:, None])[:, 0]
+    scores = torch.cat([own, similarity(queries, others)], -1) / temperature
     return scores.logsumexp(-1) - scores[:, 0]
 
 

@@ -22,6 +22,7 @@ from deltax.parts.convolution import GroupNorm, SmallStem
 from deltax.parts.mlp import relu
 from deltax.parts.optimizers import adamw
 from deltax.parts.perceptron import Dense
+from deltax.parts.precision import of_length_one, similarity
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.views import jittered
@@ -58,7 +59,7 @@ class Contrastive(nn.Module):
         return self.backbone(images).mean((-2, -1))
 
     def forward(self, images: Images) -> Vectors:
-        return nn.functional.normalize(self.projector(self.features(images)), dim=-1)
+        return of_length_one(self.projector(self.features(images)))
 
 
 def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> PerExample:
@@ -66,7 +67,7 @@ def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> Per
     directions, in nats (Eq. 1)."""
     n = len(first)
     every = torch.cat([first, second])
-    scores = (every @ every.mT / temperature).float().fill_diagonal_(-torch.inf)
+    scores = (similarity(every, every) / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(2 * n, device=first.device).roll(n)
     both = nn.functional.cross_entropy(scores, partner, reduction="none")
     return (both[:n] + both[n:]) / 2

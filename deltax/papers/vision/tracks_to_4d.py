@@ -28,6 +28,7 @@ from deltax.parts.linear import Linear
 from deltax.parts.mlp import gelu
 from deltax.parts.nothing import Nothing
 from deltax.parts.optimizers import adamw
+from deltax.parts.precision import in_float32
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.stack import PreNorm, Stack
@@ -66,10 +67,12 @@ class Scene(NamedTuple):
     bases: Float[Tensor, "B K P 3"]
     movement: Float[Tensor, "B P"]
 
+    @in_float32
     def points(self) -> Points:
         """X_i(p)."""
         return self.bases[:, :1] + torch.einsum("bnk,bkpx->bnpx", self.coefficients, self.bases[:, 1:])
 
+    @in_float32
     def film(self, points: Points) -> Camera:
         """Points as the cameras see them, pi(R'(X - t)), and their depths; nothing is seen nearer than 0.1."""
         x = torch.einsum("bnyx,bnpy->bnpx", self.rotation, points - self.place[:, :, None])
@@ -80,6 +83,7 @@ class Scene(NamedTuple):
         return self.film(self.points())
 
 
+@in_float32
 def scene_of(cameras: Float[Tensor, "B N _"], shapes: Float[Tensor, "B P _"], *, away: float = 4.0) -> Scene:
     """6 + 3 + K - 1 numbers an image and 3 K + 1 a point as a `Scene`; of zeros, a camera `away` from the middle."""
     rotation = rotations(cameras[..., :6])
