@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deltax.errors import UserError
 from deltax.parts.context import Context, placed
 from deltax.parts.linear import Glorot
 from deltax.parts.precision import at_least_float32, in_float32
@@ -21,7 +22,7 @@ class DeformableAttention(nn.Module):
     weighs them (Eq. 3 there). Stream (B, T, D), with `ctx.grids` -> (B, T, D).
 
     There are no keys: offsets and weights are linear in the query. Points are placed in float32 at least. At the start
-    the heads look in as many directions, the points at one cell's distance, two, and so on. Raises ValueError for a
+    the heads look in as many directions, the points at one cell's distance, two, and so on. Raises UserError for a
     width that is no multiple of the heads.
     """
 
@@ -31,7 +32,7 @@ class DeformableAttention(nn.Module):
     ):  # fmt: skip
         super().__init__()
         if dim % heads:
-            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+            raise UserError(f"width {dim} is not a multiple of {heads} heads; set heads to a divisor of it")
         self.shape = heads, levels, points
         self.offsets, self.weights = (
             nn.Linear(dim, heads * levels * points * 2),

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deltax.errors import UserError
 from deltax.parts.boxes import (
     Detections,
     anchor_grid,
@@ -55,19 +56,19 @@ class Said(NamedTuple):
 class Anchors(nn.Module):
     """Boxes centred on every cell of each map: `sides` (root of the area, pixels) by level, and height over width.
 
-    Grids of (rows, columns, stride) -> one (S, 4) of corners for each. Raises ValueError for another number of levels.
+    Grids of (rows, columns, stride) -> one (S, 4) of corners for each. Raises UserError for another number of levels.
     """
 
     def __init__(self, *, sides: tuple[tuple[float, ...], ...] = ((9.0, 13.0),), ratios: tuple[float, ...] = (1.4,)):
         super().__init__()
         if len({len(level) for level in sides}) != 1:
-            raise ValueError(f"heads are shared, so each level has as many sides as the others, unlike {sides}")
+            raise UserError(f"heads are shared, so each level has as many sides as the others, unlike {sides}")
         self.sides, self.ratios = sides, ratios
         self.count = len(sides[0]) * len(ratios)  # at each cell
 
     def forward(self, grids: list[tuple[int, int, int]], device: torch.device | None = None) -> list[Tensor]:
         if len(grids) != len(self.sides):
-            raise ValueError(f"there are {len(grids)} maps and anchors for {len(self.sides)}: give sides for each map")
+            raise UserError(f"there are {len(grids)} maps and anchors for {len(self.sides)}: give sides for each map")
         return [
             anchor_grid(*grid, sides=sides, ratios=self.ratios, device=device)
             for grid, sides in zip(grids, self.sides, strict=True)

@@ -51,24 +51,24 @@ def roi_align(
     """Each region as out x out bins, a bin the mean of samples x samples bilinear samples (arXiv:1703.06870).
 
     scale    cells a pixel; a cell's value stands at its centre, `shift` from its corner
-    samples  along each side of a bin; 0 takes one for each cell that the bin spans, rounded up, and sums whole rows and
-             columns of the map: memory grows with the map and the number of regions, never with their size
+    samples  along each side of a bin; 0 takes one for each cell that the bin spans, rounded up; where that is more than
+             the map has, whole rows and columns are summed, so that memory does not grow with the size of a region
     least    smallest side of a region, in cells
 
     A sample up to one cell outside the map has the value at the border; one farther out is 0. The first released code
-    has shift=0 and least=1. Not differentiable in the boxes. Raises ValueError for a grid without bins.
+    has shift=0 and least=1. Not differentiable in the boxes. Raises UserError for a grid without bins.
     """
     if out < 1 or samples < 0:
-        raise ValueError(f"a region has at least one bin and no fewer than 0 samples, not {out} and {samples}")
+        raise UserError(f"a region has at least one bin and no fewer than 0 samples, not {out} and {samples}")
     _, channels, rows, columns = maps.shape
     x0, y0, x1, y1 = (at_least_float32(regions.boxes.detach()) * scale - shift).unbind(-1)
     along = [
         _interpolation(low, (high - low).clamp(min=least) if least else high - low, n, out, samples)
         for low, high, n in ((y0, y1, rows), (x0, x1, columns))
     ]
-    if not samples:
-        return _by_rows_and_columns(maps, regions.image, *along)
     (y, of_y), (x, of_x) = along
+    if not samples and y.shape[-1] * x.shape[-1] * out > rows * columns:
+        return _by_rows_and_columns(maps, regions.image, *along)
     index = regions.image[:, None, None, None, None] * (rows * columns) + y[:, :, None, :, None] * columns
     index = (index + x[:, None, :, None, :]).flatten(0, 2).flatten(1)
     weight = (of_y[:, :, None, :, None] * of_x[:, None, :, None, :]).flatten(0, 2).flatten(1).to(maps.dtype)

@@ -74,7 +74,7 @@ class DETR(nn.Module):
     ):  # fmt: skip
         super().__init__()
         if dim % 4:
-            raise ValueError(f"a width of {dim} is no multiple of 4, for a sine and a cosine of rows and of columns")
+            raise UserError(f"a width of {dim} is no multiple of 4, for sines and cosines of rows and columns; set dim")
         self.backbone = backbone(channels)
         self.project = nn.Conv2d(self.backbone.width, dim, 1)
         self.queries = Embedding(queries, dim, std=1.0)

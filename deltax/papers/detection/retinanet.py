@@ -5,7 +5,8 @@ A feature pyramid network, but in one stage: each anchor is classified, by a los
 A second stage sees a balanced handful of regions; a first stage sees thousands of anchors, nearly all of them
 background and nearly all of those easy. Together their small losses drown the few objects. Focal loss multiplies
 cross-entropy by (1 - p)^gamma, so that what is known already weighs nothing, and the last bias starts at a prior of one
-object in a hundred, or the first steps would be spent on the background alone.
+object in a hundred, or the first steps would be spent on the background alone. The paper detects with the best 1000
+anchors of each level; `detect` takes the best 200 answers of all levels together.
 """
 
 import math
