@@ -61,6 +61,7 @@ def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """
     names: list[tuple] = []
     for _ in range(_PASSES):
+        model = None  # the pass before is freed before this one takes memory
         draws = _Draws(seed, names)
         with _generators(stream("start", seed)), draws:
             model = make()
