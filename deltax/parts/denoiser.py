@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.contract import NOISE_TO_IMAGES
 from deltax.parts.context import Context
 from deltax.parts.linear import Linear, Out, soften
 from deltax.parts.roles import tag
@@ -104,6 +105,8 @@ class Denoiser(nn.Module):
     Images (B, C, Y, X), times (B,) in [0, 1], labels (B,) or None -> images.
     channels, size and classes come from the task.
     """
+
+    interface = NOISE_TO_IMAGES
 
     def __init__(
         self,

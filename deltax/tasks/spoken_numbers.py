@@ -18,6 +18,7 @@ from deltax.errors import UserError, nearest
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation
+from deltax.tasks.facts import BoundFacts
 from deltax.tasks.few_labels import wrong
 from deltax.tasks.pairs import END, WORDS, tokenise
 from deltax.tasks.sounds import BANDS, HOP, RATE, WIDTH, spectrograms
@@ -75,7 +76,7 @@ class SpokenNumbers:
         self._of = {name: [of[self._labels[of] == digit] for digit in range(10)] for name, of in rows.items()}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> BoundFacts:
         return {
             "channels": 1,
             "size": (8, 16),

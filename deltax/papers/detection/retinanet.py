@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_ANCHORS, needs
 from deltax.papers.detection.fpn import Pyramid, fpn
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou
@@ -89,6 +90,8 @@ class DenseHead(nn.Module):
 class OneStage(nn.Module):
     """Images -> maps -> what is said of every anchor, a `Dense`. `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_ANCHORS
+
     def __init__(
         self, channels: int, classes: int, *, maps: Part, anchors: Part, dense_head: Part = part(DenseHead)
     ):  # fmt: skip
@@ -113,6 +116,7 @@ class OneStage(nn.Module):
         return detections(odds[image, rank], label, boxes, image, images, overlap=overlap, most=most)
 
 
+@needs("images", "boxes", "labels", model=IMAGES_TO_ANCHORS)
 def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float = 0.25) -> PerExample:
     """Focal loss of every anchor and class and smooth L1 of objects' offsets, over the anchors that are an object's,
     at least 1: those of IoU 0.5 on, where below 0.4 is background (section 4). One for each image."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import NOISE_TO_IMAGES, needs
 from deltax.papers.generative.ddim import ddim
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
@@ -39,6 +40,7 @@ def straight(noise: Tensor, data: Tensor, times: PerExample, *, smallest: float 
     return (1 - (1 - smallest) * t) * noise + t * data, data - (1 - smallest) * noise
 
 
+@needs("images", "labels", model=NOISE_TO_IMAGES)
 def conditional_flow_matching(model: nn.Module, batch: Any, *, smallest: float = 0.0) -> PerExample:
     """Squared error of the velocity (Eq. 23), a mean over pixels, at a time and a noise drawn for each image."""
     images = batch.images

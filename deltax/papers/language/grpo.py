@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.rl.ppo import ppo
 from deltax.parts.generate import generate
 from deltax.parts.reference import Referenced
@@ -74,6 +75,7 @@ def log_probs(model: nn.Module, tokens: Tokens, length: int) -> Float[Tensor, "B
     return torch.log_softmax(logits, -1).gather(-1, tokens[:, -length:, None])[..., 0]
 
 
+@needs(task=("prompts", "reward", "answer", "end"), model=TOKENS_TO_LOGITS)
 @torch.no_grad()
 def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, group: int = 16) -> Rollouts:
     """`size` answers of the model: size / group of the task's questions, each answered `group` times at temperature 1.
@@ -102,6 +104,7 @@ def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, g
     )
 
 
+@needs("tokens", "said", "advantages", "old", "reference", model=TOKENS_TO_LOGITS)
 def group_relative(model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04) -> PerExample:
     """PPO's loss of each token plus beta times its k3, a mean over the tokens of each answer (Eq. 3, negated)."""
     new = log_probs(model, batch.tokens, batch.said.shape[1])

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from deltax import Part, claim, paper
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.language.gpt import gpt
 from deltax.papers.multimodal.imagebind import imagebind
 from deltax.parts.generate import generate
@@ -81,6 +82,7 @@ def through_the_link(model: nn.Module, pair: Pair) -> tuple[list[Rows], list[int
     return sequences, [LENGTHS[true[0]]] * 2
 
 
+@needs(task=("pairs",), model=TOKENS_TO_LOGITS)
 def linked(
     model: nn.Module,
     task: Any,

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.language.grpo import Rollouts, group_relative, grpo, k3, log_probs, rollouts, trl_loss
 from deltax.papers.rl.ppo import ppo
 from deltax.papers.systems.shardcast import shardcast
@@ -36,6 +37,7 @@ from deltax.shapes import Logits, PerExample, Tokens
 from deltax.tasks.arithmetic import Arithmetic
 
 
+@needs(model=TOKENS_TO_LOGITS, inner=("Referenced",))
 class Lagging(nn.Module):
     """The inner model, and its policy as it was at the last `lag` steps, for the workers. Tokens (B, T) -> (B, T, V).
 
@@ -46,7 +48,7 @@ class Lagging(nn.Module):
         super().__init__()
         if lag < 1:
             raise UserError(f"workers that lag do so by at least one step, not {lag}; without this part they do not")
-        self.inner = inner(vocab, context)
+        self.inner = inner(vocab=vocab, context=context)
         self.past = nn.ModuleList(deepcopy(self.inner.policy) for _ in range(lag)).requires_grad_(False)
         self.register_load_state_dict_pre_hook(_begin_from_plain)
         self.reset_parameters()
@@ -86,6 +88,7 @@ def two_sided(
     return ppo(torch.minimum(log_probs, old.detach() + math.log(delta)), old, advantages, clip=clip)
 
 
+@needs("tokens", "said", "advantages", "old", "reference", model=TOKENS_TO_LOGITS)
 def two_sided_relative(
     model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04, delta: float = 4.0
 ) -> PerExample:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_MASKED_PATCHES, needs
 from deltax.errors import UserError
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
@@ -95,6 +96,8 @@ class MaskedAutoencoder(nn.Module):
     The trunk gives `.tokens(images)` (B, T, ...), reads any of them with `.read`, and has a `.grid` and a `.prefix`.
     """
 
+    interface = IMAGES_TO_MASKED_PATCHES
+
     def __init__(self, channels: int, size: int | Grid, *, ratio: float = 0.75, trunk: Part, pixel_decoder: Part):
         super().__init__()
         if not 0 <= ratio < 1:
@@ -135,6 +138,7 @@ def masked_error(said: Filled, target: Pixels) -> PerExample:
     return (each * said.masked).sum(1) / said.masked.sum(1).clamp(min=1)
 
 
+@needs("images", model=IMAGES_TO_MASKED_PATCHES)
 def fill_in(model: nn.Module, batch: Any, *, target: Callable[[Pixels], Pixels] = part(standardised)) -> PerExample:
     """`masked_error` of a model against the target that is made of each image's patches."""
     return masked_error(model(batch.images), target(patchify(batch.images, model.patch)))

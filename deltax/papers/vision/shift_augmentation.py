@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper
+from deltax.contract import needs
 from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.shapes import Images
 from deltax.tasks.digits import Batch
@@ -37,6 +38,7 @@ def shifted(images: Images, *, pixels: int = 1) -> Images:
     return shift(images, down, right)
 
 
+@needs("images", without=("boxes", "masks"))
 def shifted_batches(
     model: nn.Module, task: Any, step: int, *, size: int, seed: int, inner: Callable[..., Any], pixels: int = 1
 ) -> Any:
