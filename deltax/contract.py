@@ -65,6 +65,9 @@ class Needs:
     slots: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+_NOTHING = Needs()
+
+
 def needs(
     *fields: str,
     without: tuple[str, ...] = (),
@@ -100,7 +103,8 @@ def problems(root: Any) -> Iterator[str]:
 
 def interface(model: Any) -> str:
     """What a model maps: its own declaration, or that of the model that it wraps."""
-    return getattr(_declaring(model).make, "interface", "")
+    found: str = getattr(_declaring(model).make, "interface", "")
+    return found
 
 
 def facts(task: Any) -> frozenset[str] | None:
@@ -124,54 +128,54 @@ def looks_ahead(recipe: Any) -> list[str]:
 
 
 def _met(model: Any, task: Any, objective: Any, batches: Any) -> Iterator[str]:
-    given, told, mapped = fields(batches, task), facts(task), interface(model)
+    given, told = fields(batches, task), facts(task)
+    source = batches if any(_names(part.make) is not None for part in _chain(batches)) else task
     names = [_name(part) for part in _chain(model)]
     for part in (objective, *_chain(batches)):
-        need = getattr(part.make, "needs", Needs())
-        source = batches if _chain_names(batches) else task
+        need = _needs(part)
         if given is not None:
             read = [name.format(**_children(part)) for name in need.fields]
             if lacking := [name for name in read if name not in given]:
                 yield f"{_name(part)} reads {_and(lacking)} of a batch, and {_name(source)} gives {_and(sorted(given))}"
             if spoilt := [name for name in need.without if name in given]:
                 yield f"{_name(part)} would leave the {_and(spoilt)} of {_name(source)} where they were"
-        if need.model and mapped and need.model != mapped:
-            yield f"{_name(part)} needs a model that maps {need.model}, and {_name(_declaring(model))} maps {mapped}"
+        yield from _mapped(_name(part), "needs a model that maps", need.model, model)
         if lacking := [name for name in need.task if name not in _attributes(task.make)]:
             yield f"{_name(part)} needs a task with {_and(lacking)}, and {_name(task)} has none"
         wanted = _annotated(part.make, "model")
         if wanted and not any(wanted in _bases(inner.make) for inner in _chain(model)):
             yield f"{_name(part)} needs a {wanted} around the model, and this one is {_and(names)}"
     for outer, inner in zip(_chain(model), _chain(model)[1:]):
-        need = getattr(outer.make, "needs", Needs())
-        if need.model and (found := interface(inner)) and need.model != found:
-            yield f"{_name(outer)} needs an inner model that maps {need.model}, and {_name(_declaring(inner))} maps {found}"
-    need = getattr(task.make, "needs", Needs())
-    if need.model and mapped and need.model != mapped:
-        yield f"{_name(task)} evaluates a model that maps {need.model}, and {_name(_declaring(model))} maps {mapped}"
+        yield from _mapped(_name(outer), "needs an inner model that maps", _needs(outer).model, inner)
+    yield from _mapped(_name(task), "evaluates a model that maps", _needs(task).model, model)
     if told is not None:
         for part in _chain(model):
             if lacking := sorted(_asked(part) - told):
                 yield f"{_name(part)} is built from {_and(lacking)}, and {_name(task)} gives {_and(sorted(told))}"
 
 
+def _mapped(who: str, needs: str, wanted: str, model: Any) -> Iterator[str]:
+    if wanted and (found := interface(model)) and found != wanted:
+        yield f"{who} {needs} {wanted}, and {_name(_declaring(model))} maps {found}"
+
+
 def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
     """What is missing from a part, or put in a slot of it that cannot hold it; then the same of the parts in it."""
-    own, need = _children(part), getattr(part.make, "needs", Needs())
+    own, need = _children(part), _needs(part)
     for slot, allowed in need.slots.items():
-        if _is_part(held := own.get(slot)) and not _bases(held.make) & set(allowed):
-            yield f"{_name(part)} holds {_or(allowed)} as its {slot}, not {_name(held)}{_at(path)}"
+        if not _fits(held := own.get(slot), allowed):
+            yield f"{_name(part)} takes {_or(allowed)} as its {slot}, not {_name(held)}{_at(path)}"
     for inner in own.values():
-        for slot, allowed in getattr(inner.make, "needs", Needs()).beside.items() if _is_part(inner) else ():
-            if _is_part(held := own.get(slot)) and not _bases(held.make) & set(allowed):
+        for slot, allowed in _needs(inner).beside.items() if _is_part(inner) else ():
+            if not _fits(held := own.get(slot), allowed):
                 yield f"{_name(inner)} takes {_or(allowed)} as the {slot}, not {_name(held)}{_at(path)}"
     if lacking := [name for name in need.context if name not in told]:
         yield f"{_name(part)} needs the {_and(lacking)} of a stream, which no part around it gives{_at(path)}"
     if need.inside and not any(_bases(inner.make) & set(need.inside) for inner in _parts(part)):
         yield f"{_name(part)} needs a {_or(need.inside)} in the model, and there is none"
     told = told.union(getattr(part.make, "gives_context", ())).difference(getattr(part.make, "hides_context", ()))
-    if inspect.isclass(part.make) and path and path != "model":
-        for name, parameter in _signature(part.make).items():
+    if path and path != "model":
+        for name, parameter in (_signature(part.make) if _is_class(part) else {}).items():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name not in own:
                 yield f"{_name(part)} lacks its {name}{_at(path)}"
     for slot, value in own.items():
@@ -179,6 +183,10 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
             if _is_part(inner):
                 here = f"{slot}.{i}" if isinstance(value, tuple) else slot
                 yield from _held(inner, f"{path}.{here}" if path else here, told)
+
+
+def _fits(held: Any, allowed: tuple[str, ...]) -> bool:
+    return not _is_part(held) or bool(_bases(held.make) & set(allowed))
 
 
 def _parts(part: Any) -> Iterator[Any]:
@@ -202,16 +210,20 @@ def _chain(part: Any) -> list[Any]:
     return found
 
 
-def _chain_names(batches: Any) -> bool:
-    """Whether the source of batches declares its own fields, instead of passing on the task's."""
-    return any(_names(part.make) is not None for part in _chain(batches))
-
-
 def _asked(part: Any) -> set[str]:
     """The arguments of a model's constructor that only a task can decide."""
     decided, names = _children(part), _signature(part.make)
-    asked = {name for name, p in names.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD,)}
+    asked = {name for name, p in names.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return asked - set(decided)
+
+
+def _needs(part: Any) -> Needs:
+    found: Needs = getattr(part.make, "needs", _NOTHING)
+    return found
+
+
+def _is_class(part: Any) -> bool:
+    return inspect.isclass(part.make)
 
 
 def _is_part(value: Any) -> bool:
@@ -249,9 +261,7 @@ def _signature(make: Any) -> dict[str, inspect.Parameter]:
 def _names(function: Any) -> frozenset[str] | None:
     """The names of the NamedTuple or TypedDict that a function is annotated to return."""
     returned = getattr(function, "__annotations__", {}).get("return")
-    if hasattr(returned, "_fields"):
-        return frozenset(returned._fields)
-    keys = getattr(returned, "__required_keys__", None)
+    keys = getattr(returned, "_fields", None) or getattr(returned, "__required_keys__", None)
     return None if keys is None else frozenset(keys)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from deltax.claim import Outcome as ClaimOutcome
 from deltax.claim import Verdict as ClaimVerdict
+from deltax.contract import looks_ahead
 from deltax.lab.gain import Gain, Position
 from deltax.lab.measure import Cost
 from deltax.lab.plan import FACTORS, TUNING_SEED, Plan, command, pair_seeds
@@ -162,6 +163,7 @@ class Comparison:
             "margin": found.verdict.margin,
             "rates": [row.tuned.rate for row in self.rows[:2]],
             "depends_on_the_rate": found.flips,
+            "looks_ahead": looks_ahead(self.rows[1].tuned.arm.recipe),
             **{f"gain_per_{unit}": plain(gain) for unit, gain in found.gains.items()},
         }
         finite = not d.diverged
@@ -252,6 +254,7 @@ def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
         "scores": row.scores,
         "score": row.score,
         "diverged": row.diverged,
+        "looks_ahead": looks_ahead(recipe),
         "curve": row.curve,
         "cost": row.cost.to_json(),
         "tokens_per_second": row.tokens_per_second,

@@ -76,7 +76,7 @@ class Trained:
             gone = "they were not kept or are gone; 'dx train' with its recipe, seed and steps makes them"
             why = "the run diverged" if self.diverged else gone
             raise UserError(f"{job.recipe.title}, run {job.id[:10]}, has no weights: {why}")
-        model = build(kernels.fastest(job.recipe, torch.device("cpu"))(), self.task, job.seed)
+        model = build(kernels.fastest(job.recipe, torch.device("cpu"))(), self.task, job.seed, job.recipe.title)
         model.load_state_dict(checkpoint.load(self.result.weights_file)[0])
         return model.eval()
 

@@ -71,7 +71,7 @@ class Stepper:
         named = recipe if kernel == "reference" else kernels.fastest(recipe, machine.device)
         self.machine, self.run, self.task, self.loop = machine, named(), task_of(recipe), loop_of(recipe)
         self.size = size or self.loop.batch
-        self.model = build(self.run, self.task, 0).to(machine.device)
+        self.model = build(self.run, self.task, 0, recipe.title).to(machine.device)
         self.optimizer = self.run.optimizer(self.model)
         self.step = 0
 
@@ -104,7 +104,7 @@ class Stepper:
 def cost(recipe: Part, machine: Machine | None = None) -> Cost:
     """What a recipe costs. Raises UserError for one that cannot be built."""
     machine = machine or Machine.here()
-    model = build(recipe(), task_of(recipe), 0)
+    model = build(recipe(), task_of(recipe), 0, recipe.title)
     return Cost(
         parameters=parameters(model),
         flops_per_step=flops_per_step(recipe),

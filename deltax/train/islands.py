@@ -60,7 +60,7 @@ def train(
     machine = machine or Machine.here(precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
-    model = build(run, task, job.seed).to(machine.device)
+    model = build(run, task, job.seed, job.recipe.title).to(machine.device)
     workers = run.optimizer(model)
     if not isinstance(workers, LocalSteps):
         raise UserError(f"{job.recipe.title} has one worker: add local-sgd or diloco to train it on islands")

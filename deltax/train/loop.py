@@ -14,7 +14,7 @@ from deltax import kernels
 from deltax.errors import UserError
 from deltax.parts.run import Run
 from deltax.tasks.evaluation import Evaluation
-from deltax.train import checkpoint, mesh
+from deltax.train import causality, checkpoint, mesh
 from deltax.train.initialise import initialise, reseed, stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.machine import Machine
@@ -71,7 +71,7 @@ def train(
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     mesh.check(loop.batch, loop.accumulate)
-    model = mesh.place(build(run, task, job.seed), machine.device)
+    model = mesh.place(build(run, task, job.seed, job.recipe.title), machine.device)
     if weights is not None:
         checkpoint.load_model(model, weights)
     optimizer = run.optimizer(model)
@@ -120,18 +120,19 @@ def train(
     return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
 
 
-def build(run: Run, task: Any, seed: int) -> nn.Module:
-    """A fresh model in training mode, started from the seed's named streams.
+def build(run: Run, task: Any, seed: int, title: str = "the recipe") -> nn.Module:
+    """A fresh model in training mode, started from the seed's named streams. Every engine's model is built here.
 
-    Raises UserError when the parts do not fit together.
+    Raises UserError when the parts do not fit together, and for a next-token model that reads its targets.
     """
     try:
+        causality.check(run, task, title)
         model = run.build(task.facts)
         initialise(model, seed)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"the recipe cannot be built: {error}") from error
+        raise UserError(f"{title} cannot be built: {error}") from error
     return model.train()
 
 

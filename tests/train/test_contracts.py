@@ -102,7 +102,7 @@ def test_every_allowed_pair_takes_a_step():
     [
         ("gpt+cross-entropy", ("cross-entropy", "gpt", "classify reads images and labels", "Text gives")),
         ("gpt+shift-augmentation", ("shifted_batches reads images",)),
-        ("gpt+prime-rl", ("prime-rl", "gpt", "Lagging holds Referenced")),
+        ("gpt+prime-rl", ("prime-rl", "gpt", "Lagging takes Referenced")),
         ("lenet-1989+grpo", ("group_relative needs a model", "LeNet maps images")),
         ("detr+shift-augmentation", ("leave the boxes",)),
         ("r-cnn+fpn", ("Pyramid lacks its backbone",)),

@@ -6,7 +6,9 @@ FlashAttention-2, but queries and keys meet as 8-bit integers, once the mean key
 Eight bits hold a row well unless a few channels are far larger than the rest, and in keys they are: all tokens share a
 large offset there. A mean subtracted from every key moves all scores of a row alike, so it costs nothing to remove.
 Weights and values meet in half precision, summed in half precision. Integers are simulated here, each held exactly in a
-float; what a matrix unit computes is the same to the bit. For inference: rounding has no derivative.
+float; what a matrix unit computes is the same to the bit. For inference: rounding has no derivative. A scale is that of
+a whole block and the mean key that of all keys, so under a causal mask a score depends on later tokens by up to a
+rounding step: wherever such a model is scored, a note says so.
 
 The released code rounds halves away from zero, and so does this; it scales queries by log2(e) before it rounds them,
 which changes no integer, and so does not this.
@@ -138,6 +140,9 @@ def sage_attention(
         return gather(scores, in_half(v, q.shape[2]))
 
     return for_inference(compute, q, k, v, rules or Rules())
+
+
+sage_attention.looks_ahead = "a block of queries and one of keys have one scale each, later positions included"
 
 
 def for_inference(compute: Callable[..., Heads], q: Queries, k: Keys, v: Values, rules: Rules) -> Heads:
