@@ -43,15 +43,22 @@ class Against:
 
     def sentence(self, unit: str) -> str:
         """The verdict in words, without its scale."""
+        d = self.difference
         match self.verdict.outcome:
+            case Outcome.BETTER | Outcome.WORSE as outcome if d.diverged:
+                return (
+                    f"{outcome.value} (diverged in {d.diverged_y} of {d.n} pairs, the first recipe in {d.diverged_x})"
+                )
             case Outcome.BETTER | Outcome.WORSE as outcome:
                 return outcome.value
             case Outcome.EQUIVALENT:
                 return f"equivalent (within ±{self.verdict.margin:.2g} {unit}{self._as_gain(self.verdict.margin)})"
             case Outcome.NO_VERDICT:
                 return f"no verdict (a smoke test of {self.difference.n} pairs)"
-        if self.difference.diverged:
-            return f"inconclusive ({self.difference.diverged} of {self.difference.n} pairs diverged)"
+        if d.diverged:
+            needed = next(n for n in range(2, 99) if 2.0 ** (1 - n) <= 1 - d.interval.level)
+            few = f"; the sign test of the others takes {needed} pairs at least" if d.n < needed else ""
+            return f"inconclusive ({d.diverged} of {d.n} pairs diverged{few})"
         return f"inconclusive (could have seen ≥ {self.detectable:.2g} {unit}{self._as_gain(self.detectable)})"
 
     def _as_gain(self, difference: float) -> str:
@@ -273,6 +280,7 @@ def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
             "sd": d.sd,
             "evaluation_se": d.evaluation_se,
             "p": d.p,
+            "divergence_p": d.divergence_p,
             "adjusted_p": row.against.adjusted_p,
             "p_win": d.p_win,
             "sign_flip_p": d.sign_flip_p,
