@@ -7,7 +7,8 @@
                 the annotation of its `model` where only one class of model will do
     batches     as an objective; a return annotation where the batches are not the task's
     any part    `@needs(inner=("Attention", "MLP"))`: the parts that one of its slots can hold;
-                `gives_context` and `hides_context`: what of the `Context` the parts in it have, or lose
+                `gives_context` and `hides_context`: what of the `Context` the parts in it have; what those in it
+                and beside it lose
 
 What declares nothing is not checked. A part whose result at a position depends on later ones by design declares it in
 a sentence, `looks_ahead`, which is printed wherever such a recipe is scored.
@@ -50,9 +51,10 @@ class Needs:
     model    what the model maps, or for a wrapper its inner model
     task     attributes that the task has
     context  what of the `Context` a part around this one must give
-    inside   the parts of which its inner model must have one, at any depth
+    inside   parts of which it must have one in it, at any depth
+    outside  parts that it must not have in it, at any depth
     beside   slot of the same owner -> names of the classes that it can hold
-    slots    slot -> names of the classes that it can hold, bases included
+    slots    slot, or a dotted path of slots -> names of the classes that it can hold, bases included
     """
 
     fields: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class Needs:
     task: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     beside: dict[str, tuple[str, ...]] = field(default_factory=dict)
     slots: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -75,13 +78,14 @@ def needs(
     task: tuple[str, ...] = (),
     context: tuple[str, ...] = (),
     inside: tuple[str, ...] = (),
+    outside: tuple[str, ...] = (),
     beside: dict[str, tuple[str, ...]] | None = None,
     **slots: tuple[str, ...],
 ) -> Callable[[Made], Made]:
     """Declare what an objective, a source of batches, a wrapper or a part needs; see the module's docstring."""
 
     def declare(made: Made) -> Made:
-        made.needs = Needs(fields, without, model, task, context, inside, beside or {}, slots)  # type: ignore[attr-defined]
+        made.needs = Needs(fields, without, model, task, context, inside, outside, beside or {}, slots)  # type: ignore[attr-defined]
         return made
 
     return declare
@@ -163,7 +167,7 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
     """What is missing from a part, or put in a slot of it that cannot hold it; then the same of the parts in it."""
     own, need = _children(part), _needs(part)
     for slot, allowed in need.slots.items():
-        if not _fits(held := own.get(slot), allowed):
+        if not _fits(held := _below(part, slot), allowed):
             yield f"{_name(part)} takes {_or(allowed)} as its {slot}, not {_name(held)}{_at(path)}"
     for inner in own.values():
         for slot, allowed in _needs(inner).beside.items() if _is_part(inner) else ():
@@ -172,8 +176,12 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
     if lacking := [name for name in need.context if name not in told]:
         yield f"{_name(part)} needs the {_and(lacking)} of a stream, which no part around it gives{_at(path)}"
     if need.inside and not any(_bases(inner.make) & set(need.inside) for inner in _parts(part)):
-        yield f"{_name(part)} needs a {_or(need.inside)} in the model, and there is none"
-    told = told.union(getattr(part.make, "gives_context", ())).difference(getattr(part.make, "hides_context", ()))
+        yield f"{_name(part)} needs a {_or(need.inside)} in it, and there is none{_at(path)}"
+    if alien := [_name(inner) for inner in _parts(part) if _bases(inner.make) & set(need.outside)]:
+        yield f"{_name(part)} cannot have a {alien[0]} in it{_at(path)}"
+    told = told.union(getattr(part.make, "gives_context", ()))
+    for inner in (part, *filter(_is_part, own.values())):
+        told = told.difference(getattr(inner.make, "hides_context", ()))
     if path and path != "model":
         for name, parameter in (_signature(part.make) if _is_class(part) else {}).items():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name not in own:
@@ -183,6 +191,13 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
             if _is_part(inner):
                 here = f"{slot}.{i}" if isinstance(value, tuple) else slot
                 yield from _held(inner, f"{path}.{here}" if path else here, told)
+
+
+def _below(part: Any, path: str) -> Any:
+    """What lies at a dotted path of slots; None where it ends before."""
+    for slot in path.split("."):
+        part = _children(part).get(slot) if _is_part(part) else None
+    return part
 
 
 def _fits(held: Any, allowed: tuple[str, ...]) -> bool:

@@ -22,7 +22,7 @@ from deltax.parts.context import Context, DecodingState, takes_context
 from deltax.parts.scratch import scratch
 from deltax.recipe import Part
 from deltax.train.job import loop_of, task_of
-from deltax.train.loop import build
+from deltax.train.loop import build, making
 from deltax.train.machine import Machine
 
 
@@ -72,7 +72,8 @@ class Stepper:
         self.machine, self.run, self.task, self.loop = machine, named(), task_of(recipe), loop_of(recipe)
         self.size = size or self.loop.batch
         self.model = build(self.run, self.task, 0, recipe.title).to(machine.device)
-        self.optimizer = self.run.optimizer(self.model)
+        with making(recipe.title, self.run.optimizer, "optimizer"):
+            self.optimizer = self.run.optimizer(self.model)
         self.step = 0
 
     def __call__(self) -> None:

@@ -28,6 +28,7 @@ KNOWN = catalog.papers()
 RECIPES = [key for key, record in KNOWN.items() if record.kind == "recipe"]
 DELTAS = [key for key, record in KNOWN.items() if record.kind == "delta" and record.trains]
 SIZED = {"mlp-mixer", "megatron"}  # whose own argument must suit the sizes of the rest, which --set may still change
+UNFINISHED = {"mae", "q-pooled-attention"}  # together they wait for hiera, which takes them from here
 STEPS = 30
 
 
@@ -89,7 +90,7 @@ def test_every_allowed_pair_takes_a_step():
         try:
             one_step(tree)
         except UserError:
-            assert SIZED & set(changes), title
+            assert SIZED & set(changes) or set(changes) >= UNFINISHED, title
         except Exception as error:
             raise AssertionError(f"{title} was allowed and then died") from error
         taken += 1

@@ -22,6 +22,7 @@ from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.language.gpt import gpt
 from deltax.papers.multimodal.imagebind import imagebind
 from deltax.parts.generate import generate
+from deltax.parts.modes import evaluating
 from deltax.parts.objectives import next_token
 from deltax.shapes import Tokens
 from deltax.tasks.linked_digits import (
@@ -71,7 +72,8 @@ def through_the_link(model: nn.Module, pair: Pair) -> tuple[list[Rows], list[int
     true, link = sorted(pair, key=lambda block: block[0] == LINK)
     missing = ({IMAGE, SOUND} - {true[0]}).pop()
     prompt = spell(link, (missing, link[1][:, :0]))
-    pseudo = (missing, generate(model, prompt, length=LENGTHS[missing])[:, -LENGTHS[missing] :])
+    with evaluating(model):
+        pseudo = (missing, generate(model, prompt, length=LENGTHS[missing])[:, -LENGTHS[missing] :])
     half = (len(true[1]) + 1) // 2
     part_of = lambda block, which: (block[0], block[1][which])
     straight, along = slice(None, half), slice(half, None)

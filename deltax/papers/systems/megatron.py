@@ -53,7 +53,7 @@ class Gather(torch.autograd.Function):
         return None, *(gradient.clone() for _ in range(ctx.size))
 
 
-@needs(inner=("Attention", "CrossAttention", "MLP", "SwiGLU"))
+@needs(inner=("Attention", "CrossAttention", "MLP", "SwiGLU"), outside=("LoRA", "QPooled"))
 class Split(nn.Module):
     """A branch computed by ranks that each have some of its heads or hidden units. Stream (B, T, D) -> (B, T, D).
 

@@ -32,6 +32,7 @@ from deltax.papers.rl.ppo import ppo
 from deltax.papers.systems.shardcast import shardcast
 from deltax.papers.systems.toploc import Limits, Proof, last_hidden, toploc, verify
 from deltax.parts.generate import generate
+from deltax.parts.modes import evaluating
 from deltax.parts.run import Loop
 from deltax.shapes import Logits, PerExample, Tokens
 from deltax.tasks.arithmetic import Arithmetic
@@ -127,7 +128,7 @@ def work(model: nn.Module, task: Any, *, node: int, step: int, count: int, size:
     """An honest worker's answers to the `size` questions that it is given, with their rewards and proofs."""
     seed = seed_of(node, step, count)
     questions = task.prompts(step, size=size, seed=seed)
-    with last_hidden(model) as found:
+    with evaluating(model), last_hidden(model) as found:
         tokens = generate(model, questions, length=task.answer, generator=torch.Generator().manual_seed(seed))
     proofs = [toploc(row, prompt=questions.shape[1]) for row in torch.cat(found, 1)]
     return Submission(node, step, count, tokens, task.reward(tokens), proofs)
@@ -154,7 +155,7 @@ def faults(
         return ["tokens that are none"]
     if not torch.equal(submission.rewards, task.reward(tokens)):
         found.append("other rewards than the task's")
-    with last_hidden(model) as states:
+    with evaluating(model), last_hidden(model) as states:
         chances = torch.log_softmax(model(tokens[:, :-1])[:, -task.answer :].float(), -1)
     ended = (tokens[:, length:] == task.end).int()
     said = ended.cumsum(1) - ended == 0

@@ -91,7 +91,7 @@ class AlongTime(nn.Module):
         return self.inner(tracks.flatten(0, 1), told).view_as(tracks).transpose(1, 2).flatten(1, 2)
 
 
-@needs(context=("grid",), inner=("Block",))
+@needs(context=("grid",), **{"inner": ("Block",), "inner.mixer": ("Attention",), "inner.branches": ("in_turn",)})
 class SpaceTimeBlock(nn.Module):
     """A block of three branches: space, time, MLP (Eqs. 4 to 6). Stream (B, T S, D), as `WithinFrames`.
 
@@ -121,11 +121,7 @@ def _by_frame(x: Tensor, ctx: Context) -> Tensor:
 
 @paper(on=vit, year=2021, arxiv="2103.15691", whole="vit+vitok")
 def factorized_spacetime(recipe: Part, *, mask: Part = part(causal)) -> Part:
-    changed = mean_pooled(recipe).wrap("block", SpaceTimeBlock, mask=mask)
-    for _, block in changed.walk():
-        if isinstance(block, Part) and block.make is SpaceTimeBlock and "mixer" in block["inner"].slots():
-            part(block["inner.mixer"], mask=mask)  # a mixer without a mask is refused here, not when it is built
-    return changed
+    return mean_pooled(recipe).wrap("block", SpaceTimeBlock, mask=mask)
 
 
 @claim

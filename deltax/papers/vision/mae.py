@@ -84,12 +84,15 @@ class PixelDecoder(nn.Module):
 
     def forward(self, latent: OtherStream, kept: Int[Tensor, "B N"]) -> Pixels:
         first, seen = self.enter(latent).tensor_split([self.prefix], 1)
+        if seen.shape[1] != kept.shape[1]:
+            raise UserError("a trunk that pools its patches has to keep mask units whole: add hiera, as in ...+hiera")
         where = kept[..., None].expand(-1, -1, seen.shape[-1])
         patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen)
         x = torch.cat([first, self.position(patches, Context())], 1)
         return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]
 
 
+@needs(outside=("Windows", "SpaceTimeBlock"))
 class MaskedAutoencoder(nn.Module):
     """Images (B, C, Y, X) -> `Filled`. channels and size are the task's.
 
