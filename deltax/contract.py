@@ -10,6 +10,9 @@
                 `gives_context` and `hides_context`: what of the `Context` the parts in it have; what those in it
                 and beside it lose
 
+An argument that is annotated as a whole number counts something: it is at least 1, or at least 0 where that is its
+default or where the part lists it in `can_be_zero`.
+
 What declares nothing is not checked. A part whose result at a position depends on later ones by design declares it in
 a sentence, `looks_ahead`, which is printed wherever such a recipe is scored.
 """
@@ -18,7 +21,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from deltax.errors import UserError
 
@@ -179,6 +182,7 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
         yield f"{_name(part)} needs a {_or(need.inside)} in it, and there is none{_at(path)}"
     if alien := [_name(inner) for inner in _parts(part) if _bases(inner.make) & set(need.outside)]:
         yield f"{_name(part)} cannot have a {alien[0]} in it{_at(path)}"
+    yield from _counted(part, own, path)
     told = told.union(getattr(part.make, "gives_context", ()))
     for inner in (part, *filter(_is_part, own.values())):
         told = told.difference(getattr(inner.make, "hides_context", ()))
@@ -191,6 +195,20 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
             if _is_part(inner):
                 here = f"{slot}.{i}" if isinstance(value, tuple) else slot
                 yield from _held(inner, f"{path}.{here}" if path else here, told)
+
+
+def _counted(part: Any, own: dict[str, Any], path: str) -> Iterator[str]:
+    """The whole numbers among a part's arguments that are below the least that they can be."""
+    for name, parameter in _signature(part.make).items():
+        value, usual = own.get(name), parameter.default
+        is_count = parameter.annotation is int or int in get_args(parameter.annotation)
+        if not is_count or type(value) is not int or (type(usual) is int and usual < 0):
+            continue
+        least = 0 if usual == 0 or name in getattr(part.make, "can_be_zero", ()) else 1
+        if value < least:
+            yield f"{name} of {_name(part)} is at least {least}, not {value} (at {path}.{name})".replace(
+                "(at .", "(at "
+            )
 
 
 def _below(part: Any, path: str) -> Any:

@@ -10,6 +10,13 @@ def at_least(least: float, **given: float) -> None:
             raise UserError(f"{name} is at least {least:g}, not {value!r}")
 
 
+def above(low: float, **given: float) -> None:
+    """Raise UserError for the first argument that is not above `low`."""
+    for name, value in given.items():
+        if not value > low:
+            raise UserError(f"{name} is above {low:g}, not {value!r}")
+
+
 def between(low: float, high: float, **given: float) -> None:
     """Raise UserError for the first argument outside of [low, high]."""
     for name, value in given.items():

@@ -54,6 +54,7 @@ class Tracks:
     shape has to deform.
     """
 
+    can_be_zero = ("modes",)
     unit = "% of depth"
 
     def __init__(self, *, frames: int = 16, points: int = 24, modes: int = 2, held_out: int = 64):

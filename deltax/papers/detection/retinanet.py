@@ -62,6 +62,8 @@ class DenseHead(nn.Module):
     Maps -> logits (B, S, V) that begin at a probability of `prior`, and offsets (B, S, 4), the same for all classes.
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(self, width: int, classes: int, anchors: int, *, depth: int = 2, prior: float = 0.01):
         super().__init__()
         layer = lambda out: nn.Conv2d(width, out, 3, padding=1)

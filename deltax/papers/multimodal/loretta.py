@@ -108,6 +108,9 @@ def linked(
     return padded(list(chain(*sequences)), last=list(chain(*said)))
 
 
+linked.can_be_zero = ("warmup",)
+
+
 @paper(on=(imagebind, gpt), year=2023, arxiv="2305.14243", whole="gpt")
 def loretta(recipe: Part, *, warmup: int = 300, every: int = 2, share: float = 0.5) -> Part:
     recipe = recipe.fill("task", LinkedDigits)

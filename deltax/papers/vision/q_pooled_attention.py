@@ -54,6 +54,7 @@ def z_order(grid: Grid, levels: int) -> tuple[int, ...]:
 class ZOrdered(nn.Module):
     """The inner patches in z-order. Images (B, C, Y, X) -> stream (B, T, D)."""
 
+    can_be_zero = ("levels",)
     raster = False
     hides_context = ("grid",)
 

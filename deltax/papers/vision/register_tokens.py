@@ -31,6 +31,7 @@ class WithRegisters(nn.Module):
     Stream (B, T, D) -> (B, T, .width). Positions, where ctx has any, are 0 for registers.
     """
 
+    can_be_zero = ("registers",)
     hides_context = ("grid",)
 
     def __init__(self, dim: int, *, inner: Part, registers: int = 4, std: float = 0.02):

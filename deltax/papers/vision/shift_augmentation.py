@@ -47,6 +47,9 @@ def shifted_batches(
     return batch._replace(images=shifted(batch.images, pixels=pixels))
 
 
+shifted_batches.can_be_zero = ("pixels",)
+
+
 @paper(on=lenet_1989, year=2003, url="https://doi.org/10.1109/ICDAR.2003.1227801")
 def shift_augmentation(recipe: Part, *, pixels: int = 1) -> Part:
     return recipe.wrap("batches", shifted_batches, pixels=pixels)
