@@ -58,7 +58,7 @@ def blocks(length: int, size: int) -> Tensor:
 def quantize(x: Tensor, group: Tensor, largest: int = 127) -> Quantized:
     """Each token in whole steps, from -largest to largest; tokens of one group (T,) and head share the step (Eq. 3)."""
     group, each = group.to(x.device), x.abs().amax(-1)
-    peak = x.new_zeros(x.shape[0], int(group.max()) + 1, x.shape[2])
+    peak = x.new_zeros(x.shape[0], int(group.max()) + 1 if len(group) else 0, x.shape[2])
     peak = peak.scatter_reduce(1, group[:, None].expand_as(each), each, "amax")
     step = (peak / largest).masked_fill(peak == 0, 1.0)[:, group, :, None]
     return Quantized(torch.copysign(torch.floor(x.abs() / step + 0.5), x), step)
@@ -100,7 +100,7 @@ def gather(scores: Scores, values: Callable[[Tensor, slice], Heads], keys: int =
     values(weights, columns) is what weights (B, H, T, columns) in [0, 1] gather, (B, T, H, K) in float32.
     """
     largest = scores.new_full(scores.shape[:3], -torch.inf)
-    total, out = torch.zeros_like(largest), 0.0
+    total, out = torch.zeros_like(largest), values(scores[..., :0], slice(0, 0))
     over_heads = lambda x: x.transpose(1, 2)[..., None]
     for start in range(0, scores.shape[-1], keys):
         columns = slice(start, min(start + keys, scores.shape[-1]))

@@ -97,7 +97,7 @@ def in_8_bit_floats(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:
 
 def small_values(v: Values) -> tuple[Tensor, Tensor]:
     """Values (B, S, G, K) in 8-bit floats, and the scale (B, 1, G, K) of each channel."""
-    peak = v.abs().amax(1, keepdim=True)
+    peak = v.abs().amax(1, keepdim=True) if v.shape[1] else v.new_zeros(len(v), 1, *v.shape[2:])
     scale = (peak / LARGEST).masked_fill(peak == 0, 1.0)
     return (v / scale).to(torch.float8_e4m3fn), scale
 
