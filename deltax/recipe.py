@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from deltax import contract
 from deltax.errors import UserError, nearest
 
 Value = Any  # None, a number, a word, a Part, or a tuple of these
@@ -153,6 +154,7 @@ class Part:
         after = paper(self)
         if after == self:
             raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
+        contract.check(after, f"{_titled(paper)} does not fit {self.title}")
         before, now = self._written, after._written
         for chapter in self.story:
             if chapter.wrote and not any(mark in now for mark in chapter.wrote):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.contract import PIXELS_TO_PIXELS, needs
 from deltax.parts.precision import in_float32
 from deltax.recipe import Part, part
 from deltax.shapes import PerExample
@@ -75,6 +76,8 @@ class Autoencoder(nn.Module):
     The bottleneck says how many channels enter it and how many leave it.
     """
 
+    interface = PIXELS_TO_PIXELS
+
     def __init__(self, channels: int, *, encoder: Part, bottleneck: Part = part(Open), decoder: Part):
         super().__init__()
         self.bottleneck = bottleneck()
@@ -102,6 +105,7 @@ def absolute(said: Pixels, true: Pixels) -> PerExample:
     return (said - true).abs().flatten(1).mean(1)
 
 
+@needs("{of}", model=PIXELS_TO_PIXELS)
 def rebuild(
     model: nn.Module, batch: Any, *, error: Callable[[Pixels, Pixels], PerExample] = part(squared), of: str = "images"
 ) -> PerExample:

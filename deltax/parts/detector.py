@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deltax.contract import IMAGES_TO_REGIONS, needs
 from deltax.errors import UserError
 from deltax.parts.boxes import (
     Detections,
@@ -99,6 +100,8 @@ class RegionDetector(nn.Module):
     IoU 0.5 on; objects' own boxes are proposals too.
     """
 
+    interface = IMAGES_TO_REGIONS
+
     def __init__(
         self, channels: int, classes: int, *, maps: Part, proposals: Part, regions: Part, region_head: Part,
         count: int = 32,
@@ -160,6 +163,7 @@ def truth(batch: Any, images: Images) -> tuple[Float[Tensor, "B M 4"], Bool[Tens
     return boxes * boxes.new_tensor([columns, rows, columns, rows]), batch.labels >= 0
 
 
+@needs("images", "boxes", "labels", model=IMAGES_TO_REGIONS)
 def region_loss(model: nn.Module, batch: Any) -> PerExample:
     """Cross-entropy of each region's class, smooth L1 of an object's offsets, both a mean over the regions of an image,
     and whatever the source of the proposals is to learn."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor, nn
 
+from deltax.contract import needs
 from deltax.parts.boxes import of_found
 from deltax.parts.precision import at_least_float32, in_float32, in_full
 from deltax.recipe import Part
@@ -145,6 +146,7 @@ class PixelClassifier(nn.Module):
         return torch.stack([label, torch.from_numpy(number).to(label.device)], -1)
 
 
+@needs("images", "labels", "masks")
 def classify_pixels(model: nn.Module, batch: Any) -> PerExample:
     """The mean cross-entropy of the pixels of each scene, of a batch with masks."""
     logits = at_least_float32(model(batch.images))

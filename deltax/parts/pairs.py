@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deltax.contract import PAIRS_TO_LOGITS
 from deltax.parts.context import Context
 from deltax.parts.linear import Matrix
 from deltax.parts.patches import Grid, Pooled
@@ -82,6 +83,8 @@ class DualEncoder(nn.Module):
 
     `image` and `text` map to vectors of `width`, whose cosines `logits` scales.
     """
+
+    interface = PAIRS_TO_LOGITS
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.captions import load
 from deltax.tasks.digits import SPLITS
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import PairFacts
 from deltax.tasks.few_labels import wrong
 from deltax.tasks.pictures import Pictures
 
@@ -115,7 +116,7 @@ class Pairs:
     skipped: tuple[str, ...]
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> PairFacts:
         _, size, _, channels = self._pixels.shape
         return {"channels": channels, "size": size, "vocab": END + 1, "context": self.context}
 
@@ -208,7 +209,7 @@ class ColouredPairs(Pairs):
         self.names = tuple(f"{colour} {word}" for word in WORDS for colour in COLOURS)
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> PairFacts:
         return {**super().facts, "channels": 3}
 
     @property

@@ -19,6 +19,7 @@ from deltax.parts.precision import similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation
+from deltax.tasks.facts import BoundFacts
 from deltax.tasks.few_labels import wrong
 from deltax.tasks.pairs import END, WORDS, tokenise
 from deltax.tasks.sounds import BANDS, HOP, RATE, WIDTH, spectrograms
@@ -76,7 +77,7 @@ class SpokenNumbers:
         self._of = {name: [of[self._labels[of] == digit] for digit in range(10)] for name, of in rows.items()}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> BoundFacts:
         return {
             "channels": 1,
             "size": (8, 16),

@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.contract import IMAGES_TO_OBJECTS, needs
 from deltax.papers.language.softmax_attention import Attention, CrossAttention
 from deltax.papers.language.transformer import sinusoids, transformer
 from deltax.papers.optimization.layer_norm import LayerNorm
@@ -68,6 +69,8 @@ class DetectionHead(nn.Module):
 class DETR(nn.Module):
     """Images (B, C, Y, X) -> `Predictions` of N queries (Figure 2). `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_OBJECTS
+
     def __init__(
         self, channels: int, classes: int, *, dim: int, queries: int, backbone: Part, encoder: Part, decoder: Part,
         detection_head: Part = part(DetectionHead),
@@ -84,7 +87,7 @@ class DETR(nn.Module):
 
     def forward(self, images: Images) -> Predictions:
         maps = self.project(self.backbone(images))
-        places = grid_sinusoids(*maps.shape[-2:], maps.shape[1], maps.device).to(maps.dtype)
+        places = grid_sinusoids(*maps.shape[-2:], maps.shape[1], maps.device).to(maps.dtype)[None]
         memory = self.encoder(maps.flatten(2).mT, Context(place=places))
         queries = self.queries.weight.expand(len(images), -1, -1)
         ctx = Context(place=queries, memory=memory, memory_place=places)
@@ -170,6 +173,7 @@ def class_loss(
     return torch.where(found, each, no_object * each).sum(2) / (objects + no_object * (queries - objects))
 
 
+@needs("images", "boxes", "labels", "objects", model=IMAGES_TO_OBJECTS)
 def set_prediction(
     model: nn.Module, batch: Batch, *, no_object: float = 0.1, l1: float = 5.0, overlap: float = 2.0
 ) -> PerExample:

@@ -46,6 +46,8 @@ class Pyramid(nn.Module):
     Lateral 1 x 1 convolutions, sums on the way down, a 3 x 3 convolution of each sum; nothing between them is bent.
     """
 
+    can_be_zero = ("first",)
+
     def __init__(
         self, channels: int, *, backbone: Part, dim: int = 32, first: int = 1,
         merge: Part = part(top_down), top: Part = part(Subsample),

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_MASKS, needs
 from deltax.papers.detection.detr import BLOCKS_FROM_HF, class_loss, detr, grid_sinusoids, match, renamed
 from deltax.papers.detection.fpn import top_down
 from deltax.papers.detection.retinanet import focal
@@ -126,6 +127,8 @@ def places(maps: Maps) -> Float[Tensor, "S D"]:
 class MaskFormer(nn.Module):
     """Images (B, C, Y, X) -> `MaskPredictions` of N queries (Figure 2). `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_MASKS
+
     def __init__(
         self, channels: int, classes: int, *, dim: int, queries: int, backbone: Part, decoder: Part,
         pixel_pyramid: Part = part(PixelPyramid), mask_head: Part = part(MaskHead),
@@ -206,6 +209,7 @@ def pairs(
     return (at_one @ truth.mT + at_zero @ (1 - truth).mT) / logits.shape[-1]
 
 
+@needs("images", "labels", "masks", "objects", model=IMAGES_TO_MASKS)
 def mask_classification(
     model: nn.Module, batch: MaskBatch, *, compare_at: Part = part(cells), learn_at: Part = part(pixels),
     pixel_loss: Part = part(focal), weights: tuple[float, float, float] = (1.0, 20.0, 1.0), no_object: float = 0.1,

@@ -45,6 +45,8 @@ class Pixels(nn.Module):
 class Crops(nn.Module):
     """The network's features of each region, cut out and warped. Maps, images, N regions -> (N, .width)."""
 
+    can_be_zero = ("context",)
+
     def __init__(self, channels: int, *, backbone: Part, size: int = 16, context: int = 1):
         super().__init__()
         self.backbone = backbone(channels)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_ANCHORS, needs
 from deltax.papers.detection.fpn import Pyramid, fpn
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou, of_found
@@ -65,6 +66,8 @@ class DenseHead(nn.Module):
     Maps -> logits (B, S, V) that begin at a probability of `prior`, and offsets (B, S, 4), the same for all classes.
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(self, width: int, classes: int, anchors: int, *, depth: int = 2, prior: float = 0.01):
         super().__init__()
         layer = lambda out: nn.Conv2d(width, out, 3, padding=1)
@@ -94,6 +97,8 @@ class DenseHead(nn.Module):
 class OneStage(nn.Module):
     """Images -> maps -> what is said of every anchor, a `Dense`. `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_ANCHORS
+
     def __init__(
         self, channels: int, classes: int, *, maps: Part, anchors: Part, dense_head: Part = part(DenseHead)
     ):  # fmt: skip
@@ -118,6 +123,7 @@ class OneStage(nn.Module):
         return detections(odds[image, rank], label, boxes, image, images, overlap=overlap, most=most)
 
 
+@needs("images", "boxes", "labels", model=IMAGES_TO_ANCHORS)
 def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float = 0.25) -> PerExample:
     """Focal loss of every anchor and class and smooth L1 of objects' offsets, over the anchors that are an object's,
     at least 1: those of IoU 0.5 on, where below 0.4 is background (section 4). One for each image."""

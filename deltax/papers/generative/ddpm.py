@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.contract import NOISE_TO_IMAGES, needs
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
 from deltax.parts.optimizers import adamw
@@ -55,11 +56,13 @@ def posterior(data: Tensor, x: Tensor, before: PerExample, now: PerExample) -> t
     return mean, small(before, now)
 
 
+@needs("images", "labels", model=NOISE_TO_IMAGES)
 def noise_prediction(model: nn.Module, batch: Any) -> PerExample:
     """Squared error of the noise (Eq. 14), a mean over pixels, at a step drawn evenly from 1 to 1000 for each image."""
     return _at_random_steps(model, batch)[0]
 
 
+@needs("images", "labels", model=NOISE_TO_IMAGES)
 def bound(model: nn.Module, batch: Any) -> PerExample:
     """The same error with the weight that the bound on the likelihood gives its step (Eq. 12), where the chain back has
     the variance of the chain forth; weights are over their mean, so that the rate may stay."""

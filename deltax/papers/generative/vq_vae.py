@@ -136,6 +136,8 @@ class ConvEncoder(nn.Module):
     Images (B, C, Y, X) -> (B, out, Y / 2^halvings, X / 2^halvings).
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(self, channels: int, out: int, *, width: int = 32, halvings: int = 2, depth: int = 2):
         super().__init__()
         self.halvings = halvings
@@ -153,6 +155,8 @@ class ConvEncoder(nn.Module):
 
 class ConvDecoder(nn.Module):
     """Residual units, then transposed 4 x 4 convolutions, each doubling the image. The mirror of `ConvEncoder`."""
+
+    can_be_zero = ("depth",)
 
     def __init__(self, latent: int, channels: int, *, width: int = 32, halvings: int = 2, depth: int = 2):
         super().__init__()

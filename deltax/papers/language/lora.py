@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.contract import needs
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.softmax_attention import attend
 from deltax.parts import surgery
@@ -69,6 +70,7 @@ class LoRA(nn.Module):
         return weight + self.scale * (self.b @ self.a)
 
 
+@needs(inside=("LoRA",))
 def adapters_only(*, inner: Part, **facts: Any) -> nn.Module:
     """The inner model with everything frozen but its adapters."""
     model = told(inner, facts).requires_grad_(False)

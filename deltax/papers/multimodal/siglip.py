@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import PAIRS_TO_LOGITS, needs
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import CrossAttention
 from deltax.papers.multimodal.clip import HF as CLIP
@@ -65,6 +66,7 @@ def _surprise(logits: Float[Tensor, "N M"], belong: Tensor) -> PerExample:
     return -nn.functional.logsigmoid(torch.where(belong, logits, -logits)).sum(1)
 
 
+@needs("images", "texts", model=PAIRS_TO_LOGITS)
 def pair_sigmoid(model: nn.Module, batch: PairBatch) -> PerExample:
     """`each_alone` of a batch."""
     return each_alone(model(batch.images, batch.texts))

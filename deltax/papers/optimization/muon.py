@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.papers.language.gpt import gpt
+from deltax.parts.counts import at_least, below
 from deltax.parts.roles import by_role
 
 CUBIC = (1.5, -0.5, 0.0)  # converges to U V'
@@ -61,8 +62,22 @@ class Muon(torch.optim.Optimizer):
         orthogonal: Callable[[Tensor], Tensor] = newton_schulz,
         dtype: torch.dtype | None = None,
     ):
+        at_least(0, lr=lr, weight_decay=weight_decay)
+        below(0, 1, momentum=momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": None})
         self.orthogonal, self.dtype = orthogonal, dtype
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises UserError for a group without `betas` that holds a parameter with fewer than two axes."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"] if not group["betas"] else ():
+            if p.ndim < 2:
+                self.param_groups.pop()
+                raise UserError(
+                    f"Muon moves matrices, and a parameter has the shape {tuple(p.shape)}: give it in a group with "
+                    f"betas, which AdamW moves"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -103,7 +118,7 @@ class Muon(torch.optim.Optimizer):
             squares,
             [],
             steps,
-            fused=group["fused"],
+            fused=group.get("fused", False),
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -125,6 +140,8 @@ def muon_and_adamw(
     momentum: float = 0.95,
 ) -> Muon:
     """Muon for matrices, with decay, at `spectral_rate`, how far a step moves in spectral norm; AdamW for the rest."""
+    at_least(0, rate=rate, spectral_rate=spectral_rate, decay=decay)
+    below(0, 1, beta1=beta1, beta2=beta2, momentum=momentum)
     roles = by_role(model)
     matrices = roles.pop("matrix", [])
     adam = {"lr": rate, "betas": (beta1, beta2), "weight_decay": 0.0, "fused": True}

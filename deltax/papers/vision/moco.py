@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_VECTORS, needs
 from deltax.papers.vision.simclr import Contrastive, Vectors, simclr
 from deltax.parts.precision import similarity
 from deltax.parts.views import jittered
@@ -30,6 +31,7 @@ from deltax.shapes import Images, PerExample
 from deltax.tasks.digits import Batch
 
 
+@needs(model=IMAGES_TO_VECTORS)
 class Momentum(nn.Module):
     """The inner network, and beside it as `slow` one that follows it, and a queue of what that one said.
 
@@ -39,7 +41,7 @@ class Momentum(nn.Module):
     def __init__(self, channels: int, *, inner: Part = part(Contrastive), momentum: float = 0.99, length: int = 512):
         super().__init__()
         self.momentum = momentum
-        self.inner, self.slow = inner(channels), inner(channels)
+        self.inner, self.slow = (inner(channels=channels) for _ in range(2))
         self.slow.requires_grad_(False)
         self.register_buffer("queue", torch.zeros(length, self.inner.width))
         self.reset_parameters()
@@ -78,6 +80,7 @@ def info_nce(queries: Vectors, keys: Vectors, others: Float[Tensor, "M K"], *, t
     return scores.logsumexp(-1) - scores[:, 0]
 
 
+@needs("images", model=IMAGES_TO_VECTORS)
 def queued_contrast(
     model: Momentum, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5
 ) -> PerExample:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_LOGITS
 from deltax.paper import paper_of
 from deltax.papers.optimization.batch_norm import BatchNorm
 from deltax.papers.vision.lenet_1989 import lenet_1989
@@ -139,6 +140,8 @@ class Backbone(nn.Module):
 
 class ResNet(nn.Module):
     """Images (B, C, Y, X) -> logits (B, V), of the mean over the last maps. `channels`, `classes`: the task's."""
+
+    interface = IMAGES_TO_LOGITS
 
     def __init__(
         self, channels: int, classes: int, *, backbone: Part = part(Backbone), classifier: Part = part(Linear)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_VECTORS, needs
 from deltax.papers.vision.resnet import Backbone, resnet
 from deltax.parts.convolution import GroupNorm, SmallStem
 from deltax.parts.mlp import relu
@@ -48,6 +49,8 @@ class Projector(nn.Module):
 class Contrastive(nn.Module):
     """Images (B, C, Y, X) -> (B, .width) of length one. `features` are what comes before the projector."""
 
+    interface = IMAGES_TO_VECTORS
+
     def __init__(self, channels: int, *, backbone: Part = part(Backbone), projector: Part = part(Projector)):
         super().__init__()
         self.backbone = backbone(channels)
@@ -73,6 +76,7 @@ def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> Per
     return (both[:n] + both[n:]) / 2
 
 
+@needs("images", model=IMAGES_TO_VECTORS)
 def contrast(model: nn.Module, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5) -> PerExample:
     """`nt_xent` of two views of each image. What an image is told from is its own piece of the batch."""
     first, second = model(torch.cat([view(batch.images), view(batch.images)])).chunk(2)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import TRACKS_TO_SCENE, needs
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
 from deltax.papers.language.transformer import Sinusoidal, transformer
@@ -93,6 +94,7 @@ def scene_of(cameras: Float[Tensor, "B N _"], shapes: Float[Tensor, "B P _"], *,
     return Scene(rotation, place, cameras[..., 9:], bases, nn.functional.softplus(shapes[..., -1] - 3) + 1e-3)
 
 
+@needs(context=("grid",))
 class Axial(nn.Module):
     """Two inner blocks: one along the time of each point, one across the points of each image.
 
@@ -113,6 +115,9 @@ class Axial(nn.Module):
 
 class TracksTo4D(nn.Module):
     """Tracks (B, N, P, 3) of x, y and whether seen -> `Scene` with K `bases`. `frames` is the task's."""
+
+    interface = TRACKS_TO_SCENE
+    gives_context = ("grid",)
 
     def __init__(self, frames: int, *, dim: int, bases: int, position: Part, stack: Part, norm: Part):
         super().__init__()
@@ -161,6 +166,7 @@ def explain(
     return loss + behind * torch.relu(0.1 - depth).mean((1, 2)) + sparse * strayed.mean((1, 2))
 
 
+@needs("tracks", model=TRACKS_TO_SCENE)
 def film_alone(model: nn.Module, batch: Films) -> PerExample:
     """`explain` of what the model makes of the tracks; nothing else is told."""
     return explain(model(batch.tracks), batch.tracks)
