@@ -1,37 +1,89 @@
 """A delta on a living module: what it does to the slots of a recipe, done to the parts that somebody else wrote.
 
 The delta is run on a probe, a tree with every slot. What it left in the drop-in slots is then put where the module has
-parts of that role.
+parts of that role. Forward passes before and after check that the new parts act, and as they should.
 """
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deltax.errors import UserError
-from deltax.parts import living
+from deltax.errors import UserError, nearest
+from deltax.parts import living, probing
 from deltax.parts.context import takes_context
 from deltax.parts.living import Fused, FusedWeight, Site, Slice
 from deltax.recipe import Part, part, takes
 from deltax.slots import SLOTS
 
+Selection = str | int | Iterable[str | int] | None
 
-def apply(delta: Callable[[Part], Part], module: nn.Module) -> nn.Module:
+_WRAPPED = {
+    "DistributedDataParallel": "apply it to the model first, then wrap it: DistributedDataParallel(Y.apply(model))",
+    "DataParallel": "apply it to the model first, then wrap it: DataParallel(Y.apply(model))",
+    "FullyShardedDataParallel": "apply it to the model first, then shard it",
+    "FSDPModule": "apply it to the model first, then call fully_shard",
+    "OptimizedModule": "apply it to the model first, then compile it: torch.compile(Y.apply(model))",
+    "ScriptModule": "apply it to the model first, then script it",
+    "GraphModule": "apply it to the module that was traced",
+}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `Y.apply(model)` did.
+
+    replaced   (path, class of the old part, class of the new part) of each part
+    left       (path, reason) of each part of these roles that stayed as it was
+    unchecked  the parts that no forward pass of the probe reached
+    """
+
+    title: str
+    replaced: tuple[tuple[str, str, str], ...]
+    left: tuple[tuple[str, str], ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.title}: {len(self.replaced)} replaced, {len(self.left)} left"]
+        lines += [f"  {path or 'the module itself'}: {old} -> {new}" for path, old, new in self.replaced]
+        lines += [f"  {path}: left, {reason}" for path, reason in self.left]
+        lines += [f"  {path}: not reached by the probe, unchecked" for path in self.unchecked]
+        return "\n".join(lines)
+
+
+def applied(module: nn.Module) -> tuple[Applied, ...]:
+    """What was applied to this module, in order, with what was replaced and what was left."""
+    return tuple(getattr(module, _RECORD, ()))
+
+
+def apply(
+    delta: Callable[[Part], Part],
+    module: nn.Module,
+    *,
+    where: Selection = None,
+    skip: Selection = None,
+    example: Any = None,
+) -> nn.Module:
     """Put what the delta puts in drop-in slots where the module has parts of that role, and return it.
 
     Drop-in slots are norm, qk_norm, query, key, value, out, up, gate, down and activation, and `model`, where the delta
     wraps it: that is the module itself. A new part takes the width, dtype, device and mode of the old one, a norm's
     eps where the delta leaves it open, and the weights that mean the same: a gain is a gain, a bias is a bias. A wrap
     holds the old part, as its `inner`. All else stays the same objects. The module is changed in place; where it is
-    itself such a part, the new part is returned.
+    itself such a part, the new part is returned. `deltax.applied(module)` lists what was replaced and what was left.
 
-    Changes to other slots are left out, with a warning. Raises UserError where the delta touches no drop-in slot, or
-    where the module has no such part.
+    where, skip  names with wildcards ("decoder.*.norm"), slots ("query") or layer indices; one of them or several
+    example      an input of the module, for the probe: a tensor, a tuple of arguments, or a dict
+
+    Changes to other slots are left out, with a warning, where the delta can do without them. One forward pass in
+    training and one in evaluation check that the new parts are used. Raises UserError where the delta touches no
+    drop-in slot, where the module lacks such a part, and where a check fails; the module is then left as it was.
     """
     title = getattr(delta, "title", None) or getattr(delta, "__name__", "this change")
     if not isinstance(module, nn.Module):
@@ -41,12 +93,30 @@ def apply(delta: Callable[[Part], Part], module: nn.Module) -> nn.Module:
     whole = changes.pop("model") if "model" in changes and _wraps(changes["model"]) else None
     if not new and whole is None:
         raise UserError(f"{title} is no drop-in part: use it in a recipe, as in 'gpt+{title}'")
-    if new:
-        module = _operate(module, new, title)
+    _refuse_wrapped(module, title)
+    snapshot = probing.Snapshot(module)
+    record = Applied(title, ())
+    try:
+        given = probing.find(module, example)
+        if new:
+            module, record = _Surgery(module, new, title, given).done(where, skip)
+        module = module if whole is None else _around(whole, module)()
+    except UserError:
+        snapshot.restore()
+        raise
+    except Exception as error:
+        snapshot.restore()
+        raise UserError(f"{title} cannot be applied to {type(module).__name__}: {living.said(error)}") from error
+    setattr(module, _RECORD, (*applied(module), record))
     if changes:
         parts = ", ".join(f"{slot} ({getattr(p.make, '__name__', p)})" for slot, p in changes.items())
         _warn(f"{title} also changes {parts}, which is left out: that is no drop-in part")
-    return module if whole is None else _around(whole, module)()
+    unknown = [f"{path} ({why})" for path, why in record.left if why not in (_SKIPPED, _SHARED)]
+    if unknown:
+        _warn(f"{title} leaves {', '.join(unknown)} as it is: it cannot be taken apart")
+    if given is None and not any(p.is_meta for p in module.parameters()):
+        _warn(f"{title} was not checked: no input of {type(module).__name__} was found; hand one in with example=")
+    return module
 
 
 def unwrap(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
@@ -64,6 +134,36 @@ def unwrap(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return module
 
 
+@torch.no_grad()
+def write(module: nn.Module, new: list[tuple[nn.Module, Tensor]]) -> None:
+    """Give each of these linear maps inside the module its new weight (out, in), and no other user of that weight.
+
+    Where several modules hold a weight, the one that is written gets its own copy first. Frozen stays frozen.
+    """
+    for linear, value in new:
+        holder, name = linear.holder() if isinstance(linear, Slice) else (linear, "weight")
+        old = holder._parameters[name]
+        others = [p for m in module.modules() for n, p in m._parameters.items() if p is not None
+                  if (m, n) != (holder, name) and _overlap(p, old)]  # fmt: skip
+        if others:
+            holder._parameters[name] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+        if isinstance(linear, Slice):
+            linear.write(value)
+        else:
+            linear.weight.copy_(value)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the two share memory. Views of one storage with a gap between them do not."""
+    if a is b:
+        return True
+    if a.is_meta or b.is_meta or a.untyped_storage()._cdata != b.untyped_storage()._cdata:
+        return False
+    ends = lambda t: (t.storage_offset(), t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))
+    (start, stop), (other, end) = ends(a), ends(b)
+    return start <= end and other <= stop
+
+
 def _living(**slots: Part) -> None:
     """The root of the probe."""
 
@@ -72,49 +172,340 @@ def _as_it_is(*_: Any) -> None:
     """What stands in a slot of the probe: the module's own part."""
 
 
+_RECORD = "_deltax_applied"
+_SKIPPED, _SHARED = "not selected", "shares its place"
+
+
 def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
     """The slots that the delta fills or wraps, with what it puts there."""
-    probe = part(_living, **dict.fromkeys((*living.LOOKED_FOR, *SLOTS), part(_as_it_is)))
     refusal = UserError(f"{title} is no drop-in part: use it in a recipe")
     if getattr(delta, "kind", "delta") != "delta":
         raise refusal
+
+    def after(slots: Iterable[str]) -> dict[str, Part]:
+        filled = delta(part(_living, **dict.fromkeys(slots, part(_as_it_is))))
+        return {slot: new for slot, new in filled.given if new != part(_as_it_is)}
+
+    drop_in = (*living.LOOKED_FOR, "model")
     try:
-        after = delta(probe)
-    except UserError:
+        every = after(dict.fromkeys((*drop_in, *SLOTS)))
+    except Exception:  # a delta that reads or sets what only a recipe has
         raise refusal from None
-    return {slot: new for slot, new in after.given if new != part(_as_it_is)}
+    try:
+        after(drop_in)  # what it can do without, it does without here
+    except Exception:
+        others = ", ".join(slot for slot in every if slot not in drop_in)
+        also = f": it also changes {others}, and half of a paper is not applied" if set(every) & set(drop_in) else ""
+        raise UserError(f"{refusal}{also}") from None
+    return every
 
 
-def _operate(module: nn.Module, new: dict[str, Part], title: str) -> nn.Module:
-    sites = list(living.find(module))
-    unknown = [site.name for site in sites if site.rows is None]
-    sites = [site for site in sites if site.rows and set(site.rows) & set(new)]
-    made: dict[tuple[int, str | None], Any] = {}
-    refused = []
-    for site in sites:
-        slots = {slot: new[slot] for slot in site.rows if slot in new}
-        key = (id(site.part), site.raw)
-        if site.raw and not all(_wraps(p) and hasattr(p.make, "merged") for p in slots.values()):
-            refused.append(f"{site.name}.{site.raw}")
-        elif site.raw and key not in made:
-            made[key] = _parametrise(site, slots)
-        elif not site.raw:
-            made[key] = made[key] if key in made else _replacement(site, slots, module)
-            if site.owner is None:
+def _refuse_wrapped(module: nn.Module, title: str) -> None:
+    for path, inner in module.named_modules():
+        kind = next((k.__name__ for k in type(inner).__mro__ if k.__name__ in _WRAPPED), None)
+        if kind is not None and not (kind == "GraphModule" and path):
+            where = f"{path}, a {kind}" if path else f"a {kind}"
+            raise UserError(f"{title} is not applied to {where}: {_WRAPPED[kind]}")
+
+
+class _Surgery:
+    """One delta on one module: its sites, the rewrite, the checks."""
+
+    def __init__(self, module: nn.Module, new: dict[str, Part], title: str, given: probing.Given | None):
+        self.module, self.new, self.title, self.given = module, new, title, given
+        self.name = type(module).__name__
+        self.placed: list[tuple[Site, nn.Module]] = []
+        self.left: dict[str, str] = {}
+
+    def done(self, where: Selection, skip: Selection) -> tuple[nn.Module, Applied]:
+        self._refuse_twice()
+        sites = self._selected(self._sites(), where, skip)
+        before = {training: self._outputs(training) for training in (False, True)}
+        called = self._called([s.part for s in sites if isinstance(s.part, nn.Module)])
+        intact = probing.Snapshot(self.module)
+        root = self._rewritten(sites)
+        unchecked = [site.path for site, _ in self.placed]
+        if self.given is not None:
+            self.module, old = root, self.module
+            unchecked = self._checked(before, called, old, intact)
+        replaced = tuple((s.path, type(s.part).__name__, type(p).__name__) for s, p in self.placed)
+        return root, Applied(self.title, replaced, tuple(self.left.items()), tuple(unchecked))
+
+    def _refuse_twice(self) -> None:
+        for slot, new in self.new.items():
+            if _wraps(new) and isinstance(new.make, type):
+                there = next((p for p, m in self.module.named_modules() if isinstance(m, new.make)), None)
+                if there is not None:
+                    raise UserError(
+                        f"{self.name} has a {new.make.__name__} at {there or 'its root'} already: {self.title} wraps "
+                        f"each {slot} once; merge or unwrap the first"
+                    )
+
+    def _sites(self) -> list[Site]:
+        every = dict(self.module.named_modules(remove_duplicate=False))
+        fused = [path for path, m in every.items() if living.is_fused(path, m)] if self._wants("query") else []
+        found = list(living.find(self.module, probing.layouts(self.module, self.given, fused) if fused else None))
+        return [s for s in found if set(s.rows or s.roles) & set(self.new)]
+
+    def _wants(self, *slots: str) -> bool:
+        return any(s in self.new for s in (*slots, "query", "key", "value"))
+
+    def _selected(self, sites: list[Site], where: Selection, skip: Selection) -> list[Site]:
+        """The sites that are rewritten. The others are noted as left, or refused."""
+        for chosen, word in ((where, "where"), (skip, "skip")):
+            for one in _several(chosen):
+                if not any(_matches(one, s, self.new) for s in sites):
+                    known = [s.path for s in sites]
+                    raise UserError(
+                        f"{word}={one!r} matches no part of {self.name} that {self.title} looks for; "
+                        f"there are {', '.join(known[:6]) or 'none'}{', ...' if len(known) > 6 else ''}"
+                        f"{nearest(str(one), known)}"
+                    )
+        selected, refused = [], {}
+        for site in sites:
+            slots = [s for s in (site.rows or site.roles) if s in self.new]
+            slots = [s for s in slots if where is None or any(_matches(o, site, (s,)) for o in _several(where))]
+            slots = [s for s in slots if not any(_matches(o, site, (s,)) for o in _several(skip))]
+            raw = site.raw and not all(_wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in slots)
+            if not slots:
+                self.left[site.path] = _SKIPPED
+            elif site.rows is None or raw:
+                refused[site.path] = site.unknown or "its weight is a parameter of nn.MultiheadAttention"
+            else:
+                rows = site.rows if len(site.rows) > 1 else {s: site.rows[s] for s in slots}
+                selected.append(Site(site.owner, site.name, site.part, rows, site.raw, site.path, tuple(slots)))
+        self.left.update(refused)
+        norms = [p for p in refused if any(s.path == p and {"norm", "qk_norm"} & set(s.roles) for s in sites)]
+        if norms:
+            raise UserError(
+                f"{self.title} cannot replace {norms[0]} of {self.name}: {refused[norms[0]]}; "
+                f"to leave it as it is, pass skip={norms[0]!r}"
+            )
+        missing = [s for s in self.new if not any(s in site.roles for site in selected)]
+        if where is not None or skip is not None:
+            missing = missing if not selected else []
+        if missing:
+            looked = "; ".join(f"{slot}: {living.LOOKED_FOR[slot]}" for slot in missing)
+            apart = f" ({', '.join(refused)} cannot be taken apart)" if refused else ""
+            why = "".join(f"; {path}: {reason}" for path, reason in refused.items())
+            raise UserError(f"{self.title} looks for parts that {self.name} does not have{apart}; {looked}{why}")
+        return selected
+
+    def _rewritten(self, sites: list[Site]) -> nn.Module:
+        made: dict[tuple[int, str | None], Any] = {}
+        shared = _shared(self.module)
+        for site in sites:
+            slots = {slot: self.new[slot] for slot in site.roles}
+            key = (id(site.part), site.raw)
+            if key not in made:
+                made[key] = _parametrise(site, slots) if site.raw else _replacement(site, slots, self.module, shared)
+            self.placed.append((site, made[key]))
+            if not site.raw and site.owner is None:
                 return made[key]
-            setattr(site.owner, site.name, made[key])
-    _leave_fused_paths(module)
-    if not made:
-        looked = "; ".join(f"{slot}: {living.LOOKED_FOR[slot]}" for slot in new)
-        found = f" ({', '.join(unknown + refused)} cannot be taken apart)" if unknown + refused else ""
-        raise UserError(f"{title} looks for parts that {type(module).__name__} does not have{found}; {looked}")
-    if any(slot in ("query", "key", "value") for slot in new) and unknown + refused:
-        left = ", ".join(dict.fromkeys(unknown + refused))
-        _warn(f"{title} leaves {left} as it is: it cannot be taken apart")
-    return module
+            if not site.raw:
+                setattr(site.owner, site.name, made[key])
+        _leave_fused_paths(self.module)
+        return self.module
+
+    def _outputs(self, training: bool) -> list[Tensor] | None:
+        """What the module gives for the probe, None where it does not run."""
+        if self.given is None:
+            return None
+        try:
+            return probing.forward(self.module, self.given, training=training)
+        except probing.ForwardFailed as error:
+            self.failure = error
+            return None
+
+    def _called(self, parts: list[nn.Module]) -> set[int]:
+        """The ids of those parts that a pass in evaluation calls."""
+        if self.given is None:
+            return set()
+        try:
+            return probing.calls(self.module, self.given, training=False, of=parts)
+        except probing.ForwardFailed as error:
+            raise self._refusal(error.path, str(error)) from error
+
+    def _checked(
+        self, before: dict[bool, Any], called: set[int], old: nn.Module, intact: probing.Snapshot
+    ) -> list[str]:
+        """Compare passes with those before. Returns the parts that no pass reached."""
+        for training, outputs in before.items():
+            after = self._outputs(training) if outputs is not None else None
+            if outputs is None:
+                continue
+            if after is None:
+                raise self._refusal(self.failure.path, str(self.failure)) from self.failure
+            if [t.shape for t in after] != [t.shape for t in outputs]:
+                raise self._refusal("", "the output has another shape")
+        now = self._called([p for _, p in self.placed])
+        idle = [s for s, p in self.placed if not s.raw and id(p) not in now]
+        for site in idle:
+            if id(site.part) in called or self._reads(site, before[False], old, intact):
+                raise self._refusal(site.path, "its owner reads its weight and does not call it")
+        if all(hasattr(self.new[slot].make, "merged") for site, _ in self.placed for slot in site.roles):
+            self._check_merged(before, old, intact)
+        return [s.path for s in idle]
+
+    def _reads(self, site: Site, outputs: list[Tensor], old: nn.Module, intact: probing.Snapshot) -> bool:
+        """Whether the old module's output depends on the old part's parameters, though it does not call the part."""
+        parameters = list(site.part.parameters()) if isinstance(site.part, nn.Module) else []
+        with self._as_before(intact):
+            for holder, name in [(m, n) for m in site.part.modules() for n in m._parameters] if parameters else []:
+                value = holder._parameters[name]
+                if value is not None and value.is_floating_point():
+                    holder._parameters[name] = nn.Parameter(_other(value), requires_grad=False)
+            try:
+                return not _near(probing.forward(old, self.given, training=False), outputs, outputs)
+            except probing.ForwardFailed:
+                return False
+
+    def _check_merged(self, before: dict[bool, Any], old: nn.Module, intact: probing.Snapshot) -> None:
+        """Wraps of a weight: at the start outputs are the old ones; with other values, those of the merged weight."""
+        for training, outputs in before.items():
+            if outputs is not None and not _near(self._outputs(training), outputs, outputs):
+                raise self._refusal("", "the new parts change the output before they are trained")
+        if not self._agrees(self.placed, before, old, intact):
+            for one in self.placed:
+                if not self._agrees([one], before, old, intact):
+                    site = one[0]
+                    raise self._refusal(
+                        site.path, "with its weight merged the output is another, so its owner uses the weight itself"
+                    )
+
+    def _agrees(self, placed: list, before: dict[bool, Any], old: nn.Module, intact: probing.Snapshot) -> bool:
+        """Whether new parts with random values act as the merged weights do."""
+        wraps = [(s, slot, _wrap_at(p, slot)) for s, p in placed for slot in s.roles]
+        with _random(wrap for *_, wrap in wraps):
+            adapted = {training: self._outputs(training) for training, y in before.items() if y is not None}
+            merged = {}
+            seen: set[tuple[int, str]] = set()
+            changed: dict[int, tuple[nn.Module, str, Tensor]] = {}
+            for site, slot, wrap in wraps:
+                if (id(site.part), slot) in seen:
+                    continue
+                seen.add((id(site.part), slot))
+                holder, name = (site.part, site.raw or "weight")
+                key = id(holder), name
+                whole = changed.get(key, (holder, name, None))[2]
+                whole = _stored(site.part, site.raw).detach().clone() if whole is None else whole
+                view = whole.T if living.is_transposed(site.part) else whole
+                rows = site.rows[slot]
+                new = wrap.merged(living.taken(view, rows, 0)).detach()
+                view.copy_(living.replaced(view, rows, new, 0))
+                changed[key] = (holder, name, whole)
+            with self._as_before(intact):
+                for holder, name, whole in changed.values():
+                    holder._parameters[name] = nn.Parameter(whole, requires_grad=False)
+                for training in adapted:
+                    merged[training] = probing.forward(old, self.given, training=training)
+        return all(adapted[t] is not None and _near(adapted[t], merged[t], before[t]) for t in adapted)
+
+    def _as_before(self, intact: probing.Snapshot) -> "_Before":
+        return _Before(intact, probing.Snapshot(self.module))
+
+    def _refusal(self, path: str, reason: str) -> UserError:
+        at = f" at {path}" if path else ""
+        known = next((s.path for s, _ in self.placed if s.path and (path == s.path or s.path in path)), "")
+        fix = f"; to leave that part as it is, pass skip={known!r}" if known else ""
+        return UserError(f"{self.title} cannot be applied to {self.name}{at}: {reason}{fix}")
 
 
-def _replacement(site: Site, slots: dict[str, Part], module: nn.Module) -> nn.Module:
+class _Before:
+    """Within it the module is as it was before the rewrite."""
+
+    def __init__(self, intact: probing.Snapshot, now: probing.Snapshot):
+        self.intact, self.now = intact, now
+
+    def __enter__(self) -> None:
+        self.intact.restore()
+
+    def __exit__(self, *_: Any) -> None:
+        self.intact.restore()
+        self.now.restore()
+
+
+def _several(chosen: Selection) -> list[str | int]:
+    return [] if chosen is None else [chosen] if isinstance(chosen, str | int) else list(chosen)
+
+
+def _matches(one: str | int, site: Site, slots: Iterable[str]) -> bool:
+    """Whether a pattern, slot or layer index means this site, for one of these slots."""
+    if isinstance(one, int):
+        return str(one) in site.path.split(".")
+    if one in living.LOOKED_FOR:
+        return one in slots and one in (site.rows or site.roles)
+    return fnmatchcase(site.path, one)
+
+
+def _shared(module: nn.Module) -> set[int]:
+    """The ids of parameters that several modules hold."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for inner in module.modules():
+        for p in inner._parameters.values():
+            if p is not None:
+                (twice if id(p) in seen else seen).add(id(p))
+    return twice
+
+
+def _stored(old: Any, raw: str | None) -> Tensor:
+    name = raw or "weight"
+    return old.parametrizations[name].original if parametrize.is_parametrized(old, name) else getattr(old, name)
+
+
+def _wrap_at(placed: nn.Module, slot: str) -> nn.Module:
+    """The new part of this slot, within what was put at the site."""
+    if isinstance(placed, Fused):
+        return placed.parts[slot]
+    for chain in getattr(placed, "parametrizations", {}).values():
+        if isinstance(chain[0], FusedWeight) and slot in chain[0].parts:
+            return chain[0].parts[slot]
+    return placed
+
+
+class _random:
+    """Within it each of these wraps has random parameters of its own."""
+
+    def __init__(self, wraps: Iterable[nn.Module]):
+        own = {id(p): p for w in wraps for p in w.parameters(recurse=False)}
+        self.saved = [(p, p.detach().clone()) for p in own.values()]
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        for p, _ in self.saved:
+            p.copy_(_other(p))
+
+    @torch.no_grad()
+    def __exit__(self, *_: Any) -> None:
+        for p, value in self.saved:
+            p.copy_(value)
+
+
+def _other(value: Tensor) -> Tensor:
+    """Random numbers of its shape."""
+    generator = torch.Generator().manual_seed(value.numel())
+    return torch.randn(value.shape, generator=generator).mul(0.3).to(value.device, value.dtype)
+
+
+def _near(ours: list[Tensor] | None, theirs: list[Tensor], base: list[Tensor]) -> bool:
+    """Whether outputs agree, up to rounding and to a small share of what changed against the base."""
+    if ours is None or [t.shape for t in ours] != [t.shape for t in theirs]:
+        return False
+    for a, b, was in zip(ours, theirs, base, strict=True):
+        half = a.dtype in (torch.bfloat16, torch.float16)
+        a, b, was = a.double(), b.double(), was.double()
+        finite = a.isfinite() & b.isfinite() & was.isfinite()
+        if not finite.any():
+            continue
+        change = (b - was)[finite].abs().max()
+        size = b[finite].abs().max()
+        if (a - b)[finite].abs().max() > (0.3 if half else 0.01) * change + (0.02 if half else 1e-5) * size:
+            return False
+    return True
+
+
+def _replacement(site: Site, slots: dict[str, Part], module: nn.Module, shared: set[int]) -> nn.Module:
     """What stands at the site from now on."""
     old, alone = site.part, len(site.rows) == 1
     slot, new = next(iter(slots.items()))
@@ -123,11 +514,11 @@ def _replacement(site: Site, slots: dict[str, Part], module: nn.Module) -> nn.Mo
         return _Function(function() if isinstance(function.make, type) else function)
     like = next((t for m in (old, module) for t in m.parameters() if t.is_floating_point()), torch.empty(()))
     if slot in ("norm", "qk_norm"):
-        return _made(new, old, like, living.width(old))
+        return _made(new, old, like, shared, living.width(old))
     parts = {}
     for role, given in slots.items():
         view = old if alone and isinstance(old, nn.Linear) else Slice(old, "weight", "bias", site.rows[role])
-        parts[role] = _made(given, view, like, *view.weight.shape[::-1])
+        parts[role] = _made(given, view, like, shared, *view.weight.shape[::-1])
     in_place = alone and (isinstance(old, nn.Linear) or not _wraps(new))
     return parts[slot] if in_place else Fused(old, site.rows, parts)
 
@@ -136,12 +527,12 @@ def _parametrise(site: Site, slots: dict[str, Part]) -> nn.Module:
     parts = {}
     for slot, new in slots.items():
         view = Slice(site.part, site.raw, "in_proj_bias", site.rows[slot])
-        parts[slot] = _made(new, view, view.weight, *view.weight.shape[::-1])
+        parts[slot] = _made(new, view, view.weight, set(), *view.weight.shape[::-1])
     parametrize.register_parametrization(site.part, site.raw, FusedWeight(site.rows, parts))
     return site.part
 
 
-def _made(new: Part, old: nn.Module, like: Tensor, *sizes: int) -> nn.Module:
+def _made(new: Part, old: nn.Module, like: Tensor, shared: set[int], *sizes: int) -> nn.Module:
     """The new part, in the old one's place."""
     eps = next((e for name in ("eps", "variance_epsilon") if isinstance(e := getattr(old, name, None), float)), None)
     if eps is not None and "eps" in takes(new.make) and "eps" not in dict(new.given):
@@ -155,12 +546,14 @@ def _made(new: Part, old: nn.Module, like: Tensor, *sizes: int) -> nn.Module:
         if id(tensor) not in held and tensor.is_floating_point():
             tensor.data = tensor.data.to(like.dtype)
     if not _wraps(new):
-        _inherit(made, old)
+        _inherit(made, old, shared)
+        _answer(made, old)
     return made.train(old.training)
 
 
 @torch.no_grad()
-def _inherit(made: nn.Module, old: nn.Module) -> None:
+def _inherit(made: nn.Module, old: nn.Module, shared: set[int]) -> None:
+    """The weights that mean the same. Shared stays shared, frozen stays frozen, a norm without a gain learns none."""
     is_linear = isinstance(old, Slice | nn.Linear)
     weight = old.weight if is_linear else living.gain(old)
     own = dict(made.named_parameters(recurse=False))
@@ -170,9 +563,41 @@ def _inherit(made: nn.Module, old: nn.Module) -> None:
         ("bias", getattr(old, "bias", None)),
     ):
         if name in own and value is not None and value.shape == own[name].shape:
-            own[name].copy_(value)
+            if id(value) in shared:
+                setattr(made, name, value)
+            else:
+                own[name].copy_(value)
         elif name == "bias" and name in own:
             own[name].zero_()
+    stored = _parameters_of(old)
+    if not is_linear and not stored:
+        for name in [n for n in own if n in ("weight", "gain", "bias")]:
+            del made._parameters[name]
+            made.register_buffer(name, own[name].detach(), persistent=False)
+    elif not any(p.requires_grad for p in stored):
+        made.requires_grad_(False)
+    lost = [p for p in stored if id(p) in shared and not any(p is q for q in made.parameters())]
+    if lost and weight is not None and any(p.shape == getattr(made, n).shape for p in lost for n in own):
+        raise UserError(
+            f"a {type(old).__name__} shares its weight with another part, and {type(made).__name__} would not: "
+            "give it a weight of its own first"
+        )
+
+
+def _parameters_of(old: nn.Module) -> list[nn.Parameter]:
+    if isinstance(old, Slice):
+        holder, name = old.holder()
+        return [getattr(holder, name)]
+    return list(old.parameters())
+
+
+def _answer(made: nn.Module, old: nn.Module) -> None:
+    """The numbers that the old part's neighbours may read of it, such as `eps`, where the new part has none."""
+    for name, value in vars(old).items():
+        if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_") and not hasattr(made, name):
+            setattr(made, name, value)
+    if "bias" in old._parameters and not hasattr(made, "bias"):
+        made.register_parameter("bias", None)
 
 
 class _Function(nn.Module):
