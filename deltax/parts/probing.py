@@ -3,13 +3,16 @@
 import contextlib
 import copy
 import inspect
+import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltax.errors import UserError
@@ -180,7 +183,7 @@ def _gradients(module: nn.Module, given: Given, paths: list[str], equal: dict[st
         handles.append(module.get_submodule(path.rpartition(".")[0]).register_forward_hook(keep(path)))
     gradients: dict[str, Tensor | None] = {}
     try:
-        with _run(module, given, training=False), torch.enable_grad():
+        with _run(module, given, training=False), torch.enable_grad(), _Linears(module, {p: draw(p) for p in paths}):
             _called(module, given)
             for path in paths:
                 if path not in drawn or path not in outputs or not outputs[path].requires_grad:
@@ -220,15 +223,20 @@ def _tolerance(dtype: torch.dtype) -> float:
 @contextlib.contextmanager
 def _run(module: nn.Module, given: Given, *, training: bool) -> Iterator[None]:
     snapshot, kept = Snapshot(module), _KeepWritten(module)
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = sorted({p.device for p in module.parameters() if p.device.type == "cuda"}, key=str)
     try:
         with torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
+            random.seed(0)  # wav2vec 2's masks are drawn by numpy, layers are dropped by Python's own
+            np.random.seed(0)
             module.train(training)
             with kept:
                 yield
     finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         snapshot.restore()
         kept.restore()
 
@@ -246,6 +254,22 @@ def _called(module: nn.Module, given: Given) -> Any:
         raise ForwardFailed(path, error) from error
     finally:
         before.remove(), after.remove()
+
+
+class _Linears(TorchFunctionMode):
+    """Draws the output of `linear` with a projection's weight too, which some owners call themselves."""
+
+    def __init__(self, module: nn.Module, hooks: dict[str, Any]):
+        super().__init__()
+        self.hooks = {id(module.get_submodule(path).weight): hook for path, hook in hooks.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is nn.functional.linear:
+            weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+            if id(weight) in self.hooks:
+                return self.hooks[id(weight)](None, None, out)
+        return out
 
 
 class _KeepWritten(TorchDispatchMode):
@@ -340,10 +364,12 @@ def _transformers_inputs(module: Any, normal: Any, generator: torch.Generator) -
     vocabulary = getattr(text, "vocab_size", None) or 2
     taken = {v for c in (config, text) for k, v in vars(c).items() if k.endswith(("token_id", "token_index"))
              if isinstance(v, int)}  # fmt: skip
-    tokens = {"input_ids": _tokens(vocabulary, device, generator, taken)}
+    tokens: dict[str, Any] = {"input_ids": _tokens(vocabulary, device, generator, taken)}
     decoder = {}
     if getattr(config, "is_encoder_decoder", False):
         decoder = {"decoder_input_ids": _tokens(vocabulary, device, generator, taken)}
+    if "use_cache" in inspect.signature(module.forward).parameters:
+        tokens["use_cache"] = False
     if module.main_input_name == "input_ids":
         yield Given((), {**tokens, **decoder})
     vision = getattr(config, "vision_config", None) or config

@@ -221,15 +221,34 @@ class _Surgery:
         self._refuse_twice()
         sites = self._selected(self._sites(), where, skip)
         before = {training: self._outputs(training) for training in (False, True)}
+        if before[True] is not None and not _near(self._outputs(True), before[True], before[True]):
+            before[True] = None  # a pass in training that does not repeat cannot be compared
         called = self._called([s.part for s in sites if isinstance(s.part, nn.Module)])
+        sites = [self._by_use(s, called, before[False]) for s in sites]
         intact = probing.Snapshot(self.module)
         root = self._rewritten(sites)
         unchecked = [site.path for site, _ in self.placed]
         if self.given is not None:
             self.module, old = root, self.module
             unchecked = self._checked(before, called, old, intact)
-        replaced = tuple((s.path, type(s.part).__name__, type(p).__name__) for s, p in self.placed)
+        replaced = tuple((s.path, type(s.part).__name__, self._class_at(s, p)) for s, p in self.placed)
         return root, Applied(self.title, replaced, tuple(self.left.items()), tuple(unchecked))
+
+    def _class_at(self, site: Site, placed: nn.Module) -> str:
+        return " and ".join(dict.fromkeys(type(_wrap_at(placed, slot)).__name__ for slot in site.roles))
+
+    def _by_use(self, site: Site, called: set[int], outputs: list[Tensor] | None) -> Site:
+        """The site, at the part's weight where the owner reads the weight and does not call the part."""
+        if outputs is None or site.raw or not isinstance(site.part, nn.Module) or id(site.part) in called:
+            return site
+        if not self._reads(site, outputs):
+            return site
+        if isinstance(site.part, nn.Linear) and self._merges(site):
+            return Site(site.owner, site.name, site.part, site.rows, "weight", site.path, site.roles)
+        raise self._refusal(site.path, "its owner reads its weight and does not call it", site.path)
+
+    def _merges(self, site: Site) -> bool:
+        return all(_wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in site.roles)
 
     def _refuse_twice(self) -> None:
         for slot, new in self.new.items():
@@ -341,24 +360,25 @@ class _Surgery:
         now = self._called([p for _, p in self.placed])
         idle = [s for s, p in self.placed if not s.raw and id(p) not in now]
         for site in idle:
-            if id(site.part) in called or self._reads(site, before[False], old, intact):
-                raise self._refusal(site.path, "its owner reads its weight and does not call it")
-        if all(hasattr(self.new[slot].make, "merged") for site, _ in self.placed for slot in site.roles):
+            if id(site.part) in called:
+                raise self._refusal(site.path, "its owner no longer calls what stands there", site.path)
+        if all(self._merges(site) for site, _ in self.placed):
             self._check_merged(before, old, intact)
         return [s.path for s in idle]
 
-    def _reads(self, site: Site, outputs: list[Tensor], old: nn.Module, intact: probing.Snapshot) -> bool:
-        """Whether the old module's output depends on the old part's parameters, though it does not call the part."""
-        parameters = list(site.part.parameters()) if isinstance(site.part, nn.Module) else []
-        with self._as_before(intact):
-            for holder, name in [(m, n) for m in site.part.modules() for n in m._parameters] if parameters else []:
-                value = holder._parameters[name]
-                if value is not None and value.is_floating_point():
-                    holder._parameters[name] = nn.Parameter(_other(value), requires_grad=False)
-            try:
-                return not _near(probing.forward(old, self.given, training=False), outputs, outputs)
-            except probing.ForwardFailed:
-                return False
+    def _reads(self, site: Site, outputs: list[Tensor]) -> bool:
+        """Whether the output depends on the parameters of a part that is not called."""
+        snapshot = probing.Snapshot(self.module)
+        try:
+            for holder in site.part.modules():
+                for name, value in holder._parameters.items():
+                    if value is not None and value.is_floating_point():
+                        holder._parameters[name] = nn.Parameter(_other(value), requires_grad=False)
+            return not _near(probing.forward(self.module, self.given, training=False), outputs, outputs)
+        except probing.ForwardFailed:
+            return False
+        finally:
+            snapshot.restore()
 
     def _check_merged(self, before: dict[bool, Any], old: nn.Module, intact: probing.Snapshot) -> None:
         """Wraps of a weight: at the start outputs are the old ones; with other values, those of the merged weight."""
@@ -404,9 +424,9 @@ class _Surgery:
     def _as_before(self, intact: probing.Snapshot) -> "_Before":
         return _Before(intact, probing.Snapshot(self.module))
 
-    def _refusal(self, path: str, reason: str) -> UserError:
+    def _refusal(self, path: str, reason: str, skip: str = "") -> UserError:
         at = f" at {path}" if path else ""
-        known = next((s.path for s, _ in self.placed if s.path and (path == s.path or s.path in path)), "")
+        known = skip or next((s.path for s, _ in self.placed if s.path and path.startswith(s.path)), "")
         fix = f"; to leave that part as it is, pass skip={known!r}" if known else ""
         return UserError(f"{self.title} cannot be applied to {self.name}{at}: {reason}{fix}")
 
@@ -526,7 +546,7 @@ def _replacement(site: Site, slots: dict[str, Part], module: nn.Module, shared: 
 def _parametrise(site: Site, slots: dict[str, Part]) -> nn.Module:
     parts = {}
     for slot, new in slots.items():
-        view = Slice(site.part, site.raw, "in_proj_bias", site.rows[slot])
+        view = Slice(site.part, site.raw, "bias" if site.raw == "weight" else "in_proj_bias", site.rows[slot])
         parts[slot] = _made(new, view, view.weight, set(), *view.weight.shape[::-1])
     parametrize.register_parametrization(site.part, site.raw, FusedWeight(site.rows, parts))
     return site.part
