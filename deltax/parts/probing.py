@@ -162,7 +162,7 @@ def _gradients(module: nn.Module, given: Given, paths: list[str], equal: dict[st
     generator = torch.Generator().manual_seed(0)
 
     def draw(path: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, y: Tensor) -> Tensor:
+        def hook(_module: Any, _args: Any, y: Tensor) -> Tensor:
             u = torch.randn(y.shape, generator=generator).to(y.device, y.dtype)
             if path in equal:
                 u[..., equal[path]] = u.flatten(0, -2)[0][equal[path]]

@@ -6,7 +6,8 @@ parts of that role. Forward passes before and after check that the new parts act
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -94,19 +95,12 @@ def apply(
     if not new and whole is None:
         raise UserError(f"{title} is no drop-in part: use it in a recipe, as in 'gpt+{title}'")
     _refuse_wrapped(module, title)
-    snapshot = probing.Snapshot(module)
     record = Applied(title, ())
-    try:
+    with _whole_or_not_at_all(module, title):
         given = probing.find(module, example)
         if new:
             module, record = _Surgery(module, new, title, given).done(where, skip)
         module = module if whole is None else _around(whole, module)()
-    except UserError:
-        snapshot.restore()
-        raise
-    except Exception as error:
-        snapshot.restore()
-        raise UserError(f"{title} cannot be applied to {type(module).__name__}: {living.said(error)}") from error
     setattr(module, _RECORD, (*applied(module), record))
     if changes:
         parts = ", ".join(f"{slot} ({getattr(p.make, '__name__', p)})" for slot, p in changes.items())
@@ -200,6 +194,23 @@ def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
     return every
 
 
+@contextmanager
+def _whole_or_not_at_all(module: nn.Module, title: str) -> Iterator[None]:
+    """After an exception the module and the random state are as they were, and what is raised is a UserError."""
+    snapshot, drawn = probing.Snapshot(module), torch.get_rng_state()
+    drawn_there = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    except Exception as error:
+        snapshot.restore()
+        torch.set_rng_state(drawn)
+        if drawn_there:
+            torch.cuda.set_rng_state_all(drawn_there)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{title} cannot be applied to {type(module).__name__}: {living.said(error)}") from error
+
+
 def _refuse_wrapped(module: nn.Module, title: str) -> None:
     for path, inner in module.named_modules():
         kind = next((k.__name__ for k in type(inner).__mro__ if k.__name__ in _WRAPPED), None)
@@ -271,9 +282,11 @@ class _Surgery:
 
     def _selected(self, sites: list[Site], where: Selection, skip: Selection) -> list[Site]:
         """The sites that are rewritten. The others are noted as left, or refused."""
+        paths = {s.path for s in sites}
+        matches = lambda one, site, slots: site.path == one if one in paths else _matches(one, site, slots)
         for chosen, word in ((where, "where"), (skip, "skip")):
             for one in _several(chosen):
-                if not any(_matches(one, s, self.new) for s in sites):
+                if not any(matches(one, s, self.new) for s in sites):
                     known = [s.path for s in sites]
                     raise UserError(
                         f"{word}={one!r} matches no part of {self.name} that {self.title} looks for; "
@@ -283,8 +296,8 @@ class _Surgery:
         selected, refused = [], {}
         for site in sites:
             slots = [s for s in (site.rows or site.roles) if s in self.new]
-            slots = [s for s in slots if where is None or any(_matches(o, site, (s,)) for o in _several(where))]
-            slots = [s for s in slots if not any(_matches(o, site, (s,)) for o in _several(skip))]
+            slots = [s for s in slots if where is None or any(matches(o, site, (s,)) for o in _several(where))]
+            slots = [s for s in slots if not any(matches(o, site, (s,)) for o in _several(skip))]
             raw = site.raw and not all(_wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in slots)
             if not slots:
                 self.left[site.path] = _SKIPPED
