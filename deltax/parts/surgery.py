@@ -89,11 +89,7 @@ def apply(
     title = getattr(delta, "title", None) or getattr(delta, "__name__", "this change")
     if not isinstance(module, nn.Module):
         raise UserError(f"{title} is applied to a torch.nn.Module, not to a {type(module).__name__}")
-    changes = _changes(delta, title)
-    new = {slot: changes.pop(slot) for slot in living.LOOKED_FOR if slot in changes}
-    whole = changes.pop("model") if "model" in changes and _wraps(changes["model"]) else None
-    if not new and whole is None:
-        raise UserError(f"{title} is no drop-in part: use it in a recipe, as in 'gpt+{title}'")
+    new, whole, changes = _drop_in(delta, title)
     _refuse_wrapped(module, title)
     record = Applied(title, ())
     with _whole_or_not_at_all(module, title):
@@ -111,6 +107,15 @@ def apply(
     if given is None and not any(p.is_meta for p in module.parameters()):
         _warn(f"{title} was not checked: no input of {type(module).__name__} was found; hand one in with example=")
     return module
+
+
+def looked_for(delta: Callable[[Part], Part]) -> dict[str, str]:
+    """For each slot of a living module that the delta changes, which parts it looks for.
+
+    Raises UserError where the delta is no drop-in part.
+    """
+    new, _, _ = _drop_in(delta, getattr(delta, "title", None) or getattr(delta, "__name__", "this change"))
+    return {slot: living.LOOKED_FOR[slot] for slot in new}
 
 
 def unwrap(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
@@ -185,13 +190,24 @@ def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
         every = after(dict.fromkeys((*drop_in, *SLOTS)))
     except Exception:  # a delta that reads or sets what only a recipe has
         raise refusal from None
+    if not set(every) & set(drop_in):
+        raise UserError(f"{refusal}; it changes {', '.join(every)}, which no torch.nn.Module is searched for")
     try:
         after(drop_in)  # what it can do without, it does without here
     except Exception:
         others = ", ".join(slot for slot in every if slot not in drop_in)
-        also = f": it also changes {others}, and half of a paper is not applied" if set(every) & set(drop_in) else ""
-        raise UserError(f"{refusal}{also}") from None
+        raise UserError(f"{refusal}; it also changes {others}, and half of a paper is not applied") from None
     return every
+
+
+def _drop_in(delta: Callable[[Part], Part], title: str) -> tuple[dict[str, Part], Part | None, dict[str, Part]]:
+    """What the delta puts in drop-in slots, around the whole module, and elsewhere."""
+    changes = _changes(delta, title)
+    new = {slot: changes.pop(slot) for slot in living.LOOKED_FOR if slot in changes}
+    whole = changes.pop("model") if "model" in changes and _wraps(changes["model"]) else None
+    if not new and whole is None:
+        raise UserError(f"{title} is no drop-in part: use it in a recipe; it replaces the whole model")
+    return new, whole, changes
 
 
 @contextmanager
