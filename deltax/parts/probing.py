@@ -151,6 +151,61 @@ def layouts(module: nn.Module, given: Given | None, paths: Iterable[str]) -> dic
     }
 
 
+class Before:
+    """Within it the module is as it was before the rewrite."""
+
+    def __init__(self, intact: Snapshot, now: Snapshot):
+        self.intact, self.now = intact, now
+
+    def __enter__(self) -> None:
+        self.intact.restore()
+
+    def __exit__(self, *_: Any) -> None:
+        self.intact.restore()
+        self.now.restore()
+
+
+class randomised:
+    """Within it each of these wraps has random parameters of its own."""
+
+    def __init__(self, wraps: Iterable[nn.Module]):
+        own = {id(p): p for w in wraps for p in w.parameters(recurse=False)}
+        self.saved = [(p, p.detach().clone()) for p in own.values()]
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        for p, _ in self.saved:
+            p.copy_(random_like(p))
+
+    @torch.no_grad()
+    def __exit__(self, *_: Any) -> None:
+        for p, value in self.saved:
+            p.copy_(value)
+
+
+def random_like(value: Tensor) -> Tensor:
+    """Random numbers of its shape."""
+    generator = torch.Generator().manual_seed(value.numel())
+    return torch.randn(value.shape, generator=generator).mul(0.3).to(value.device, value.dtype)
+
+
+def near(ours: list[Tensor] | None, theirs: list[Tensor], base: list[Tensor]) -> bool:
+    """Whether outputs agree, up to rounding and to a small share of what changed against the base."""
+    if ours is None or [t.shape for t in ours] != [t.shape for t in theirs]:
+        return False
+    for a, b, was in zip(ours, theirs, base, strict=True):
+        half = a.dtype in (torch.bfloat16, torch.float16)
+        a, b, was = a.double(), b.double(), was.double()
+        finite = a.isfinite() & b.isfinite() & was.isfinite()
+        if not finite.any():
+            continue
+        change = (b - was)[finite].abs().max()
+        size = b[finite].abs().max()
+        if (a - b)[finite].abs().max() > (0.3 if half else 0.01) * change + (0.02 if half else 1e-5) * size:
+            return False
+    return True
+
+
 def _gradients(module: nn.Module, given: Given, paths: list[str], equal: dict[str, Any]) -> dict[str, Tensor | None]:
     """For each projection the gradients (4, positions, rows) of four random sums of its owner's output at the last
     position, on the CPU. None where the pass does not call it.

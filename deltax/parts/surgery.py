@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deltax.errors import UserError, nearest
-from deltax.parts import living, probing
-from deltax.parts.context import takes_context
+from deltax.parts import living, probing, replacing
 from deltax.parts.living import Fused, FusedWeight, Site, Slice
-from deltax.recipe import Part, part, takes
+from deltax.recipe import Part, part
 from deltax.slots import SLOTS
 
 Selection = str | int | Iterable[str | int] | None
@@ -96,12 +95,12 @@ def apply(
         given = probing.find(module, example)
         if new:
             module, record = _Surgery(module, new, title, given).done(where, skip)
-        module = module if whole is None else _around(whole, module)()
+        module = module if whole is None else replacing.around(whole, module)()
     setattr(module, _RECORD, (*applied(module), record))
     if changes:
         parts = ", ".join(f"{slot} ({getattr(p.make, '__name__', p)})" for slot, p in changes.items())
         _warn(f"{title} also changes {parts}, which is left out: that is no drop-in part")
-    unknown = [f"{path} ({why})" for path, why in record.left if why not in (_SKIPPED, _SHARED)]
+    unknown = [f"{path} ({why})" for path, why in record.left if why != _SKIPPED]
     if unknown:
         _warn(f"{title} leaves {', '.join(unknown)} as it is: it cannot be taken apart")
     if given is None and not any(p.is_meta for p in module.parameters()):
@@ -167,12 +166,8 @@ def _living(**slots: Part) -> None:
     """The root of the probe."""
 
 
-def _as_it_is(*_: Any) -> None:
-    """What stands in a slot of the probe: the module's own part."""
-
-
 _RECORD = "_deltax_applied"
-_SKIPPED, _SHARED = "not selected", "shares its place"
+_SKIPPED = "not selected"
 
 
 def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
@@ -182,8 +177,8 @@ def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
         raise refusal
 
     def after(slots: Iterable[str]) -> dict[str, Part]:
-        filled = delta(part(_living, **dict.fromkeys(slots, part(_as_it_is))))
-        return {slot: new for slot, new in filled.given if new != part(_as_it_is)}
+        filled = delta(part(_living, **dict.fromkeys(slots, part(replacing.as_it_is))))
+        return {slot: new for slot, new in filled.given if new != part(replacing.as_it_is)}
 
     drop_in = (*living.LOOKED_FOR, "model")
     try:
@@ -204,7 +199,7 @@ def _drop_in(delta: Callable[[Part], Part], title: str) -> tuple[dict[str, Part]
     """What the delta puts in drop-in slots, around the whole module, and elsewhere."""
     changes = _changes(delta, title)
     new = {slot: changes.pop(slot) for slot in living.LOOKED_FOR if slot in changes}
-    whole = changes.pop("model") if "model" in changes and _wraps(changes["model"]) else None
+    whole = changes.pop("model") if "model" in changes and replacing.wraps(changes["model"]) else None
     if not new and whole is None:
         raise UserError(f"{title} is no drop-in part: use it in a recipe; it replaces the whole model")
     return new, whole, changes
@@ -248,21 +243,19 @@ class _Surgery:
         self._refuse_twice()
         sites = self._selected(self._sites(), where, skip)
         before = {training: self._outputs(training) for training in (False, True)}
-        if before[True] is not None and not _near(self._outputs(True), before[True], before[True]):
+        if before[True] is not None and not probing.near(self._outputs(True), before[True], before[True]):
             before[True] = None  # a pass in training that does not repeat cannot be compared
         called = self._called([s.part for s in sites if isinstance(s.part, nn.Module)])
         sites = [self._by_use(s, called, before[False]) for s in sites]
+        kinds = [type(s.part).__name__ for s in sites]
         intact = probing.Snapshot(self.module)
         root = self._rewritten(sites)
         unchecked = [site.path for site, _ in self.placed]
         if self.given is not None:
             self.module, old = root, self.module
             unchecked = self._checked(before, called, old, intact)
-        replaced = tuple((s.path, type(s.part).__name__, self._class_at(s, p)) for s, p in self.placed)
+        replaced = tuple((s.path, kind, _class_at(s, p)) for kind, (s, p) in zip(kinds, self.placed))
         return root, Applied(self.title, replaced, tuple(self.left.items()), tuple(unchecked))
-
-    def _class_at(self, site: Site, placed: nn.Module) -> str:
-        return " and ".join(dict.fromkeys(type(_wrap_at(placed, slot)).__name__ for slot in site.roles))
 
     def _by_use(self, site: Site, called: set[int], outputs: list[Tensor] | None) -> Site:
         """The site, at the part's weight where the owner reads the weight and does not call the part."""
@@ -270,16 +263,17 @@ class _Surgery:
             return site
         if not self._reads(site, outputs):
             return site
-        if isinstance(site.part, nn.Linear) and self._merges(site):
+        if isinstance(site.part, nn.Linear) and self._merges(site.roles):
             return Site(site.owner, site.name, site.part, site.rows, "weight", site.path, site.roles)
         raise self._refusal(site.path, "its owner reads its weight and does not call it", site.path)
 
-    def _merges(self, site: Site) -> bool:
-        return all(_wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in site.roles)
+    def _merges(self, slots: Iterable[str]) -> bool:
+        """Whether what is put there wraps a weight, and can be merged into it."""
+        return all(replacing.wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in slots)
 
     def _refuse_twice(self) -> None:
         for slot, new in self.new.items():
-            if _wraps(new) and isinstance(new.make, type):
+            if replacing.wraps(new) and isinstance(new.make, type):
                 there = next((p for p, m in self.module.named_modules() if isinstance(m, new.make)), None)
                 if there is not None:
                     raise UserError(
@@ -289,12 +283,10 @@ class _Surgery:
 
     def _sites(self) -> list[Site]:
         every = dict(self.module.named_modules(remove_duplicate=False))
-        fused = [path for path, m in every.items() if living.is_fused(path, m)] if self._wants("query") else []
+        projects = {"query", "key", "value"} & set(self.new)
+        fused = [path for path, m in every.items() if projects and living.is_fused(path, m)]
         found = list(living.find(self.module, probing.layouts(self.module, self.given, fused) if fused else None))
         return [s for s in found if set(s.rows or s.roles) & set(self.new)]
-
-    def _wants(self, *slots: str) -> bool:
-        return any(s in self.new for s in (*slots, "query", "key", "value"))
 
     def _selected(self, sites: list[Site], where: Selection, skip: Selection) -> list[Site]:
         """The sites that are rewritten. The others are noted as left, or refused."""
@@ -314,7 +306,7 @@ class _Surgery:
             slots = [s for s in (site.rows or site.roles) if s in self.new]
             slots = [s for s in slots if where is None or any(matches(o, site, (s,)) for o in _several(where))]
             slots = [s for s in slots if not any(matches(o, site, (s,)) for o in _several(skip))]
-            raw = site.raw and not all(_wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in slots)
+            raw = site.raw and not self._merges(slots)
             if not slots:
                 self.left[site.path] = _SKIPPED
             elif site.rows is None or raw:
@@ -341,18 +333,22 @@ class _Surgery:
 
     def _rewritten(self, sites: list[Site]) -> nn.Module:
         made: dict[tuple[int, str | None], Any] = {}
-        shared = _shared(self.module)
+        shared = replacing.shared_parameters(self.module)
         for site in sites:
             slots = {slot: self.new[slot] for slot in site.roles}
             key = (id(site.part), site.raw)
             if key not in made:
-                made[key] = _parametrise(site, slots) if site.raw else _replacement(site, slots, self.module, shared)
+                made[key] = (
+                    replacing.parametrise(site, slots)
+                    if site.raw
+                    else replacing.replacement(site, slots, self.module, shared)
+                )
             self.placed.append((site, made[key]))
             if not site.raw and site.owner is None:
                 return made[key]
             if not site.raw:
                 setattr(site.owner, site.name, made[key])
-        _leave_fused_paths(self.module)
+        replacing.leave_fused_paths(self.module)
         return self.module
 
     def _outputs(self, training: bool) -> list[Tensor] | None:
@@ -391,7 +387,7 @@ class _Surgery:
         for site in idle:
             if id(site.part) in called:
                 raise self._refusal(site.path, "its owner no longer calls what stands there", site.path)
-        if all(self._merges(site) for site, _ in self.placed):
+        if all(self._merges(site.roles) for site, _ in self.placed):
             self._check_merged(before, old, intact)
         return [s.path for s in idle]
 
@@ -402,8 +398,8 @@ class _Surgery:
             for holder in site.part.modules():
                 for name, value in holder._parameters.items():
                     if value is not None and value.is_floating_point():
-                        holder._parameters[name] = nn.Parameter(_other(value), requires_grad=False)
-            return not _near(probing.forward(self.module, self.given, training=False), outputs, outputs)
+                        holder._parameters[name] = nn.Parameter(probing.random_like(value), requires_grad=False)
+            return not probing.near(probing.forward(self.module, self.given, training=False), outputs, outputs)
         except probing.ForwardFailed:
             return False
         finally:
@@ -412,7 +408,7 @@ class _Surgery:
     def _check_merged(self, before: dict[bool, Any], old: nn.Module, intact: probing.Snapshot) -> None:
         """Wraps of a weight: at the start outputs are the old ones; with other values, those of the merged weight."""
         for training, outputs in before.items():
-            if outputs is not None and not _near(self._outputs(training), outputs, outputs):
+            if outputs is not None and not probing.near(self._outputs(training), outputs, outputs):
                 raise self._refusal("", "the new parts change the output before they are trained")
         if not self._agrees(self.placed, before, old, intact):
             for one in self.placed:
@@ -425,7 +421,7 @@ class _Surgery:
     def _agrees(self, placed: list, before: dict[bool, Any], old: nn.Module, intact: probing.Snapshot) -> bool:
         """Whether new parts with random values act as the merged weights do."""
         wraps = [(s, slot, _wrap_at(p, slot)) for s, p in placed for slot in s.roles]
-        with _random(wrap for *_, wrap in wraps):
+        with probing.randomised(wrap for *_, wrap in wraps):
             adapted = {training: self._outputs(training) for training, y in before.items() if y is not None}
             merged = {}
             seen: set[tuple[int, str]] = set()
@@ -448,30 +444,16 @@ class _Surgery:
                     holder._parameters[name] = nn.Parameter(whole, requires_grad=False)
                 for training in adapted:
                     merged[training] = probing.forward(old, self.given, training=training)
-        return all(adapted[t] is not None and _near(adapted[t], merged[t], before[t]) for t in adapted)
+        return all(adapted[t] is not None and probing.near(adapted[t], merged[t], before[t]) for t in adapted)
 
-    def _as_before(self, intact: probing.Snapshot) -> "_Before":
-        return _Before(intact, probing.Snapshot(self.module))
+    def _as_before(self, intact: probing.Snapshot) -> "probing.Before":
+        return probing.Before(intact, probing.Snapshot(self.module))
 
     def _refusal(self, path: str, reason: str, skip: str = "") -> UserError:
         at = f" at {path}" if path else ""
         known = skip or next((s.path for s, _ in self.placed if s.path and path.startswith(s.path)), "")
         fix = f"; to leave that part as it is, pass skip={known!r}" if known else ""
         return UserError(f"{self.title} cannot be applied to {self.name}{at}: {reason}{fix}")
-
-
-class _Before:
-    """Within it the module is as it was before the rewrite."""
-
-    def __init__(self, intact: probing.Snapshot, now: probing.Snapshot):
-        self.intact, self.now = intact, now
-
-    def __enter__(self) -> None:
-        self.intact.restore()
-
-    def __exit__(self, *_: Any) -> None:
-        self.intact.restore()
-        self.now.restore()
 
 
 def _several(chosen: Selection) -> list[str | int]:
@@ -487,20 +469,13 @@ def _matches(one: str | int, site: Site, slots: Iterable[str]) -> bool:
     return fnmatchcase(site.path, one)
 
 
-def _shared(module: nn.Module) -> set[int]:
-    """The ids of parameters that several modules hold."""
-    seen: set[int] = set()
-    twice: set[int] = set()
-    for inner in module.modules():
-        for p in inner._parameters.values():
-            if p is not None:
-                (twice if id(p) in seen else seen).add(id(p))
-    return twice
-
-
 def _stored(old: Any, raw: str | None) -> Tensor:
     name = raw or "weight"
     return old.parametrizations[name].original if parametrize.is_parametrized(old, name) else getattr(old, name)
+
+
+def _class_at(site: Site, placed: nn.Module) -> str:
+    return " and ".join(dict.fromkeys(type(_wrap_at(placed, slot)).__name__ for slot in site.roles))
 
 
 def _wrap_at(placed: nn.Module, slot: str) -> nn.Module:
@@ -511,162 +486,6 @@ def _wrap_at(placed: nn.Module, slot: str) -> nn.Module:
         if isinstance(chain[0], FusedWeight) and slot in chain[0].parts:
             return chain[0].parts[slot]
     return placed
-
-
-class _random:
-    """Within it each of these wraps has random parameters of its own."""
-
-    def __init__(self, wraps: Iterable[nn.Module]):
-        own = {id(p): p for w in wraps for p in w.parameters(recurse=False)}
-        self.saved = [(p, p.detach().clone()) for p in own.values()]
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        for p, _ in self.saved:
-            p.copy_(_other(p))
-
-    @torch.no_grad()
-    def __exit__(self, *_: Any) -> None:
-        for p, value in self.saved:
-            p.copy_(value)
-
-
-def _other(value: Tensor) -> Tensor:
-    """Random numbers of its shape."""
-    generator = torch.Generator().manual_seed(value.numel())
-    return torch.randn(value.shape, generator=generator).mul(0.3).to(value.device, value.dtype)
-
-
-def _near(ours: list[Tensor] | None, theirs: list[Tensor], base: list[Tensor]) -> bool:
-    """Whether outputs agree, up to rounding and to a small share of what changed against the base."""
-    if ours is None or [t.shape for t in ours] != [t.shape for t in theirs]:
-        return False
-    for a, b, was in zip(ours, theirs, base, strict=True):
-        half = a.dtype in (torch.bfloat16, torch.float16)
-        a, b, was = a.double(), b.double(), was.double()
-        finite = a.isfinite() & b.isfinite() & was.isfinite()
-        if not finite.any():
-            continue
-        change = (b - was)[finite].abs().max()
-        size = b[finite].abs().max()
-        if (a - b)[finite].abs().max() > (0.3 if half else 0.01) * change + (0.02 if half else 1e-5) * size:
-            return False
-    return True
-
-
-def _replacement(site: Site, slots: dict[str, Part], module: nn.Module, shared: set[int]) -> nn.Module:
-    """What stands at the site from now on."""
-    old, alone = site.part, len(site.rows) == 1
-    slot, new = next(iter(slots.items()))
-    if slot == "activation":
-        function = _around(new, old)
-        return _Function(function() if isinstance(function.make, type) else function)
-    like = next((t for m in (old, module) for t in m.parameters() if t.is_floating_point()), torch.empty(()))
-    if slot in ("norm", "qk_norm"):
-        return _made(new, old, like, shared, living.width(old))
-    parts = {}
-    for role, given in slots.items():
-        view = old if alone and isinstance(old, nn.Linear) else Slice(old, "weight", "bias", site.rows[role])
-        parts[role] = _made(given, view, like, shared, *view.weight.shape[::-1])
-    in_place = alone and (isinstance(old, nn.Linear) or not _wraps(new))
-    return parts[slot] if in_place else Fused(old, site.rows, parts)
-
-
-def _parametrise(site: Site, slots: dict[str, Part]) -> nn.Module:
-    parts = {}
-    for slot, new in slots.items():
-        view = Slice(site.part, site.raw, "bias" if site.raw == "weight" else "in_proj_bias", site.rows[slot])
-        parts[slot] = _made(new, view, view.weight, set(), *view.weight.shape[::-1])
-    parametrize.register_parametrization(site.part, site.raw, FusedWeight(site.rows, parts))
-    return site.part
-
-
-def _made(new: Part, old: nn.Module, like: Tensor, shared: set[int], *sizes: int) -> nn.Module:
-    """The new part, in the old one's place."""
-    eps = next((e for name in ("eps", "variance_epsilon") if isinstance(e := getattr(old, name, None), float)), None)
-    if eps is not None and "eps" in takes(new.make) and "eps" not in dict(new.given):
-        new = part(new, eps=eps)
-    with torch.device(like.device):
-        made = _around(new, old)(*sizes)
-    if not isinstance(made, nn.Module) or takes_context(made):
-        raise UserError(f"{new} asks for more than a living module hands it: use it in a recipe")
-    held = {id(t) for t in (*old.parameters(), *old.buffers())}
-    for tensor in (*made.parameters(), *made.buffers()):
-        if id(tensor) not in held and tensor.is_floating_point():
-            tensor.data = tensor.data.to(like.dtype)
-    if not _wraps(new):
-        _inherit(made, old, shared)
-        _answer(made, old)
-    return made.train(old.training)
-
-
-@torch.no_grad()
-def _inherit(made: nn.Module, old: nn.Module, shared: set[int]) -> None:
-    """The weights that mean the same. Shared stays shared, frozen stays frozen, a norm without a gain learns none."""
-    is_linear = isinstance(old, Slice | nn.Linear)
-    weight = old.weight if is_linear else living.gain(old)
-    own = dict(made.named_parameters(recurse=False))
-    for name, value in (
-        ("weight", weight),
-        ("gain", None if is_linear else weight),
-        ("bias", getattr(old, "bias", None)),
-    ):
-        if name in own and value is not None and value.shape == own[name].shape:
-            if id(value) in shared:
-                setattr(made, name, value)
-            else:
-                own[name].copy_(value)
-        elif name == "bias" and name in own:
-            own[name].zero_()
-    stored = _parameters_of(old)
-    if not is_linear and not stored:
-        for name in [n for n in own if n in ("weight", "gain", "bias")]:
-            del made._parameters[name]
-            made.register_buffer(name, own[name].detach(), persistent=False)
-    elif not any(p.requires_grad for p in stored):
-        made.requires_grad_(False)
-    lost = [p for p in stored if id(p) in shared and not any(p is q for q in made.parameters())]
-    if lost and weight is not None and any(p.shape == getattr(made, n).shape for p in lost for n in own):
-        raise UserError(
-            f"a {type(old).__name__} shares its weight with another part, and {type(made).__name__} would not: "
-            "give it a weight of its own first"
-        )
-
-
-def _parameters_of(old: nn.Module) -> list[nn.Parameter]:
-    if isinstance(old, Slice):
-        holder, name = old.holder()
-        return [getattr(holder, name)]
-    return list(old.parameters())
-
-
-def _answer(made: nn.Module, old: nn.Module) -> None:
-    """The numbers that the old part's neighbours may read of it, such as `eps`, where the new part has none."""
-    for name, value in vars(old).items():
-        if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_") and not hasattr(made, name):
-            setattr(made, name, value)
-    if "bias" in old._parameters and not hasattr(made, "bias"):
-        made.register_parameter("bias", None)
-
-
-class _Function(nn.Module):
-    """An activation as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _wraps(new: Part) -> bool:
-    return any(isinstance(v, Part) and v.make is _as_it_is for _, v in new.walk())
-
-
-def _around(new: Part, old: Any) -> Part:
-    """The part, with the living one where the probe's stood."""
-    return new.rewrite(lambda _, p: Part(lambda *_: old) if p.make is _as_it_is else p)
 
 
 def _forget(fused: Fused | FusedWeight, kind: type[nn.Module]) -> bool:
@@ -699,16 +518,3 @@ def _put(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
         return new
     setattr(module.get_submodule(above), name, new)
     return module
-
-
-def _leave_fused_paths(module: nn.Module) -> None:
-    """torch's encoder layers read their children's weights in evaluation, unless the activation is unknown to them."""
-    torch_parts = (nn.LayerNorm, nn.Linear)
-    for inner in module.modules():
-        if isinstance(inner, nn.TransformerEncoderLayer):
-            children = (inner.norm1, inner.norm2, inner.linear1, inner.linear2)
-            if isinstance(inner.activation, _Function) or any(type(c) not in torch_parts for c in children):
-                inner.activation_relu_or_gelu = 0
-    for inner in module.modules():
-        if isinstance(inner, nn.TransformerEncoder) and not inner.layers[0].activation_relu_or_gelu:
-            inner.use_nested_tensor = False

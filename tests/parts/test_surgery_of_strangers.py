@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
 import deltax
-from deltax import catalog
+from deltax import catalog, cli
 from deltax.errors import UserError
 from deltax.papers.language.dyt import DyT, dyt
 from deltax.papers.language.gpt import gpt
@@ -142,6 +143,7 @@ def test_adapters_act_where_the_owner_reads_the_weight(made):
     before = module(x)
     lora.apply(module, rank=2)
     assert torch.equal(module(x), before)
+    assert {(old, new) for _, old, new in deltax.applied(module)[-1].replaced} == {("Linear", "LoRA")}
     for m in module.modules():
         if isinstance(m, LoRA):
             nn.init.normal_(m.b)
@@ -304,6 +306,14 @@ def test_wrapped_and_compiled_models_are_refused():
     for wrapped in (nn.DataParallel(Listed()), torch.compile(Listed()), nn.Sequential(torch.compile(Listed()))):
         with pytest.raises(UserError, match="apply it to the model first"):
             dyt.apply(wrapped)
+
+
+def test_the_papers_that_can_be_applied_are_listed(capsys):
+    assert cli.main(["apply", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert set(listed["applied"]) == {"layer-norm", "rms-norm", "dyt", "lora"}
+    assert {*listed["applied"], *listed["refused"]} == set(DELTAS)
+    assert "it also changes objective" in listed["refused"]["moco"] and "qk_position" in listed["refused"]["rope"]
 
 
 class Unusual(nn.Module):
