@@ -127,6 +127,8 @@ def layouts(module: nn.Module, given: Given | None, paths: Iterable[str]) -> dic
     A projection of which one of these does not hold has another layout or another attention, and is not known.
     """
     paths = list(paths)
+    if given is None and any(p.is_meta for p in module.parameters()):
+        return dict.fromkeys(paths, "no pass can be made on the meta device; load the weights first")
     if given is None:
         return dict.fromkeys(paths, "no input for the module was found; hand one in with example=")
     try:

@@ -104,6 +104,13 @@ def test_a_layout_that_is_not_attention_is_refused_with_its_reason():
         lora.apply(GatedAttention())
 
 
+def test_a_layout_cannot_be_probed_on_the_meta_device():
+    with torch.device("meta"):
+        module = GatedAttention()
+    with pytest.raises(UserError, match=r"qkv: no pass can be made on the meta device"):
+        lora.apply(module)
+
+
 class ReadsWeights(nn.Module):
     """Attention that calls none of its projections, as EVA-02's, BEiT's and Swin V2's in timm."""
 
