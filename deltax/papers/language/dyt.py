@@ -16,7 +16,7 @@ the last norm alone. There DyT stands in for RMSNorm, and has a bias all the sam
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
 from deltax.papers.language.gpt import gpt
@@ -35,6 +35,11 @@ class DyT(nn.Module):
         self.alpha = tag(nn.Parameter(torch.tensor(alpha)), "gate")
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
         self.bias = tag(nn.Parameter(torch.zeros(dim)), "vector")
+
+    @property
+    def weight(self) -> Tensor:
+        """The gain, by the name that the neighbours of a torch norm read."""
+        return self.gain
 
     def forward(self, x: Features) -> Features:
         return self.gain * torch.tanh(self.alpha * x) + self.bias

@@ -85,14 +85,25 @@ def adapters_only(*, inner: Part, **facts: Any) -> nn.Module:
 def merge(module: nn.Module) -> nn.Module:
     """Add every adapter into the weight it stands beside, take it out, and return the module. Frozen stays frozen.
 
-    Raises UserError where there is no adapter.
+    Where other modules hold the same weight, the adapted one gets its own copy: the outputs stay those of the adapted
+    module. Raises UserError where there is no adapter, or where a weight cannot be added to.
     """
-    adapters = [m for m in module.modules() if isinstance(m, LoRA)]
+    adapters = {path: m for path, m in module.named_modules() if isinstance(m, LoRA)}
     if not adapters:
         raise UserError(f"{type(module).__name__} has no adapters to merge; lora.apply(module) adds them")
-    for adapter in adapters:
-        adapter.weight.copy_(adapter.merged(adapter.weight))
+    for path, adapter in adapters.items():
+        if not adapter.weight.is_floating_point():
+            kind = str(adapter.weight.dtype).removeprefix("torch.")
+            raise UserError(f"the weight beside {path} is {kind}, which cannot be added to; dequantize it first")
+    for adapter in reversed(adapters.values()):
+        surgery.write(module, [(_linear(adapter), adapter.merged(adapter.weight))])
     return surgery.unwrap(module, LoRA)
+
+
+def _linear(adapter: LoRA) -> nn.Module:
+    """The linear map that is adapted, through adapters inside adapters."""
+    inner = adapter.inner
+    return _linear(inner) if isinstance(inner, LoRA) else inner
 
 
 def _read_bare(lora: LoRA, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
