@@ -5,7 +5,6 @@ part used for twelve blocks makes twelve blocks. Parts are frozen, hashable, pri
 """
 
 import hashlib
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from deltax.address import address, find
 from deltax.errors import UserError, nearest
 
 Value = Any  # None, a number, a word, a Part, or a tuple of these
@@ -243,27 +243,21 @@ def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
 
 
 def to_json(value: Value) -> Any:
-    """A tree as JSON-ready data: {"make": "module:name", "given": {...}}."""
+    """A tree as JSON-ready data: {"make": address, "given": {...}}. `deltax.address` says what an address is."""
     if isinstance(value, Part):
-        return {"make": _address(value.make), "given": {k: to_json(v) for k, v in value.given}}
+        return {"make": address(value.make), "given": {k: to_json(v) for k, v in value.given}}
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_json(data: Any) -> Value:
     """The tree back from `to_json`, checked as if it were written anew.
 
-    Only makers inside deltax and torch.nn are imported: a stored recipe must not be able to name anything else.
+    Raises UserError for whatever `deltax.address.find` refuses: a stored recipe reaches only parts.
     """
     if isinstance(data, dict):
-        module, _, name = data["make"].partition(":")
-        if not (module == "deltax" or module.startswith(("deltax.", "torch.nn"))):
-            raise UserError(f"a stored recipe may name parts of deltax and torch.nn, not {module!r}")
-        make: Any = importlib.import_module(module)
-        for step in name.split("."):
-            make = getattr(make, step, None)
-        if not callable(make):
-            raise UserError(f"there is no {name!r} in {module} any more; the stored recipe is of another version")
-        return part(make, **{k: from_json(v) for k, v in data["given"].items()})
+        if data.keys() != {"make", "given"} or not isinstance(data["given"], dict):
+            raise UserError(f"a part of a stored recipe has 'make' and 'given', not {', '.join(map(repr, data))}")
+        return part(find(data["make"]), **{k: from_json(v) for k, v in data["given"].items()})
     return tuple(from_json(item) for item in data) if isinstance(data, list) else data
 
 
@@ -296,7 +290,7 @@ def _marks(value: Value, path: str = "") -> dict[tuple[str, Value], None]:
 
 def _full(value: Value) -> Any:
     if isinstance(value, Part):
-        return {"make": _address(value.make), "given": {k: _full(v) for k, v in _children(value).items()}}
+        return {"make": address(value.make), "given": {k: _full(v) for k, v in _children(value).items()}}
     if isinstance(value, tuple):
         return [_full(item) for item in value]
     return value if isinstance(value, (str, int, float, type(None))) else repr(value)
@@ -314,7 +308,10 @@ def _frozen(value: Value, where: str) -> Value:
 
 @lru_cache(maxsize=4096)
 def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+    try:
+        return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+    except ValueError:
+        raise UserError(f"{_name(make)} is written in C and names no arguments; wrap it in a function") from None
 
 
 def _slots(value: Value) -> frozenset[str]:
@@ -331,10 +328,6 @@ def _slots(value: Value) -> frozenset[str]:
 @lru_cache(maxsize=4096)
 def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
     return {k: p.default for k, p in takes(make).items() if p.default is not p.empty}
-
-
-def _address(make: Callable[..., Any]) -> str:
-    return f"{make.__module__}:{make.__qualname__}"
 
 
 def _name(make: Any) -> str:
