@@ -19,10 +19,11 @@ AREAS = ("parts", "papers", "tasks", "kernels")
 MOVED: dict[str, str] = {}
 """Old address -> new address, for a definition that has changed file, area or name."""
 
-FUNCTIONS = frozenset(
-    "celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu sigmoid silu "
-    "softmin softplus softshrink softsign softmax tanh tanhshrink threshold".split()
-)
+_ACTIVATIONS = """
+celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu sigmoid silu
+softmin softplus softshrink softsign softmax tanh tanhshrink threshold
+"""
+FUNCTIONS = frozenset(_ACTIVATIONS.split())
 """What a stored recipe may name of torch.nn.functional."""
 
 _HOUSE = Path(__file__).parent
