@@ -366,7 +366,7 @@ def _erased(paper: Any, earlier: Any, lost: list[Place], after: Part, partly: bo
     shown = [_name(v.make) if isinstance(v, Part) else _name(v) if callable(v) else _show(v) for v in (was, *there[:1])]
     what = f"{path}: {' becomes '.join(shown)}" if there and shown[0] != shown[-1] else f"{path}: {shown[0]} is gone"
     extent = "part" if partly else "all"
-    return f"{_titled(paper)} erases {extent} of {_titled(earlier)} ; keep one of the two ({what})"
+    return f"{_titled(paper)} erases {extent} of {_titled(earlier)}; keep one of the two ({what})"
 
 
 def _edits(a: Part, b: Part) -> Iterator[tuple[str, Value]]:
