@@ -265,15 +265,35 @@ def part(make: Callable[..., Any], /, **given: Value) -> Part:
 
 
 def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
-    """(path, in a, in b) for each place where two trees differ."""
-    if a == b:
-        return []
-    if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
-        ours, theirs = _children(a), _children(b)
-        return [
-            line for k in {**ours, **theirs} for line in diff(ours.get(k), theirs.get(k), f"{path}.{k}" if path else k)
-        ]
-    return [(path, _show(a), _show(b))]
+    """(path, in a, in b) for each place where two trees differ; a part is shown with its own leaves.
+
+    Children are matched by slot name, also where their makers differ and through a wrap, so that a line is about one
+    part. What is "absent" in b is one line; of what is absent in a, the parts that a has nowhere have their lines. A
+    path is one of b, and of a where b has nothing.
+    """
+    known = {v for _, v in a.walk() if isinstance(v, Part)} if isinstance(a, Part) else set()
+
+    def compare(a: Value, b: Value, path: str) -> Iterator[tuple[str, str, str]]:
+        if a is _MISSING and b in known:
+            return
+        if a is not _MISSING and b is not _MISSING and a == b:
+            return
+        here = lambda step: f"{path}.{step}".lstrip(".")
+        ours, theirs = _below(a), _below(b)
+        if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
+            ours, theirs = _children(a), _children(b)
+        elif not (ours and theirs and isinstance(a, tuple) and isinstance(b, tuple)):
+            yield path, _headed(a), _headed(b)
+        if b is _MISSING:
+            return
+        if a is not _MISSING and ("inner" in ours) != ("inner" in theirs):
+            within = here("inner") if "inner" in theirs else path
+            yield from compare(ours.pop("inner", a), theirs.pop("inner", b), within)
+            ours, theirs = {}, theirs if "inner" in _children(b) else {}
+        for k in {**ours, **theirs}:
+            yield from compare(ours.get(k, _MISSING), theirs.get(k, _MISSING), here(k))
+
+    return list(compare(a, b, path))
 
 
 def to_json(value: Value) -> Any:
@@ -327,6 +347,24 @@ def _marks(value: Value, path: str = "", slot: Any = None) -> Iterator[tuple[Mar
             yield (k, stamp), (f"{path}.{k}".lstrip("."), value.make, held.get(k))
     for k, v in value.given:
         yield from _marks(v, path if k == "inner" else f"{path}.{k}".lstrip("."))
+
+
+def _below(value: Value) -> dict[str, Value]:
+    """The children that are parts, or hold some."""
+    return {k: v for k, v in _children(value).items() if _holds_parts(v)}
+
+
+def _headed(value: Value) -> str:
+    """A part with its leaves and without its parts: these have lines of their own."""
+    if value is _MISSING:
+        return "absent"
+    if isinstance(value, tuple) and _holds_parts(value):
+        return f"{len(value)} parts"
+    return _show(replace(value, given=_leaves(value)) if isinstance(value, Part) else value)
+
+
+def _leaves(value: Part) -> tuple[tuple[str, Value], ...]:
+    return tuple((k, v) for k, v in value.given if not _holds_parts(v))
 
 
 def _holds_parts(value: Value) -> bool:

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 
-from deltax import Part, UserError, catalog, paper, part, recipe
+from deltax import Part, UserError, catalog, diff, paper, part, recipe
 from deltax.expression import load
 from deltax.papers.language.dyt import DyT, dyt
 from deltax.papers.language.gpt import gpt
@@ -276,3 +276,43 @@ def test_without_refuses_by_name_what_has_no_place_any_more():
         (gpt + local_sgd).put("optimizer.every", 3).without(local_sgd)
     with pytest.raises(UserError, match=r"batches\.group=3 was set by hand"):
         (gpt + grpo).put("batches.group", 3).without(grpo)
+
+
+# What differs
+
+
+def test_a_line_of_a_diff_is_about_one_part():
+    known, seen = catalog.papers(), 0
+    sums = [("maskformer", "mask2former"), ("mask2former", "maskformer"), ("gpt+rope", "gpt+dropout"), ("vit", "clip")]
+    sums += [(shown, f"{shown}+{key}") for key in deltas() for shown in [catalog.shown_on(known[key], known)]]
+    for one, other in sums:
+        try:
+            a, b = recipe(one), recipe(other)
+        except UserError:
+            continue
+        for x, y in ((a, b), (b, a)):
+            lines = diff(x, y)
+            assert lines and not diff(x, x)
+            for path, old, new in lines:
+                assert len(old) <= 120 and len(new) <= 120, (path, old, new)
+                assert old != new or " parts" in old
+                there = x if new == "absent" else y
+                assert not path or there[path] is not None
+            seen += 1
+    assert seen > 100
+
+
+def test_a_diff_looks_through_a_wrap():
+    assert diff(gpt, gpt.wrap("optimizer", Wrapped).put("optimizer.inner.rate", 0.5)) == [
+        ("optimizer", "adamw()", "Wrapped()"),
+        ("optimizer.inner.rate", "0.003", "0.5"),
+    ]
+    assert diff(gpt.wrap("optimizer", Wrapped), gpt.put("optimizer.rate", 0.5)) == [
+        ("optimizer", "Wrapped()", "adamw(rate=0.5)"),
+        ("optimizer.rate", "0.003", "0.5"),
+    ]
+
+
+class Wrapped:
+    def __init__(self, parameters, *, inner):
+        self.inner = inner(parameters)
