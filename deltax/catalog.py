@@ -42,7 +42,8 @@ class ClaimRecord:
 class Record:
     """What a paper's file says of itself, without running it.
 
-    `sentence` is "X, but Y"; `on` are the keys of its X, `imports` those of every paper it imports.
+    `sentence` is "X, but Y"; `on` are the keys of its X, `replaces` of the deltas in whose place it stands, `imports`
+    of every paper it imports.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Record:
     whole: str | None
     trains: bool
     on: tuple[str, ...]
+    replaces: tuple[str, ...]
     imports: tuple[str, ...]
     claims: tuple[ClaimRecord, ...]
 
@@ -159,6 +161,7 @@ def read(path: Path) -> Record:
         whole=declared.get("whole"),
         trains=declared.get("trains", True),
         on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
+        replaces=tuple(parents[name] for name in declared.get("replaces", ()) if name in parents),
         imports=tuple(dict.fromkeys(parents.values())),
         claims=tuple(_claims(tree)),
     )
@@ -194,7 +197,7 @@ def _remember(memory: Path, files: dict[str, tuple[list[int], Record]]) -> None:
 
 
 def _record(words: dict[str, Any]) -> Record:
-    lists = {"on": tuple(words["on"]), "imports": tuple(words["imports"])}
+    lists = {"on": tuple(words["on"]), "replaces": tuple(words["replaces"]), "imports": tuple(words["imports"])}
     claims = tuple(ClaimRecord(**c) for c in words["claims"])
     return Record(**{**words, **lists, "path": Path(words["path"]), "claims": claims})
 
@@ -230,9 +233,9 @@ def _declaration(tree: ast.Module, path: Path) -> tuple[ast.FunctionDef, dict[st
                 if isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id == "paper":
                     words: dict[str, Any] = {}
                     for k in d.keywords:
-                        if k.arg == "on":
+                        if k.arg in ("on", "replaces"):
                             items = k.value.elts if isinstance(k.value, ast.Tuple) else [k.value]
-                            words["on"] = [n.id for n in items if isinstance(n, ast.Name)]
+                            words[k.arg] = [n.id for n in items if isinstance(n, ast.Name)]
                         elif k.arg:
                             words[k.arg] = ast.literal_eval(k.value)
                     return node, words

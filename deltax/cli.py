@@ -3,7 +3,9 @@
 import argparse
 import math
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -372,12 +374,20 @@ def _show_recipe(arguments: argparse.Namespace) -> None:
         return
     print(f"{tree.title}  ({tree.id})\n")
     for path, value in tree.walk():
-        shown = value.make.__name__ if isinstance(value, Part) else repr(value)
-        print(f"{'  ' * path.count('.')}{path.rpartition('.')[2]} = {shown}")
+        if value is not None:
+            shown = value.make.__name__ if isinstance(value, Part) else repr(value)
+            indent = "  " * path.count(".")
+            _print_wrapped(f"{indent}{path.rpartition('.')[2]} = {shown}", indent + "    ")
     for line in kernels.said(tree, Machine.here().device):
         print(f"\n{line}")
     if arguments.source:
         _print_source(catalog.find(chapter.paper.key) for chapter in tree.story)
+
+
+def _print_wrapped(line: str, indent: str) -> None:
+    """Broken at blanks to the width of the terminal, where the output is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line) + 1
+    print(textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -394,7 +404,7 @@ def _diff(arguments: argparse.Namespace) -> None:
         return
     width = max([len(path) for path, _, _ in lines], default=0)
     for path, old, new in lines:
-        print(f"{path:{width}}  {old} -> {new}")
+        _print_wrapped(f"{path:{width}}  {old} -> {new}", "    ")
     if not lines:
         print(f"{a.title} and {b.title} are the same recipe")
     if arguments.source:

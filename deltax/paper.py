@@ -21,6 +21,7 @@ class Paper:
     """A published change. `on` is its X: a recipe, a paper, or a tuple of these.
 
     `whole` is the recipe that a delta is shown on, as written at the shell, where that is neither its X nor gpt.
+    `replaces` are the deltas in whose place this one stands: after them it may take over what they wrote.
     `trains` is whether it has a gradient: what has none is for models that are trained already.
     """
 
@@ -32,6 +33,7 @@ class Paper:
     whole: str | None = field(default=None, compare=False, repr=False)
     options: tuple[tuple[str, Any], ...] = ()
     trains: bool = field(default=True, compare=False, repr=False)
+    replaces: "tuple[Paper, ...]" = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -90,11 +92,15 @@ def paper(
     url: str | None = None,
     whole: str | None = None,
     trains: bool = True,
+    replaces: "Paper | tuple[Paper, ...]" = (),
 ) -> Callable[[Callable[..., Any]], Any]:
     """Declare a module's Y. See the module docstring for the three kinds."""
 
     def declare(function: Callable[..., Any]) -> Any:
-        declared = Paper(function, year, on, arxiv, url, whole, trains=trains)
+        taken = replaces if isinstance(replaces, tuple) else (replaces,)
+        declared = Paper(function, year, on, arxiv, url, whole, trains=trains, replaces=taken)
+        if taken and {declared.kind, *(getattr(x, "kind", "no paper") for x in taken)} != {"delta"}:
+            raise UserError(f"{declared.key} declares replaces={replaces!r}; only a delta replaces, and only deltas")
         return declared() if declared.kind == "recipe" else declared
 
     return declare

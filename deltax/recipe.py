@@ -5,39 +5,48 @@ part used for twelve blocks makes twelve blocks. Parts are frozen, hashable, pri
 """
 
 import hashlib
-import importlib
 import inspect
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from deltax import contract
+from deltax.address import address, find
 from deltax.errors import UserError, nearest
 
 Value = Any  # None, a number, a word, a Part, or a tuple of these
 
 
+Mark = tuple[str, int]  # an argument's name, "" for the maker, and the number of the call of `part` that wrote it
+Place = tuple[Any, ...]  # a path, what holds it, and what is there
+
+
 @dataclass(frozen=True)
 class Chapter:
-    """One paper of a recipe's story, and what it wrote where."""
+    """One paper of a recipe's story, and the marks that it left in the tree."""
 
     paper: Any
-    wrote: tuple[tuple[str, Value], ...] = ()
+    wrote: frozenset[Mark] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, repr=False)
 class Part:
     """A callable and the arguments already decided. Build one with `part`, which checks the arguments.
 
-    `story` says which papers made the tree; it is not compared, so two roads to one tree are equal.
+    `story` is the papers that made the tree; it is not compared, so two roads to one tree are equal. Neither is
+    `written`, the number of the call of `part` that wrote the maker ("") and each argument. An argument equal to its
+    default is dropped from `given` and stays in `written`; a default that nobody wrote is in neither.
     """
 
     make: Callable[..., Any]
     given: tuple[tuple[str, Value], ...] = ()
     base: "Part | None" = field(default=None, compare=False)
     story: tuple[Chapter, ...] = field(default=(), compare=False)
+    written: dict[str, int] = field(default_factory=dict, compare=False)
 
     def __call__(self, *args: Any, **late: Any) -> Any:
         return self.make(*args, **dict(self.given), **late)
@@ -90,22 +99,31 @@ class Part:
         return _slots(self)
 
     @cached_property
-    def _written(self) -> "dict[tuple[str, Value], None]":
-        return _marks(self)
+    def _marks(self) -> "list[tuple[Mark, Place]]":
+        return list(_marks(self))
 
     def fill(self, slot: str, new: "Callable[..., Any] | Part", /, **given: Value) -> "Part":
-        """Put `new` in every slot of this name, keeping the arguments that both take."""
+        """Put `new` in every slot of this name, keeping the arguments that both take and `new` does not write."""
 
         def put(old: Part) -> Part:
-            made = new if isinstance(new, Part) else part(new)
-            kept = {k: v for k, v in old.given if k in takes(made.make)}
-            return part(made.make, **{**kept, **dict(made.given), **given})
+            made = part(new, **given)
+            names = takes(made.make)
+            kept = {k: v for k, v in old.given if k in names and k not in made.written and k not in dict(made.given)}
+            filled = part(made.make, **{**kept, **dict(made.given)})
+            before = {k: old.written[k] for k in kept if k in old.written}
+            return replace(filled, written={**before, **dict.fromkeys(made.written, filled.written[""])})
 
         return self._at_slots(slot, put)
 
     def wrap(self, slot: str, outer: Callable[..., Any], /, **given: Value) -> "Part":
-        """Put what is in each slot of this name inside `outer`, as its `inner`."""
-        return self._at_slots(slot, lambda old: part(outer, inner=old, **given))
+        """Put what is in each slot of this name inside `outer`, as its `inner`; once, not twice."""
+
+        def put(old: Part) -> Part:
+            if old.make is outer:
+                raise UserError(f"{slot} of {self.title} is inside {_name(outer)} already; wrap it once")
+            return part(outer, inner=old, **given)
+
+        return self._at_slots(slot, put)
 
     def set(self, make: Callable[..., Any], /, **given: Value) -> "Part":
         """Decide these arguments wherever `make` is made.
@@ -118,7 +136,7 @@ class Part:
             if old.make is not make:
                 return old
             found.append(old)
-            return part(make, **{**dict(old.given), **given})
+            return part(old, **given)
 
         new = self.rewrite(decide)
         if not found:
@@ -136,14 +154,15 @@ class Part:
             raise UserError(f"{self.title} has no {path!r} to set{nearest(path, (p for p, _ in self.walk()))}")
 
         def decide(here: str, old: Part) -> Part:
-            return part(old.make, **{**dict(old.given), steps[-1]: value}) if here == ".".join(steps[:-1]) else old
+            return part(old, **{steps[-1]: value}) if here == ".".join(steps[:-1]) else old
 
         return self.rewrite(decide)
 
     def __add__(self, paper: Callable[["Part"], "Part"]) -> "Part":
         """This recipe, but with the paper's Y.
 
-        Raises UserError when the paper is there already, changes nothing, or erases all that an earlier one wrote.
+        Raises UserError when the paper is there already, changes nothing, or erases a mark of an earlier one that it
+        does not declare to replace. What is replaced whole leaves the story.
         """
         if not callable(paper):
             raise UserError(f"papers are added to a recipe, as in gpt + dyt; {paper!r} is none")
@@ -154,22 +173,32 @@ class Part:
         after = paper(self)
         if after == self:
             raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
-        contract.check(after, f"{_titled(paper)} does not fit {self.title}")
-        before, now = self._written, after._written
+        replaced = {_key(x) for x in getattr(paper, "replaces", ())}
+        story = []
         for chapter in self.story:
-            if chapter.wrote and not any(mark in now for mark in chapter.wrote):
-                raise UserError(f"{_titled(paper)} erases all of {_titled(chapter.paper)}; keep one of the two")
-        wrote = tuple(mark for mark in now if mark not in before)
-        return replace(after, base=self.base or self, story=(*self.story, Chapter(paper, wrote)))
+            kept, lost = _survivors(chapter.wrote, self._marks, after._marks)
+            if lost and _key(chapter.paper) not in replaced:
+                raise UserError(_erased(paper, chapter.paper, lost, after, bool(kept)))
+            if kept or not lost:
+                story.append(replace(chapter, wrote=kept))
+        contract.check(after, f"{_titled(paper)} does not fit {self.title}")
+        return replace(after, base=self.base or self, story=(*story, Chapter(paper, _wrote(self._marks, after._marks))))
 
     def without(self, paper: Callable[["Part"], "Part"]) -> "Part":
-        """The same story, less one paper. Raises UserError when the paper is not in the story."""
+        """The same story, less one paper, with all that was set outside it. Raises UserError when the paper is not in
+        the story, and when something was set in what the paper brought."""
         told = [chapter.paper for chapter in self.story]
         if paper not in told or self.base is None or paper in [chapter.paper for chapter in self.base.story]:
             raise UserError(f"{_titled(paper)} is not among the changes that made {self.title}")
-        recipe = self.base
+        whole = recipe = self.base
         for other in told[len(self.base.story) :]:
-            recipe = recipe if other == paper else recipe + other
+            whole, recipe = whole + other, recipe if other == paper else recipe + other
+        for path, value in _edits(whole, self):
+            try:
+                recipe = recipe.put(path, value)
+            except UserError:
+                said = f"{path or 'the root'}={_show(value)} was set by hand in {self.title}"
+                raise UserError(f"{said} and has no place without {_titled(paper)}; set it back first") from None
         return recipe
 
     def _at_slots(self, slot: str, edit: Callable[["Part"], "Part"]) -> "Part":
@@ -211,10 +240,13 @@ def part(make: Callable[..., Any], /, **given: Value) -> Part:
     """A Part, checked: every argument is one that `make` takes, and `make` can be imported again by name.
 
     Arguments equal to their default are dropped and defaults that are parts are taken into the tree, so that
-    equal trees compare equal and rewrites see everything. Raises UserError with the nearest name for a misspelt one.
+    equal trees compare equal and rewrites see everything; `written` has which were given. Of a part, the same part with
+    these arguments too. Raises UserError with the nearest name for a misspelt one.
     """
     if isinstance(make, Part):
-        return part(make.make, **{**dict(make.given), **given})
+        new = part(make.make, **{**dict(make.given), **given})
+        stamps = {"": new.written[""], **make.written, **dict.fromkeys(given, new.written[""])}
+        return replace(new, written=stamps)
     if "<" in getattr(make, "__qualname__", "<"):
         raise UserError(f"{make!r} cannot be found again by name; a part is made by a module's function or class")
     names = takes(make)
@@ -226,50 +258,67 @@ def part(make: Callable[..., Any], /, **given: Value) -> Part:
     decided = {k: v for k, v in defaults.items() if isinstance(v, Part)}
     for word, value in given.items():
         value = _frozen(value, f"{_name(make)}({word}=...)")
-        if isinstance(value, Part) or type(value) is not type(defaults.get(word)) or value != defaults.get(word):
+        usual = defaults.get(word, _MISSING)
+        if isinstance(value, Part) or type(value) is not type(usual) or value != usual:
             decided[word] = value
     order = list(names)
-    return Part(make, tuple(sorted(decided.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else 99)))
+    held = tuple(sorted(decided.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else 99))
+    return Part(make, held, written=dict.fromkeys(("", *given), next(_CALLS)))
 
 
 def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
-    """(path, in a, in b) for each place where two trees differ."""
-    if a == b:
-        return []
-    if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
-        ours, theirs = _children(a), _children(b)
-        return [
-            line for k in {**ours, **theirs} for line in diff(ours.get(k), theirs.get(k), f"{path}.{k}" if path else k)
-        ]
-    return [(path, _show(a), _show(b))]
+    """(path, in a, in b) for each place where two trees differ; a part is shown with its own leaves.
+
+    Children are matched by slot name, also where their makers differ and through a wrap, so that a line is about one
+    part. What is "absent" in b is one line; of what is absent in a, the parts that a has nowhere have their lines. A
+    path is one of b, and of a where b has nothing.
+    """
+    known = {v for _, v in a.walk() if isinstance(v, Part)} if isinstance(a, Part) else set()
+
+    def compare(a: Value, b: Value, path: str) -> Iterator[tuple[str, str, str]]:
+        if a is _MISSING and b in known:
+            return
+        if a is not _MISSING and b is not _MISSING and a == b:
+            return
+        here: Callable[[str], str] = lambda step: f"{path}.{step}".lstrip(".")
+        ours, theirs = _below(a), _below(b)
+        if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
+            ours, theirs = _children(a), _children(b)
+        elif not (ours and theirs and isinstance(a, tuple) and isinstance(b, tuple)):
+            yield path, _headed(a), _headed(b)
+        if b is _MISSING:
+            return
+        if a is not _MISSING and ("inner" in ours) != ("inner" in theirs):
+            within = here("inner") if "inner" in theirs else path
+            yield from compare(ours.pop("inner", a), theirs.pop("inner", b), within)
+            ours, theirs = {}, theirs if "inner" in _children(b) else {}
+        for k in {**ours, **theirs}:
+            yield from compare(ours.get(k, _MISSING), theirs.get(k, _MISSING), here(k))
+
+    return list(compare(a, b, path))
 
 
 def to_json(value: Value) -> Any:
-    """A tree as JSON-ready data: {"make": "module:name", "given": {...}}."""
+    """A tree as JSON-ready data: {"make": address, "given": {...}}. `deltax.address` says what an address is."""
     if isinstance(value, Part):
-        return {"make": _address(value.make), "given": {k: to_json(v) for k, v in value.given}}
+        return {"make": address(value.make), "given": {k: to_json(v) for k, v in value.given}}
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_json(data: Any) -> Value:
     """The tree back from `to_json`, checked as if it were written anew.
 
-    Only makers inside deltax and torch.nn are imported: a stored recipe must not be able to name anything else.
+    Raises UserError for whatever `deltax.address.find` refuses: a stored recipe reaches only parts.
     """
     if isinstance(data, dict):
-        module, _, name = data["make"].partition(":")
-        if not (module == "deltax" or module.startswith(("deltax.", "torch.nn"))):
-            raise UserError(f"a stored recipe may name parts of deltax and torch.nn, not {module!r}")
-        make: Any = importlib.import_module(module)
-        for step in name.split("."):
-            make = getattr(make, step, None)
-        if not callable(make):
-            raise UserError(f"there is no {name!r} in {module} any more; the stored recipe is of another version")
-        return part(make, **{k: from_json(v) for k, v in data["given"].items()})
+        if data.keys() != {"make", "given"} or not isinstance(data["given"], dict):
+            raise UserError(f"a part of a stored recipe has 'make' and 'given', not {', '.join(map(repr, data))}")
+        return part(find(data["make"]), **{k: from_json(v) for k, v in data["given"].items()})
     return tuple(from_json(item) for item in data) if isinstance(data, list) else data
 
 
 _MISSING = object()
+_CALLS = itertools.count(1)
 
 
 def _steps(path: str) -> list[str]:
@@ -282,23 +331,104 @@ def _children(value: Value) -> dict[str, Value]:
     return {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple) else {}
 
 
-def _marks(value: Value, path: str = "") -> dict[tuple[str, Value], None]:
-    """Every decided path with what is made or held there, in order; a part is known by its maker.
+def _marks(value: Value, path: str = "", slot: Any = None) -> Iterator[tuple[Mark, Place]]:
+    """Every mark in a tree and its place, in order: all that was written, and no default that was only taken in.
 
     What a wrap holds has the wrap's own path: it was moved, not written.
     """
-    items = value.given if isinstance(value, Part) else enumerate(value) if isinstance(value, tuple) else ()
-    found: dict[tuple[str, Value], None] = {}
-    for k, v in items:
-        here = path if k == "inner" else f"{path}.{k}"
-        found[here, v.make if isinstance(v, Part) else v] = None
-        found |= _marks(v, here)
-    return found
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _marks(item, f"{path}.{i}")
+    if not isinstance(value, Part):
+        return
+    if "" in value.written:
+        yield ("", value.written[""]), (path, value.make)
+    held = _children(value)
+    for k, stamp in value.written.items():
+        if k and not _holds_parts(held.get(k)):
+            yield (k, stamp), (f"{path}.{k}".lstrip("."), value.make, held.get(k))
+    for k, v in value.given:
+        yield from _marks(v, path if k == "inner" else f"{path}.{k}".lstrip("."))
+
+
+def _below(value: Value) -> dict[str, Value]:
+    """The children that are parts, or hold some."""
+    return {k: v for k, v in _children(value).items() if _holds_parts(v)}
+
+
+def _headed(value: Value) -> str:
+    """A part with its leaves and without its parts: these have lines of their own."""
+    if value is _MISSING:
+        return "absent"
+    if isinstance(value, tuple) and _holds_parts(value):
+        return f"{len(value)} parts"
+    return _show(replace(value, given=_leaves(value)) if isinstance(value, Part) else value)
+
+
+def _leaves(value: Part) -> tuple[tuple[str, Value], ...]:
+    return tuple((k, v) for k, v in value.given if not _holds_parts(v))
+
+
+def _holds_parts(value: Value) -> bool:
+    return isinstance(value, Part) or (isinstance(value, tuple) and any(map(_holds_parts, value)))
+
+
+def _wrote(before: list[tuple[Mark, Place]], now: list[tuple[Mark, Place]]) -> frozenset[Mark]:
+    """The marks that one paper left: those that are new, else (a part that many papers share) those in more places.
+
+    What was copied from elsewhere in the tree was written by whoever wrote the original.
+    """
+    had, has = Counter(mark for mark, _ in before), Counter(mark for mark, _ in now)
+    return frozenset(has.keys() - had.keys()) or frozenset(mark for mark in has if has[mark] > had[mark])
+
+
+def _survivors(
+    wrote: frozenset[Mark], before: list[tuple[Mark, Place]], now: list[tuple[Mark, Place]]
+) -> tuple[frozenset[Mark], list[Place]]:
+    """Of an earlier paper's marks those still there, and the places of those that are gone.
+
+    A mark that a later paper wrote over with the same value at the same place is still there.
+    """
+    has, places = Counter(mark for mark, _ in now), {place: mark for mark, place in now}
+    short = {mark for mark, count in Counter(m for m, _ in before if m in wrote).items() if has[mark] < count}
+    kept, lost = {mark for mark in wrote if has[mark]}, []
+    for mark, place in before:
+        if mark in short and place in places:
+            kept.add(places[place])
+        elif mark in short:
+            lost.append(place)
+    return frozenset(kept), lost
+
+
+def _erased(paper: Any, earlier: Any, lost: list[Place], after: Part, partly: bool) -> str:
+    path, *_, was = lost[0]
+    there = [v for p, v in after.walk() if ".".join(step for step in p.split(".") if step != "inner") == path]
+    shown = [_name(v.make) if isinstance(v, Part) else _name(v) if callable(v) else _show(v) for v in (was, *there[:1])]
+    what = f"{path}: {' becomes '.join(shown)}" if there and shown[0] != shown[-1] else f"{path}: {shown[0]} is gone"
+    extent = "part" if partly else "all"
+    return f"{_titled(paper)} erases {extent} of {_titled(earlier)}; keep one of the two ({what})"
+
+
+def _edits(a: Part, b: Part) -> Iterator[tuple[str, Value]]:
+    """(path, value in b) of every place where b was made otherwise than a, as high as their makers agree."""
+
+    def below(old: Value, new: Value, path: str) -> Iterator[tuple[str, Value]]:
+        if old == new:
+            return
+        if isinstance(old, Part) and isinstance(new, Part) and old.make is new.make:
+            ours, theirs = _children(old), _children(new)
+            if ours.keys() == theirs.keys():
+                for k in ours:
+                    yield from below(ours[k], theirs[k], f"{path}.{k}".lstrip("."))
+                return
+        yield path, new
+
+    return below(a, b, "")
 
 
 def _full(value: Value) -> Any:
     if isinstance(value, Part):
-        return {"make": _address(value.make), "given": {k: _full(v) for k, v in _children(value).items()}}
+        return {"make": address(value.make), "given": {k: _full(v) for k, v in _children(value).items()}}
     if isinstance(value, tuple):
         return [_full(item) for item in value]
     return value if isinstance(value, (str, int, float, type(None))) else repr(value)
@@ -316,7 +446,10 @@ def _frozen(value: Value, where: str) -> Value:
 
 @lru_cache(maxsize=4096)
 def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+    try:
+        return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+    except ValueError:
+        raise UserError(f"{_name(make)} is written in C and names no arguments; wrap it in a function") from None
 
 
 def _slots(value: Value) -> frozenset[str]:
@@ -332,11 +465,14 @@ def _slots(value: Value) -> frozenset[str]:
 
 @lru_cache(maxsize=4096)
 def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
-    return {k: p.default for k, p in takes(make).items() if p.default is not p.empty}
+    return {k: _unwritten(p.default) for k, p in takes(make).items() if p.default is not p.empty}
 
 
-def _address(make: Callable[..., Any]) -> str:
-    return f"{make.__module__}:{make.__qualname__}"
+def _unwritten(value: Value) -> Value:
+    """A default without marks: nobody wrote it into the tree that takes it in."""
+    if isinstance(value, Part):
+        return Part(value.make, tuple((k, _unwritten(v)) for k, v in value.given))
+    return tuple(map(_unwritten, value)) if isinstance(value, tuple) else value
 
 
 def _name(make: Any) -> str:

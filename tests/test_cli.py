@@ -56,7 +56,7 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["train", "gpt", "--set", "model.norm=3"], "model.norm is a part, LayerNorm(), not a value"),
         (["show", "gpt+dyt(alpha='steep')"], "dyt's alpha is a number, such as 0.5, not 'steep'"),
         (["train", "gpt", "--set", "model.dim=13", "--steps", "1"], "cannot be built"),
-        (["train", "gpt", "--set", "model.dim=0", "--steps", "1"], "cannot be built: division by zero"),
+        (["train", "gpt", "--set", "model.dim=0", "--steps", "1"], "dim of LanguageModel is at least 1, not 0"),
         (["verify", "dyt", "--claim", "as_god_as_the_norm"], "did you mean 'as_good_as_the_norm'"),
         (["sample", "feed", "hello"], "no finished run"),
         (["report"], "no comparison yet"),

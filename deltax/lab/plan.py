@@ -299,7 +299,7 @@ def _settings(x: Part) -> list[tuple[str, str]]:
     except UserError:
         return []
     is_leaf = lambda path: not isinstance(x[path], Part)
-    return [(path, value) for path, _, value in diff(said, x) if value != "None" and is_leaf(path)]
+    return [(path, value) for path, _, value in diff(said, x) if value not in ("None", "absent") and is_leaf(path)]
 
 
 def _read(asked: str) -> tuple[float, str]:

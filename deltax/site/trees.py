@@ -26,6 +26,7 @@ BASE = "gpt"
 """The recipe on which deltas are composed with one another."""
 
 _PATIENCE = 600.0
+_PAIRED = ("pairs", "orders", "reasons")
 
 
 class Trees:
@@ -68,10 +69,12 @@ class Trees:
         return found["found"] if found and found.get("states") == self._deltas() else None
 
     def compositions(self) -> dict[str, Any]:
-        """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "reasons": {"a b": sentence}}.
+        """Which deltas on BASE compose: {"base", "keys", "pairs": {"a b": outcome}, "orders": {"a b": order},
+        "reasons": {"a b": sentence}}.
 
-        Outcomes: "commute" (both orders give one tree), "ordered" (both orders work and differ), "forward" (only a,
-        then b), "backward" (only b, then a), "conflict" (neither).
+        Outcomes: "commutes" (both orders give one tree), "composes" (the order counts, or one order alone works),
+        "replaces" (one stands in place of the other), "excludes" (neither order works). Where one order alone works,
+        it is "forward" (a, then b) or "backward".
         """
         found = self.cached_compositions()
         if found is None:
@@ -84,10 +87,10 @@ class Trees:
 
     def _unknown(self) -> dict[str, Any]:
         """A request for the table of pairs, with those that still stand."""
-        before = _load(self.folder / "compose.json") or {"states": {}, "found": {"pairs": {}, "reasons": {}}}
+        before = _load(self.folder / "compose.json") or {"states": {}, "found": {}}
         now, table = self._deltas(), before["found"]
         stands = lambda pair: all(now.get(key) == before["states"].get(key, "") for key in pair.split())
-        known = {kind: {p: v for p, v in table[kind].items() if stands(p)} for kind in ("pairs", "reasons")}
+        known = {kind: {p: v for p, v in table.get(kind, {}).items() if stands(p)} for kind in _PAIRED}
         return {"keys": list(now), "known": known}
 
     def _keep(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +207,7 @@ def _diff(steps: list[str]) -> dict[str, Any]:
 
 
 def _compose(keys: list[str], known: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """`known` are the pairs, and the reasons, that need not be tried again."""
+    """`known` is what the table says of pairs that need not be tried again."""
     from deltax.expression import load, recipe
 
     base = recipe(BASE)
@@ -215,23 +218,24 @@ def _compose(keys: list[str], known: dict[str, dict[str, str]]) -> dict[str, Any
             alone[key] = base + delta
         except UserError:
             continue
-    pairs, reasons = {}, {}
+    found: dict[str, dict[str, str]] = {kind: {} for kind in _PAIRED}
     for a, b in combinations(alone, 2):
         if (pair := f"{a} {b}") in known["pairs"]:
-            pairs[pair] = known["pairs"][pair]
-            reasons |= {pair: known["reasons"][pair]} if pair in known["reasons"] else {}
+            for kind in _PAIRED:
+                found[kind] |= {pair: known[kind][pair]} if pair in known[kind] else {}
+            continue
+        there, why = _sum(alone[a], deltas[b])
+        back, why_back = _sum(alone[b], deltas[a])
+        replaces = (there and deltas[a] in deltas[b].replaces) or (back and deltas[b] in deltas[a].replaces)
+        if not (there or back):
+            found["pairs"][pair] = "excludes"
         else:
-            there, why = _sum(alone[a], deltas[b])
-            back, why_back = _sum(alone[b], deltas[a])
-            outcome = (
-                ("commute" if there == back else "ordered")
-                if there and back
-                else "forward" if there else "backward" if back else "conflict"
-            )  # fmt: skip
-            pairs[pair] = outcome
-            if why or why_back:
-                reasons[pair] = why or why_back
-    return {"base": BASE, "keys": list(alone), "pairs": pairs, "reasons": reasons}
+            found["pairs"][pair] = "replaces" if replaces else "commutes" if there == back else "composes"
+        if bool(there) != bool(back):
+            found["orders"][pair] = "forward" if there else "backward"
+        if why or why_back:
+            found["reasons"][pair] = why or why_back
+    return {"base": BASE, "keys": list(alone), **found}
 
 
 def _sum(tree: Any, delta: Any) -> tuple[Any, str]:

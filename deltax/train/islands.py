@@ -137,6 +137,13 @@ def _shared_state(workers: LocalSteps) -> list[Tensor]:
     return [p.detach() for p in workers.shared] + moments
 
 
+def _read(path: Path) -> Job:
+    try:
+        return Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no job that can be read: {error}") from None
+
+
 def main(argv: list[str] | None = None) -> None:
     """The two commands of the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m deltax.train.islands")
@@ -155,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         while True:
             time.sleep(3600)
     settle()
-    job = Job.from_json(json.loads(given.job.read_text()))
+    job = _read(given.job)
     meeting = Meeting(given.at, given.worker, job.recipe["optimizer.workers"], patience=given.patience)
     outcome = train(job, meeting, on_round=lambda round: print(json.dumps(vars(round)), flush=True))
     print(json.dumps({"score": outcome.evaluation and outcome.evaluation.score, "losses": outcome.progress.losses}))

@@ -5,6 +5,8 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 
 import torch
 
-from deltax.parts.run import Loop
+from deltax.errors import UserError
+from deltax.parts.run import Loop, Run
 from deltax.recipe import Part, from_json, to_json
 
 
@@ -47,12 +50,33 @@ class Job:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Job":
-        return cls(**{**data, "recipe": from_json(data["recipe"])})
+    def from_json(cls, data: Any) -> "Job":
+        """The job back from `to_json`. Raises UserError for what no job holds: files and stores are not trusted."""
+        if not isinstance(data, dict) or "recipe" not in data or data.keys() - _FIELDS.keys():
+            raise UserError(f"a stored job is an object with {', '.join(_FIELDS)}, not {str(data)[:60]!r}")
+        job = cls(**{**data, "recipe": from_json(data["recipe"])})
+        for name, (kind, fits) in _FIELDS.items():
+            if not fits(getattr(job, name)):
+                raise UserError(f"{name} of a stored job is {kind}, not {getattr(job, name)!r}")
+        return job
 
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.precision)
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "recipe": ("a run", lambda value: isinstance(value, Part) and value.make is Run),
+    "seed": ("a whole number", _is(int)),
+    "steps": ("a whole number", _is(int)),
+    "rate": ("a number", _is(int, float)),
+    "precision": ("a floating dtype of torch", lambda value: value in ("float64", "float32", "bfloat16", "float16")),
+    "start": ("the digest of weights", lambda value: value is None or bool(re.fullmatch("[0-9a-f]+", str(value)))),
+}
 
 
 def task_of(recipe: Part) -> Any:

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import sqlite3
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from tiny import source, tiny
 
+from deltax import address
 from deltax.errors import StoreError, UserError
 from deltax.lab import store as stores
 from deltax.lab.lease import Worker
@@ -334,3 +336,41 @@ def test_errors_of_the_disk_are_told_from_others(tmp_path):
     with pytest.raises(StoreError):
         Store(Path("/proc/none"))
     assert issubclass(StoreError, UserError)
+
+
+# What an earlier deltax stored
+
+
+def as_it_was_stored(data):
+    """A tree with addresses as they were before: the module's whole name."""
+    if isinstance(data, list):
+        return [as_it_was_stored(item) for item in data]
+    if not isinstance(data, dict) or "make" not in data:
+        return data
+    make = address.find(data["make"])
+    given = {k: as_it_was_stored(v) for k, v in data["given"].items()}
+    return {"make": f"{make.__module__}:{make.__qualname__}", "given": given}
+
+
+def rewritten(store, job, edit):
+    told = job.to_json()
+    with sqlite3.connect(store.file) as db:
+        changed = json.dumps({**told, "recipe": edit(told["recipe"])})
+        db.execute("UPDATE runs SET job = ? WHERE id = ?", (changed, job.id))
+
+
+def test_runs_from_before_addresses_lost_their_folders_still_open(tmp_path, job):
+    store = Store(tmp_path)
+    store.put(result(job))
+    rewritten(store, job, as_it_was_stored)
+    again = Store(tmp_path).find(job.id)
+    assert again.job == job and again.job.id == job.id
+
+
+@pytest.mark.parametrize("lost", ["deltax.papers.language.dyt:Gone", "papers.gone:Gone", "deltax.cli:main"])
+def test_a_run_of_a_definition_that_is_gone_is_one_sentence(tmp_path, job, lost):
+    store = Store(tmp_path)
+    store.put(result(job))
+    rewritten(store, job, lambda tree: {**tree, "given": {**tree["given"], "schedule": {"make": lost, "given": {}}}})
+    sentence(lambda: Store(tmp_path).find(job.id), lost.partition(":")[2 if "dyt" in lost else 0].rpartition(".")[2])
+    assert [line.id for line in Store(tmp_path).runs()] == [job.id], "it is listed all the same"

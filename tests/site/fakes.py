@@ -282,12 +282,13 @@ class KnownTrees(Trees):
 
     def cached_compositions(self) -> dict[str, Any] | None:
         keys = list(self.papers)[:12]
-        kinds = ("commute", "commute", "commute", "ordered", "forward", "conflict")
+        kinds = ("commutes", "commutes", "commutes", "composes", "replaces", "excludes")
         pairs = {f"{a} {b}": kinds[(i * j) % 6] for i, a in enumerate(keys) for j, b in enumerate(keys) if i < j}
         return {
             "base": "gpt",
             "keys": keys,
             "pairs": pairs,
+            "orders": {pair: "forward" for pair, kind in pairs.items() if kind == "replaces"},
             "reasons": {f"{keys[0]} {keys[1]}": "one erases the other"},
         }
 

@@ -274,10 +274,10 @@ def test_curves_on_every_axis_and_a_sorted_table(at, shown, fake):
 
 def test_which_deltas_compose_is_a_table_and_a_list(at, shown):
     page = at(shown).open("compose.html", ready=False)
-    page.wait_for_selector("#matrix td.conflict")
+    page.wait_for_selector("#matrix td.excludes")
     assert page.locator("#matrix tbody tr").count() == 12
-    page.locator("#matrix td.conflict").first.click()
-    assert "Conflict" in page.locator("#found").inner_text()
+    page.locator("#matrix td.excludes").first.click()
+    assert "Excludes" in page.locator("#found").inner_text()
 
 
 def test_light_and_dark(at, shown):

@@ -188,11 +188,12 @@ def test_trees_answer_from_another_process_and_remember(tmp_path):
 
 
 def test_which_deltas_compose_is_told_by_their_trees(tmp_path):
-    few = {key: catalog.find(key) for key in ("gpt", "dyt", "rms-norm", "rope", "alibi")}
+    few = {key: catalog.find(key) for key in ("gpt", "dyt", "rms-norm", "rope", "rope-3d")}
     found = Trees(tmp_path, few).compositions()
     pairs = {frozenset(pair.split()): outcome for pair, outcome in found["pairs"].items()}
-    assert pairs[frozenset(("rope", "dyt"))] == "commute"
-    assert pairs[frozenset(("rms-norm", "dyt"))] != "commute"
+    assert pairs[frozenset(("rope", "dyt"))] == "commutes"
+    assert pairs[frozenset(("rms-norm", "dyt"))] == "excludes"
+    assert pairs[frozenset(("rope", "rope-3d"))] == "replaces" and found["orders"] == {"rope rope-3d": "forward"}
     assert any("erases" in reason for reason in found["reasons"].values())
     assert len(pairs) == 6
 
@@ -206,9 +207,9 @@ def test_a_changed_paper_costs_its_own_trees_alone(tmp_path):
         def _ask(self, request):
             asked.append(request)
             table = request["compose"]
-            pairs = {f"{a} {b}": "commute" for i, a in enumerate(keys) for b in keys[i + 1 :]}
+            pairs = {f"{a} {b}": "commutes" for i, a in enumerate(keys) for b in keys[i + 1 :]}
             return {
-                "compose": {"base": "gpt", "keys": keys, "pairs": pairs, "reasons": {}, **table["known"]}
+                "compose": {"base": "gpt", "keys": keys, "pairs": pairs, "orders": {}, "reasons": {}, **table["known"]}
                 | {"pairs": pairs}
             }
 
@@ -230,7 +231,7 @@ def test_a_changed_paper_costs_its_own_trees_alone(tmp_path):
 def test_known_pairs_are_not_tried_again():
     from deltax.site.trees import _compose
 
-    known = {"pairs": {"rope dyt": "conflict"}, "reasons": {"rope dyt": "so it was told"}}
+    known = {"pairs": {"rope dyt": "excludes"}, "orders": {}, "reasons": {"rope dyt": "so it was told"}}
     found = _compose(["rope", "dyt", "rms-norm"], known)
-    assert found["pairs"]["rope dyt"] == "conflict" and found["reasons"]["rope dyt"] == "so it was told"
-    assert found["pairs"]["rope rms-norm"] == "commute" and len(found["pairs"]) == 3
+    assert found["pairs"]["rope dyt"] == "excludes" and found["reasons"]["rope dyt"] == "so it was told"
+    assert found["pairs"]["rope rms-norm"] == "commutes" and len(found["pairs"]) == 3

@@ -110,7 +110,7 @@ class ByLevel(nn.Module):
         return torch.cat(pieces)[torch.cat(places).argsort()]
 
 
-@paper(on=faster_r_cnn, year=2016, arxiv="1612.03144", whole="r-cnn+fast-r-cnn+faster-r-cnn")
+@paper(on=faster_r_cnn, replaces=fast_r_cnn, year=2016, arxiv="1612.03144", whole="r-cnn+fast-r-cnn+faster-r-cnn")
 def fpn(recipe: Part, *, dim: int = 32) -> Part:
     recipe = recipe.fill("maps", Pyramid, dim=dim).wrap("regions", ByLevel)
     return recipe.set(Anchors, sides=((9.0,), (13.0,), (18.0,)))

@@ -40,6 +40,7 @@ def sure(model: nn.Module, batch: Batch, *, weight: float = 1.0) -> PerExample:
 
 @paper(
     on=cross_entropy,
+    replaces=cross_entropy,
     year=2004,
     url="https://papers.nips.cc/paper/2004/hash/96f2b50b5d3613adf9c27049b2a888c7-Abstract.html",
     whole="lenet-1989",

@@ -41,6 +41,7 @@ class LookAhead(torch.optim.Optimizer):
 
 @paper(
     on=(async_local_sgd, async_nesterov_pp),
+    replaces=async_local_sgd,
     url="https://openreview.net/forum?id=4O8nzTkHPI",
     year=2025,
     whole="gpt+async-local-sgd",

@@ -186,7 +186,7 @@ def winnings(chances: Float[Tensor, "N V"], tokens: Int[Tensor, "N"]) -> list[fl
     return [bet.gather(-1, tokens[:, None]).double().sum().item() for bet in bets]
 
 
-@paper(on=(grpo, shardcast, toploc), year=2025, arxiv="2505.07291", whole="gpt+grpo")
+@paper(on=(grpo, shardcast, toploc), replaces=grpo, year=2025, arxiv="2505.07291", whole="gpt+grpo")
 def prime_rl(recipe: Part, *, lag: int = 2, delta: float = 4.0) -> Part:
     recipe = recipe.fill("objective", two_sided_relative, delta=delta)
     return recipe.wrap("model", Lagging, lag=lag).wrap("batches", late) if lag else recipe

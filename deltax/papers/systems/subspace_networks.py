@@ -70,7 +70,7 @@ class SpanEmbedding(nn.Module):
 class SpanPosition(nn.Module):
     """Adds what the inner position adds, projected onto the span. Stream (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, dim: int, context: int, *, inner: Part, rank: int):
+    def __init__(self, dim: int, context: int | tuple[int, ...], *, inner: Part, rank: int):
         super().__init__()
         self.inner = inner(dim, context)
         self.register_buffer("basis", basis(dim, rank))

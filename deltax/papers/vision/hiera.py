@@ -124,7 +124,13 @@ class NormedMean(Mean):
         return self.norm(super().forward(x))
 
 
-@paper(on=(mae, q_pooled_attention), year=2023, arxiv="2306.00989", whole="vit+q-pooled-attention")
+@paper(
+    on=(mae, q_pooled_attention),
+    replaces=(mae, q_pooled_attention),
+    year=2023,
+    arxiv="2306.00989",
+    whole="vit+q-pooled-attention",
+)
 def hiera(recipe: Part, *, local: int = 1) -> Part:
     """Attention inside mask units in the first `local` stages and the merges after them."""
     masked = "pixel_decoder" in recipe.slots()

@@ -86,7 +86,7 @@ class Rotary3D(nn.Module):
         return rotate(x, turns(places, x.shape[-1], base=self.base, stretch=self.stretch).float())
 
 
-@paper(on=rope, year=2025, arxiv="2501.03575")
+@paper(on=rope, replaces=rope, year=2025, arxiv="2501.03575")
 def rope_3d(recipe: Part, *, rows: int = 4, columns: int = 4) -> Part:
     return recipe.fill("qk_position", Rotary3D, rows=rows, columns=columns)
 

@@ -1,12 +1,14 @@
 // Which deltas compose: all pairs as a table, and one delta's partners in words.
 "use strict";
 {
-  const WORDS = { commute: "commute", ordered: "order counts", forward: "one order only", backward: "one order only", conflict: "conflict" };
-  const mirrored = { forward: "backward", backward: "forward" };
-
   function show(table) {
-    const { keys, pairs, reasons } = table;
-    const outcome = (a, b) => pairs[`${a} ${b}`] ?? mirrored[pairs[`${b} ${a}`]] ?? pairs[`${b} ${a}`];
+    const { keys, pairs, orders, reasons } = table;
+    const outcome = (a, b) => pairs[`${a} ${b}`] ?? pairs[`${b} ${a}`];
+    const only = (a, b) => {
+      const [one, two] = `${a} ${b}` in pairs ? [a, b] : [b, a];
+      const [first, then] = orders[`${one} ${two}`] === "backward" ? [two, one] : [one, two];
+      return orders[`${one} ${two}`] ? ` ${table.base}+${first}+${then}` : null;
+    };
     const matrix = document.getElementById("matrix"), select = document.getElementById("delta"), found = document.getElementById("found");
     const link = (key) => dx.make("a", { href: `${dx.root}paper/${key}.html` }, key);
 
@@ -17,7 +19,7 @@
         ...keys.map((b) => {
           if (a === b) return dx.make("td", { class: "same" });
           const is = outcome(a, b);
-          return dx.make("td", { class: `cell ${is}`, title: `${a}, ${b}: ${WORDS[is]}`, "data-a": a, "data-b": b });
+          return dx.make("td", { class: `cell ${is}`, title: `${a}, ${b}: ${is}`, "data-a": a, "data-b": b });
         })))));
     matrix.addEventListener("click", (event) => {
       if (event.target.dataset.a) {
@@ -35,10 +37,10 @@
           ...keysOf.map((b) => dx.make("li", {}, link(b), how(b), reason(b) ? dx.make("p", { class: "muted" }, `${reason(b)}.`) : null))));
       };
       found.replaceChildren(...[
-        group("Commute", ["commute"], () => ""),
-        group("Order counts", ["ordered"], (b) => ` ${table.base}+${a}+${b} is not ${table.base}+${b}+${a}`),
-        group("One order only", ["forward", "backward"], (b) => outcome(a, b) === "forward" ? ` ${table.base}+${a}+${b}` : ` ${table.base}+${b}+${a}`),
-        group("Conflict", ["conflict"], () => ""),
+        group("Commutes", ["commutes"], () => ""),
+        group("Composes", ["composes"], (b) => only(a, b) ?? ` ${table.base}+${a}+${b} is not ${table.base}+${b}+${a}`),
+        group("Replaces", ["replaces"], (b) => only(a, b) ?? ""),
+        group("Excludes", ["excludes"], () => ""),
       ].filter(Boolean));
     }
 
