@@ -25,6 +25,7 @@ __all__ = [
     "Part",
     "UserError",
     "Verdict",
+    "applied",
     "claim",
     "compare",
     "diff",
@@ -36,7 +37,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # By module: `deltax.lab.compare` is a file of that package, so its name there cannot stand for the function.
-_LATER = {"compare": "deltax.lab.compare", "verify": "deltax.lab.verify"}
+_LATER = {"applied": "deltax.parts.surgery", "compare": "deltax.lab.compare", "verify": "deltax.lab.verify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -116,6 +116,10 @@ def _add_catalogue(commands: Any) -> None:
     it.add_argument("--source", action="store_true", help="print the code of every Y that B has and A has not")
     _json_option(it)
 
+    it = _command(commands, "apply", _apply, "list the papers that rewrite a model of your own, as in dyt.apply(model)")
+    it.add_argument("--list", action="store_true", help="each of them, with the parts that it looks for (the default)")
+    _json_option(it)
+
 
 def _add_training(commands: Any) -> None:
     it = _command(commands, "train", _train, "train one recipe, on every core or the GPU, and keep its weights")
@@ -284,6 +288,29 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"{r.year}  {r.key:{width}}  {r.field:12}  {r.sentence}")
     if not records:
         print("no paper has all of these words; 'dx list' shows all")
+
+
+def _apply(arguments: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    from deltax.parts.surgery import looked_for
+
+    served, refused = {}, {}
+    for key, record in catalog.papers().items():
+        if record.kind == "delta":
+            try:
+                served[key] = looked_for(getattr(import_module(record.module), record.function))
+            except UserError as reason:
+                refused[key] = str(reason)
+    if arguments.json:
+        print_json({"applied": served, "refused": refused})
+        return
+    for key, slots in served.items():
+        record = catalog.find(key)
+        print(f"{key}: from {record.module} import {record.function}; {record.function}.apply(model)")
+        for slot, parts in slots.items():
+            print(f"  {slot:8} {parts}")
+    print(f"{len(refused)} other changes are for recipes; 'dx apply --json' gives the reason for each")
 
 
 def _summary(record: catalog.Record) -> dict[str, Any]:

@@ -70,14 +70,18 @@ class Paper:
             return self.function(*args, **options)
         return replace(self, options=tuple(options.items()))
 
-    def apply(self, module: Any, /, **options: Any) -> Any:
+    def apply(self, module: Any, /, *, where: Any = None, skip: Any = None, example: Any = None, **options: Any) -> Any:
         """Rewrite a living `torch.nn.Module` in place of the parts it fills, and return it.
 
-        Works where the Y is a drop-in part; raises UserError where it is not, or where the module has no such part.
+        `where` and `skip` choose parts by a name with wildcards, a slot, or a layer index; `example` is an input of the
+        module, where none can be found for the check. `deltax.applied(module)` lists what was replaced. Works where the
+        Y is a drop-in part; raises UserError where it is not, where the module has no such part, or where a check
+        fails, and leaves the module as it was.
         """
         from deltax.parts.surgery import apply  # the core never loads torch
 
-        return apply(self(**options) if options else self, module)
+        delta = self(**options) if options else self
+        return apply(delta, module, where=where, skip=skip, example=example)
 
 
 def paper(

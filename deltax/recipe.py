@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from deltax import contract
 from deltax.address import address, find
 from deltax.errors import UserError, nearest
 
@@ -180,6 +181,7 @@ class Part:
                 raise UserError(_erased(paper, chapter.paper, lost, after, bool(kept)))
             if kept or not lost:
                 story.append(replace(chapter, wrote=kept))
+        contract.check(after, f"{_titled(paper)} does not fit {self.title}")
         return replace(after, base=self.base or self, story=(*story, Chapter(paper, _wrote(self._marks, after._marks))))
 
     def without(self, paper: Callable[["Part"], "Part"]) -> "Part":

@@ -111,7 +111,10 @@ SLOTS: dict[str, Slot] = {
     ),
     # Images
     "backbone": Slot(
-        "ResNet, DETR, ...", "images (B, C, Y, X) -> (B, .width, Y', X')", "images to maps", made="backbone(channels)"
+        "ResNet, DETR, ...",
+        "images (B, C, Y, X) -> (B, .width, Y', X'); .strides",
+        "images to maps",
+        made="backbone(channels)",
     ),
     "stem": Slot(
         "Backbone", "(B, C, Y, X) -> (B, D, Y', X')", "what comes before the units", made="stem(channels, width)"
@@ -199,19 +202,19 @@ SLOTS: dict[str, Slot] = {
     "pixel_loss": Slot("mask_classification", "logits, truth -> loss, elementwise", "how wrong a mask is at a point"),
     "maps": Slot(
         "RegionDetector, OneStage",
-        "images (B, C, Y, X) -> [maps (B, .width, Y', X'), ...]",
+        "images (B, C, Y, X) -> [maps (B, .width, Y', X'), ...]; .strides",
         "what regions are cut from",
         made="maps(channels)",
     ),
     "proposals": Slot(
         "RegionDetector",
-        "maps, images -> Proposals; .loss(proposals, boxes, real) -> (B,)",
+        "maps, images, strides -> Proposals; .loss(proposals, boxes, real) -> (B,)",
         "where to look",
         made="proposals(width)",
     ),
     "regions": Slot(
         "RegionDetector",
-        "maps, images, Regions -> (N, ...)",
+        "maps, images, Regions, strides -> (N, ...)",
         "features of each region, .width in all",
         made="regions(width)",
     ),
@@ -231,7 +234,9 @@ SLOTS: dict[str, Slot] = {
         "Windows, RPN, OneStage", "[(rows, columns, stride)] -> [(S, 4)]", "boxes of a map", made="anchors()"
     ),
     "merge": Slot("Pyramid", "coarser, finer (B, D, Y, X) -> (B, D, Y, X)", "what comes down from the level above"),
-    "top": Slot("Pyramid", "deepest, last (B, ., Y, X) -> [maps]", "levels beyond the last", made="top(deepest, dim)"),
+    "top": Slot(
+        "Pyramid", "deepest, last (B, ., Y, X) -> [maps]; .steps", "levels beyond the last", made="top(deepest, dim)"
+    ),
     # Attention
     "project": Slot(
         "Attention",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.parts.objectives import per_sequence
 from deltax.parts.scratch import is_plain_training
 from deltax.shapes import PerExample
@@ -14,6 +15,7 @@ from deltax.shapes import PerExample
 IGNORED = -100  # the target that torch's cross_entropy does not count
 
 
+@needs("inputs", "targets", model=TOKENS_TO_LOGITS)
 def chances_kept(model: nn.Module, batch: Any) -> PerExample:
     """`next_token`, which keeps the chance of every token, so that the way back is one product."""
     return per_sequence(model(batch.inputs), batch.targets, losses=_losses)

@@ -40,6 +40,9 @@ def sage(
     return _or(compute, sage_attention, q, k, v, rules or Rules(), queries=queries, keys=keys)
 
 
+sage.looks_ahead = sage_attention.looks_ahead
+
+
 def sage_2(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, largest: int = 7) -> Heads:
     """`sage_attention_2` in tiles that stay on chip, itself where `unfit` says why not. Shapes and errors are its."""
 
@@ -53,6 +56,9 @@ def sage_2(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, larges
         return out * scale.repeat_interleave(q.shape[2] // k.shape[2], 2) / LARGEST
 
     return _or(compute, sage_attention_2, q, k, v, rules or Rules(), largest=largest)
+
+
+sage_2.looks_ahead = sage_attention_2.looks_ahead
 
 
 def unfit(q: Queries, k: Keys, v: Values, rules: Rules) -> str:

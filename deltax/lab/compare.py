@@ -135,7 +135,7 @@ def _judge(
         gains.append(_widened(gain(d, ladder, level), found[-1]) if isinstance(ladder, Ladder) else None)
     slopes = [g.slope if g and g.slope < 0 else 0.0 for g in gains]
     verdict = verdicts(found, [equivalence_margin(d, slope) for d, slope in zip(found, slopes, strict=True)])
-    adjusted = holm([d.p for d in found])
+    adjusted = holm([d.verdict_p for d in found])
     strict = 1 - (1 - level) / len(found)
     return [
         Against(

@@ -10,6 +10,7 @@ import numpy as np
 
 from deltax.claim import Outcome as ClaimOutcome
 from deltax.claim import Verdict as ClaimVerdict
+from deltax.contract import looks_ahead
 from deltax.lab.gain import Gain, Position
 from deltax.lab.measure import Cost
 from deltax.lab.plan import FACTORS, TUNING_SEED, Plan, command, pair_seeds
@@ -42,15 +43,22 @@ class Against:
 
     def sentence(self, unit: str) -> str:
         """The verdict in words, without its scale."""
+        d = self.difference
         match self.verdict.outcome:
+            case Outcome.BETTER | Outcome.WORSE as outcome if d.diverged:
+                return (
+                    f"{outcome.value} (diverged in {d.diverged_y} of {d.n} pairs, the first recipe in {d.diverged_x})"
+                )
             case Outcome.BETTER | Outcome.WORSE as outcome:
                 return outcome.value
             case Outcome.EQUIVALENT:
                 return f"equivalent (within ±{self.verdict.margin:.2g} {unit}{self._as_gain(self.verdict.margin)})"
             case Outcome.NO_VERDICT:
                 return f"no verdict (a smoke test of {self.difference.n} pairs)"
-        if self.difference.diverged:
-            return f"inconclusive ({self.difference.diverged} of {self.difference.n} pairs diverged)"
+        if d.diverged:
+            needed = next(n for n in range(2, 99) if 2.0 ** (1 - n) <= 1 - d.interval.level)
+            few = f"; the sign test of the others takes {needed} pairs at least" if d.n < needed else ""
+            return f"inconclusive ({d.diverged} of {d.n} pairs diverged{few})"
         return f"inconclusive (could have seen ≥ {self.detectable:.2g} {unit}{self._as_gain(self.detectable)})"
 
     def _as_gain(self, difference: float) -> str:
@@ -162,6 +170,7 @@ class Comparison:
             "margin": found.verdict.margin,
             "rates": [row.tuned.rate for row in self.rows[:2]],
             "depends_on_the_rate": found.flips,
+            "looks_ahead": looks_ahead(self.rows[1].tuned.arm.recipe),
             **{f"gain_per_{unit}": plain(gain) for unit, gain in found.gains.items()},
         }
         finite = not d.diverged
@@ -252,6 +261,7 @@ def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
         "scores": row.scores,
         "score": row.score,
         "diverged": row.diverged,
+        "looks_ahead": looks_ahead(recipe),
         "curve": row.curve,
         "cost": row.cost.to_json(),
         "tokens_per_second": row.tokens_per_second,
@@ -270,6 +280,7 @@ def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
             "sd": d.sd,
             "evaluation_se": d.evaluation_se,
             "p": d.p,
+            "divergence_p": d.divergence_p,
             "adjusted_p": row.against.adjusted_p,
             "p_win": d.p_win,
             "sign_flip_p": d.sign_flip_p,

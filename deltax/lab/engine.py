@@ -83,7 +83,8 @@ def execute(
     if running.failures:
         title, text = running.failures[0]
         more = len(running.failures) - 1
-        raise UserError(f"{title}: {text}" + (f"; and {more} more runs failed" if more else ""))
+        named = text if text.startswith(title) else f"{title}: {text}"
+        raise UserError(named + (f"; and {more} more runs failed" if more else ""))
     return {id: running.results[id] for id in wanted}
 
 

@@ -20,7 +20,8 @@ from deltax.expression import recipe as read
 from deltax.lab.engine import execute
 from deltax.lab.gain import speed_ratio
 from deltax.lab.plan import TUNING_SEED
-from deltax.lab.statistics import Interval, detectable, paired
+from deltax.lab.statistics import Better, Interval, detectable, paired, verdict
+from deltax.lab.statistics import Outcome as Judged
 from deltax.lab.store import Result, Store
 from deltax.recipe import Part
 from deltax.tasks.evaluation import Evaluation
@@ -76,7 +77,7 @@ class Trained:
             gone = "they were not kept or are gone; 'dx train' with its recipe, seed and steps makes them"
             why = "the run diverged" if self.diverged else gone
             raise UserError(f"{job.recipe.title}, run {job.id[:10]}, has no weights: {why}")
-        model = build(kernels.fastest(job.recipe, torch.device("cpu"))(), self.task, job.seed)
+        model = build(kernels.fastest(job.recipe, torch.device("cpu"))(), self.task, job.seed, job.recipe.title)
         model.load_state_dict(checkpoint.load(self.result.weights_file)[0])
         return model.eval()
 
@@ -206,8 +207,10 @@ class Lab:
         """Whether the mean of `values`, one a seed, is at least `threshold`, by its t interval.
 
         Supported when the interval lies above the threshold, opposite when it lies below 0 too, not seen when it lies
-        between, else inconclusive. A value that is not finite, of a diverged run, leaves only the sign test of the
-        values against the threshold. shown: `numbers` and `figures`, as for `verdict`.
+        between, else inconclusive. A value that is not finite, of a diverged run, leaves the sign test of the values
+        against the threshold, and Fisher's exact test of how often either side diverged.
+
+        shown: `numbers` and `figures`, as for `verdict`
         """
         return self._against(values, threshold, unit, 1, shown)
 
@@ -252,9 +255,11 @@ class Lab:
         numbers = {"values": [float(v) for v in sign * array], "threshold": threshold, **shown.get("numbers", {})}
         shown = {**shown, "numbers": numbers, "unit": unit}
         if not np.isfinite(array).all():
-            p = paired(array - least).p
-            outcome = "supported at this scale" if p < 0.05 and np.median(array) > least else "inconclusive"
-            return self.verdict(outcome, **shown)
+            d = paired(array - least, better=Better.HIGHER)
+            found = verdict(d, 0.0).outcome
+            supported = found is Judged.BETTER or (d.p < 0.05 and np.median(array) > least)
+            outcome = "opposite at this scale" if found is Judged.WORSE else "inconclusive"
+            return self.verdict("supported at this scale" if supported else outcome, **shown)
         found = paired(array)
         low, high = found.interval.low, found.interval.high
         outcome = _outcome(low, high, least)

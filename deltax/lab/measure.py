@@ -22,7 +22,7 @@ from deltax.parts.context import Context, DecodingState, takes_context
 from deltax.parts.scratch import scratch
 from deltax.recipe import Part
 from deltax.train.job import loop_of, task_of
-from deltax.train.loop import build
+from deltax.train.loop import build, making
 from deltax.train.machine import Machine
 
 
@@ -71,8 +71,9 @@ class Stepper:
         named = recipe if kernel == "reference" else kernels.fastest(recipe, machine.device)
         self.machine, self.run, self.task, self.loop = machine, named(), task_of(recipe), loop_of(recipe)
         self.size = size or self.loop.batch
-        self.model = build(self.run, self.task, 0).to(machine.device)
-        self.optimizer = self.run.optimizer(self.model)
+        self.model = build(self.run, self.task, 0, recipe.title).to(machine.device)
+        with making(recipe.title, self.run.optimizer, "optimizer"):
+            self.optimizer = self.run.optimizer(self.model)
         self.step = 0
 
     def __call__(self) -> None:
@@ -104,7 +105,7 @@ class Stepper:
 def cost(recipe: Part, machine: Machine | None = None) -> Cost:
     """What a recipe costs. Raises UserError for one that cannot be built."""
     machine = machine or Machine.here()
-    model = build(recipe(), task_of(recipe), 0)
+    model = build(recipe(), task_of(recipe), 0, recipe.title)
     return Cost(
         parameters=parameters(model),
         flops_per_step=flops_per_step(recipe),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deltax import contract
 from deltax.errors import UserError
 from deltax.lab.numerals import millions
 
@@ -88,6 +89,7 @@ def of_run(result: "Result", unit: str) -> str:
     job = result.job
     environment = Environment(loader=PackageLoader("deltax.lab"), autoescape=True, undefined=StrictUndefined)
     facts = [("held out", f"{_number(result.score, '.4f', 'diverged')} {unit}" if not result.diverged else "diverged")]
+    facts += [("reads ahead", sentence) for sentence in contract.looks_ahead(job.recipe)]
     facts += [(name, _number(value, ".4g")) for name, value in result.metrics.items()]
     facts += [("run", f"{job.id}, seed {job.seed}, {len(result.losses)} steps, rate ×{job.rate:g}")]
     facts += [("spent", f"{result.tokens:,} tokens in {result.seconds:.0f} s")]
@@ -123,6 +125,7 @@ def verdicts(record: Record) -> list[str]:
             text += f"; {row['diverged']} of {record['pairs']} runs diverged"
         if row["against"]["flips"]:
             text += "; depends on the rate"
+        text += "".join(f"; reads ahead: {sentence}" for sentence in row.get("looks_ahead", ()))
         said.append(text)
     x = record["rows"][0]
     return said + ([f"{x['name']}: {x['diverged']} of {record['pairs']} runs diverged"] if x["diverged"] else [])

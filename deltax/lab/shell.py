@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from deltax import catalog
+from deltax import catalog, contract
 from deltax.errors import UserError
 from deltax.lab.lease import Worker
 from deltax.lab.printing import print_json
@@ -58,12 +58,14 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     if arguments.json:
         facts = {"id": job.id, "recipe": recipe.title, "score": result.score, "unit": unit, "metrics": result.metrics}
         facts |= {"tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged}
-        print_json({**facts, "kernels": kernels})
+        print_json({**facts, "kernels": kernels, "looks_ahead": contract.looks_ahead(recipe)})
     elif result.diverged:
         print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --rate")
     else:
         spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
         print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
+        for sentence in contract.looks_ahead(recipe):
+            print(f"note: this score is of a model that reads ahead: {sentence}")
         for line in kernels or ():
             print(f"kernel on {line}")
         speaks = hasattr(task, "encode") and hasattr(task, "decode")

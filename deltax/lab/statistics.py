@@ -79,7 +79,8 @@ class Difference:
     """What n pairs say about Y - X; made by `paired`.
 
     `sd` is the pair-to-pair sd that the interval used (shrunk towards `prior` where there is one), on `df` degrees
-    of freedom. `p` is two-sided: of the t test, or of the sign test when a run diverged (then `interval` is unbounded).
+    of freedom. `p` is two-sided: of the t test, or of the sign test when a run diverged (then `interval` is unbounded);
+    `divergence_p` is that of the counts of diverged runs alone.
     """
 
     values: tuple[float, ...]
@@ -106,6 +107,29 @@ class Difference:
         return sum(not math.isfinite(v) for v in self.values)
 
     @property
+    def diverged_y(self) -> int:
+        """Pairs in which Y diverged."""
+        return sum(math.isnan(v) or v == -self.better * math.inf for v in self.values)
+
+    @property
+    def diverged_x(self) -> int:
+        """Pairs in which X diverged."""
+        return sum(math.isnan(v) or v == self.better * math.inf for v in self.values)
+
+    @property
+    def divergence_p(self) -> float:
+        """Fisher's exact test of how many of n runs of Y and of n runs of X diverged; 1 where none did.
+
+        The sign test of 5 pairs cannot reach 0.05 (2 / 2^5); all of 5 runs against none of 5 is 0.008.
+        """
+        return fisher(self.diverged_y, self.diverged_x, self.n)
+
+    @property
+    def verdict_p(self) -> float:
+        """What a verdict goes by: `p`, or where a run diverged the smaller of `p` and `divergence_p`, doubled."""
+        return min(1.0, 2 * min(self.p, self.divergence_p)) if self.diverged else self.p
+
+    @property
     def wins(self) -> int:
         return sum(v * self.better > 0 for v in self.values)
 
@@ -116,7 +140,7 @@ class Difference:
     @property
     def method(self) -> str:
         if self.diverged:
-            return "sign test"
+            return "sign test" if self.p < self.divergence_p else "Fisher's exact test of diverged runs"
         return "paired t" if self.prior is None else "moderated t"
 
     @property
@@ -304,11 +328,12 @@ def equivalence_margin(difference: Difference, slope: float = 0.0) -> float:
 def verdict(difference: Difference, margin: float, adjusted_p: float | None = None) -> Verdict:
     """The verdict on one Y (A.1 "Verdicts"); `adjusted_p` (Holm's) stands in for the interval's exclusion of 0.
 
-    Up to 3 pairs there is none. An arm that diverged is never better, and no interval is claimed for it.
+    Up to 3 pairs there is none. An arm that diverged is never better, and no interval is claimed for it; one that
+    diverged more often than chance allows is worse, whatever its other runs came to.
     """
     if not margin >= 0:
         raise UserError(f"an equivalence margin is at least 0, not {margin}")
-    outcome = _outcome(difference, margin, difference.p if adjusted_p is None else adjusted_p)
+    outcome = _outcome(difference, margin, difference.verdict_p if adjusted_p is None else adjusted_p)
     return Verdict(outcome, difference.detectable, margin)
 
 
@@ -316,7 +341,7 @@ def verdicts(candidates: Sequence[Difference], margins: Sequence[float]) -> list
     """Verdicts on k candidates against one X, each by its Holm-adjusted p; their raw intervals stay as they are."""
     if len(candidates) != len(margins):
         raise UserError(f"{len(candidates)} candidates need as many margins, not {len(margins)}")
-    adjusted = holm([d.p for d in candidates])
+    adjusted = holm([d.verdict_p for d in candidates])
     return [verdict(d, m, p) for d, m, p in zip(candidates, margins, adjusted, strict=True)]
 
 
@@ -350,6 +375,10 @@ def _outcome(d: Difference, margin: float, p: float) -> Outcome:
     if d.n <= SMOKE_PAIRS:
         return Outcome.NO_VERDICT
     if p <= 1 - d.interval.level:
+        if d.diverged and d.divergence_p <= d.p:
+            if d.diverged_y > d.diverged_x:
+                return Outcome.WORSE
+            return Outcome.INCONCLUSIVE if d.diverged_y else Outcome.BETTER
         if d.diverged:
             clean_win = d.wins > d.losses and d.mean == d.better * math.inf
             clean_loss = d.losses > d.wins and d.mean == -d.better * math.inf
@@ -373,6 +402,13 @@ def _noncentrality(df: float, power: float, level: float) -> float:
 @lru_cache(maxsize=16)
 def _signs(n: int) -> np.ndarray:
     return np.array(list(product((1.0, -1.0), repeat=n)))
+
+
+def fisher(a: int, b: int, n: int) -> float:
+    """Fisher's exact two-sided p of a events among n against b among another n."""
+    chances = [math.comb(n, k) * math.comb(n, a + b - k) for k in range(max(0, a + b - n), min(n, a + b) + 1)]
+    seen = math.comb(n, a) * math.comb(n, b)
+    return sum(chance for chance in chances if chance <= seen) / sum(chances)
 
 
 def _sign_test(values: Sequence[float]) -> float:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.contract import PIXELS_TO_PIXELS, needs
+from deltax.parts.precision import in_float32
 from deltax.recipe import Part, part
 from deltax.shapes import PerExample
 
@@ -62,6 +64,7 @@ class Gaussian(nn.Module):
         return Passed(drawn, self.weight * divergence(mean, log_variance).flatten(1).mean(1))
 
 
+@in_float32
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, elementwise."""
     return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
@@ -72,6 +75,8 @@ class Autoencoder(nn.Module):
 
     The bottleneck says how many channels enter it and how many leave it.
     """
+
+    interface = PIXELS_TO_PIXELS
 
     def __init__(self, channels: int, *, encoder: Part, bottleneck: Part = part(Open), decoder: Part):
         super().__init__()
@@ -100,6 +105,7 @@ def absolute(said: Pixels, true: Pixels) -> PerExample:
     return (said - true).abs().flatten(1).mean(1)
 
 
+@needs("{of}", model=PIXELS_TO_PIXELS)
 def rebuild(
     model: nn.Module, batch: Any, *, error: Callable[[Pixels, Pixels], PerExample] = part(squared), of: str = "images"
 ) -> PerExample:

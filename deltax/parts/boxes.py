@@ -2,6 +2,9 @@
 
 A box is (cx, cy, w, h), its centre and size, or, where a function says corners, (x0, y0, x1, y1) with x0 <= x1 and
 y0 <= y1. Any unit will do as long as it is one; models here use the image's width and height as 1.
+
+Boxes are computed in float32 at least: in float16 the area of 256 x 256 pixels is infinite, in bfloat16 a corner beyond
+256 is no whole pixel. What is given in 16 bits comes back in 32.
 """
 
 import math
@@ -11,6 +14,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from deltax.parts.precision import at_least_float32
 
 NOTHING, IGNORED = -1, -2  # what `assign` gives a box that is background, and one that is neither
 LARGEST = math.log(1000 / 16)  # how far an offset may scale a side, as in the code released with Fast R-CNN
@@ -29,18 +34,21 @@ class Detections(NamedTuple):
 
 def corners(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
     """(cx, cy, w, h) as (x0, y0, x1, y1)."""
+    boxes = at_least_float32(boxes)
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
 def centred(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
     """(x0, y0, x1, y1) as (cx, cy, w, h)."""
+    boxes = at_least_float32(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def area(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     """Of boxes given by their corners."""
+    boxes = at_least_float32(boxes)
     return _area(boxes[..., 2:] - boxes[..., :2])
 
 
@@ -64,6 +72,7 @@ def giou(a: Float[Tensor, "*#B 4"], b: Float[Tensor, "*#B 4"]) -> Float[Tensor, 
 
 def clip(boxes: Float[Tensor, "*B 4"], rows: float, columns: float) -> Float[Tensor, "*B 4"]:
     """Corners moved into the image, [0, columns] by [0, rows]."""
+    boxes = at_least_float32(boxes)
     return boxes.clamp(min=0).minimum(boxes.new_tensor([columns, rows, columns, rows]))
 
 
@@ -78,7 +87,7 @@ def encode(boxes: Float[Tensor, "*#B 4"], anchors: Float[Tensor, "*#B 4"]) -> Fl
 
 def decode(offsets: Float[Tensor, "*#B 4"], anchors: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
     """The corners that the offsets make of the anchors (Eq. 1-4 there): the inverse of `encode`, up to `LARGEST`."""
-    theirs = centred(anchors)
+    offsets, theirs = at_least_float32(offsets), centred(anchors)
     centre = theirs[..., :2] + offsets[..., :2] * theirs[..., 2:]
     return corners(torch.cat([centre, theirs[..., 2:] * offsets[..., 2:].clamp(max=LARGEST).exp()], -1))
 
@@ -130,6 +139,16 @@ def rescue(
     return torch.where(chosen, overlaps.argmax(-1), found)
 
 
+def of_found(values: Tensor, found: Int[Tensor, "*#B N"], otherwise: float) -> Tensor:
+    """values (B, M, ...) of the object that each box answers for, and `otherwise` where it is none: (*B, N, ...).
+
+    There may be no object at all, M = 0.
+    """
+    none = values.new_full((len(values), 1, *values.shape[2:]), otherwise)
+    index = found.where(found >= 0, values.shape[1])
+    return torch.cat([values, none], 1)[torch.arange(len(values), device=values.device)[:, None], index]
+
+
 def sample(
     positive: Bool[Tensor, "B N"], negative: Bool[Tensor, "B N"], count: int, share: float
 ) -> Bool[Tensor, "B N"]:
@@ -159,14 +178,14 @@ def nms(
     group = torch.zeros_like(order) if groups is None else groups[order]
     group, by_group = group.sort(stable=True)
     order = order[by_group]
-    waiting = boxes[order].mT.contiguous()
+    waiting = at_least_float32(boxes)[order].mT.contiguous()
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     count = group.unique_consecutive(return_counts=True)[1]
     most = int(count.max()) if len(count) else 0
     if len(count) * most**2 <= len(order) * _BLOCK:  # groups side by side compare no more pairs than blocks do
         row = torch.arange(len(count), device=order.device).repeat_interleave(count)
         column = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[row]
-        beside = boxes.new_zeros(4, len(count), most)
+        beside = waiting.new_zeros(4, len(count), most)
         beside[:, row, column] = waiting
         name = order.new_zeros(len(count), most)
         kept[order] = _greedy(_covers(beside, name, beside, name, threshold).triu_(1))[row, column]
@@ -221,7 +240,7 @@ def _greedy(covers: Bool[Tensor, "*B N N"]) -> Bool[Tensor, "*B N"]:
     product counts the kept boxes that cover a box.
     """
     kept, weight = covers.new_ones(covers.shape[:-1]), covers.float()
-    while True:
+    while True:  # a sum of zeros and ones is 0 in any precision only where all are
         after = (kept[..., None, :].float() @ weight).squeeze(-2) == 0
         if torch.equal(after, kept):
             return kept
@@ -245,6 +264,7 @@ def _covers(
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The areas of intersection, union and hull."""
+    a, b = at_least_float32(a), at_least_float32(b)
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     inside = _area((high - low).clamp(min=0))
     union = area(a) + area(b) - inside

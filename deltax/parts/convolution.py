@@ -65,6 +65,7 @@ class Stem(ConvNorm):
 
     def __init__(self, channels: int, out: int, *, map_norm: Part = part(nn.BatchNorm2d)):
         super().__init__(channels, out, size=7, stride=2, map_norm=map_norm)
+        self.stride = 4
 
     def forward(self, images: Images) -> Maps:
         return nn.functional.max_pool2d(torch.relu(super().forward(images)), 3, stride=2, padding=1)
@@ -75,6 +76,7 @@ class SmallStem(ConvNorm):
 
     def __init__(self, channels: int, out: int, *, stride: int = 1, map_norm: Part = part(nn.BatchNorm2d)):
         super().__init__(channels, out, stride=stride, map_norm=map_norm)
+        self.stride = stride
 
     def forward(self, images: Images) -> Maps:
         return torch.relu(super().forward(images))
@@ -83,7 +85,8 @@ class SmallStem(ConvNorm):
 class ConvNet(nn.Module):
     """A plain convolutional network: stages of two normed 3 x 3 convolutions, each with a relu.
 
-    Images (B, C, Y, X) -> maps (B, .width, Y', X'). Each stage after the first halves the image.
+    Images (B, C, Y, X) -> maps (B, .width, Y', X'). Each stage after the first halves the image: `strides` gives the
+    pixels that a cell of each stage's maps stands for.
     """
 
     def __init__(self, channels: int, *, widths: tuple[int, ...] = (16, 32, 64), map_norm: Part = part(nn.BatchNorm2d)):
@@ -96,6 +99,7 @@ class ConvNet(nn.Module):
             self.stages.append(nn.Sequential(first, nn.ReLU(), second, nn.ReLU()))
             before = width
         self.width, self.widths = before, widths
+        self.strides = tuple(2**i for i in range(len(widths)))
 
     def each(self, images: Images) -> Iterator[Maps]:
         """The maps after every stage."""

@@ -7,8 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deltax.errors import UserError
 from deltax.parts.context import Context, placed
 from deltax.parts.linear import Glorot
+from deltax.parts.precision import at_least_float32, in_float32
 from deltax.recipe import Part, part
 from deltax.shapes import Stream
 
@@ -19,8 +21,9 @@ class DeformableAttention(nn.Module):
     """Each cell of several maps reads `points` points of each map in each head, at offsets from where it stands, and
     weighs them (Eq. 3 there). Stream (B, T, D), with `ctx.grids` -> (B, T, D).
 
-    There are no keys: offsets and weights are linear in the query. At the start the heads look in as many directions,
-    the points at one cell's distance, two, and so on. Raises ValueError for a width that is no multiple of the heads.
+    There are no keys: offsets and weights are linear in the query. Points are placed in float32 at least. At the start
+    the heads look in as many directions, the points at one cell's distance, two, and so on. Raises UserError for a
+    width that is no multiple of the heads.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class DeformableAttention(nn.Module):
     ):  # fmt: skip
         super().__init__()
         if dim % heads:
-            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+            raise UserError(f"width {dim} is not a multiple of {heads} heads; set heads to a divisor of it")
         self.shape = heads, levels, points
         self.offsets, self.weights = (
             nn.Linear(dim, heads * levels * points * 2),
@@ -52,12 +55,13 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         heads, levels, points = self.shape
         asked = placed(x, ctx.place)
-        offsets = self.offsets(asked).unflatten(-1, (heads, levels, points, 2))
+        # A place is a share of a map: 8 bits of it miss the cell from 256 cells on
+        offsets = at_least_float32(self.offsets(asked)).unflatten(-1, (heads, levels, points, 2))
         weights = self.weights(asked).unflatten(-1, (heads, levels * points)).softmax(-1)
-        size = x.new_tensor([[columns, rows] for rows, columns in ctx.grids])
-        at = centres(ctx.grids, x)[:, None, None, None] + offsets / size[:, None]
+        size = offsets.new_tensor([[columns, rows] for rows, columns in ctx.grids])
+        at = centres(ctx.grids, offsets)[:, None, None, None] + offsets / size[:, None]
         values = self.value(x).unflatten(-1, (heads, -1))
-        return self.out(read(values, ctx.grids, at, weights.unflatten(-1, (levels, points))))
+        return self.out(read(values, ctx.grids, at, weights.unflatten(-1, (levels, points))).to(values.dtype))
 
 
 def centres(grids: Grids, like: Tensor) -> Float[Tensor, "S 2"]:
@@ -67,6 +71,7 @@ def centres(grids: Grids, like: Tensor) -> Float[Tensor, "S 2"]:
     return torch.cat([torch.stack([x, y], -1).flatten(0, 1) for y, x in each])
 
 
+@in_float32
 def read(
     values: Float[Tensor, "B S H K"],
     grids: Grids,
@@ -79,7 +84,8 @@ def read(
     cell, share = corners_of(grids, at, weights)
     first = torch.arange(batch, device=at.device)[:, None, None, None] * (cells * heads)
     row = cell * heads + first + torch.arange(heads, device=at.device)[:, None]
-    out = weighted_rows(values.reshape(-1, width), row.flatten(0, 2), share.flatten(0, 2))
+    share = share.flatten(0, 2).to(values.dtype)
+    out = weighted_rows(values.reshape(-1, width), row.flatten(0, 2), share)
     return out.view(batch, at.shape[1], heads * width)
 
 

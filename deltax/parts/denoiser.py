@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.contract import NOISE_TO_IMAGES
 from deltax.parts.context import Context
+from deltax.parts.counts import above
 from deltax.parts.linear import Linear, Out, soften
 from deltax.parts.roles import tag
 from deltax.recipe import Part, part
@@ -67,6 +69,7 @@ class PixelBlock(nn.Module):
 
     def __init__(self, dim: int, *, norm: Part, widen: float = 2):
         super().__init__()
+        above(0, widen=widen)
         hidden = int(widen * dim)
         self.norm = norm(dim)
         self.up, self.condition = Linear(dim, hidden, std=dim**-0.5), Linear(dim, hidden, std=dim**-0.5)
@@ -79,6 +82,8 @@ class PixelBlock(nn.Module):
 
 class Pixels(nn.Module):
     """A residual MLP on all pixels at once, for images of a few dozen. Starts at zero. (B, C, Y, X) -> (B, C, Y, X)."""
+
+    can_be_zero = ("depth",)
 
     def __init__(self, channels: int, size: int, dim: int, *, depth: int = 3, block: Part, norm: Part):
         super().__init__()
@@ -104,6 +109,8 @@ class Denoiser(nn.Module):
     Images (B, C, Y, X), times (B,) in [0, 1], labels (B,) or None -> images.
     channels, size and classes come from the task.
     """
+
+    interface = NOISE_TO_IMAGES
 
     def __init__(
         self,

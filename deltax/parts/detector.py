@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from deltax.contract import IMAGES_TO_REGIONS, needs
+from deltax.errors import UserError
 from deltax.parts.boxes import (
     Detections,
     anchor_grid,
@@ -23,6 +25,7 @@ from deltax.parts.boxes import (
     nms,
     sample,
 )  # fmt: skip
+from deltax.parts.precision import at_least_float32
 from deltax.parts.regions import Regions, stride_of
 from deltax.recipe import Part
 from deltax.shapes import Images, Maps, PerExample
@@ -54,19 +57,19 @@ class Said(NamedTuple):
 class Anchors(nn.Module):
     """Boxes centred on every cell of each map: `sides` (root of the area, pixels) by level, and height over width.
 
-    Grids of (rows, columns, stride) -> one (S, 4) of corners for each. Raises ValueError for another number of levels.
+    Grids of (rows, columns, stride) -> one (S, 4) of corners for each. Raises UserError for another number of levels.
     """
 
     def __init__(self, *, sides: tuple[tuple[float, ...], ...] = ((9.0, 13.0),), ratios: tuple[float, ...] = (1.4,)):
         super().__init__()
         if len({len(level) for level in sides}) != 1:
-            raise ValueError(f"heads are shared, so each level has as many sides as the others, unlike {sides}")
+            raise UserError(f"heads are shared, so each level has as many sides as the others, unlike {sides}")
         self.sides, self.ratios = sides, ratios
         self.count = len(sides[0]) * len(ratios)  # at each cell
 
     def forward(self, grids: list[tuple[int, int, int]], device: torch.device | None = None) -> list[Tensor]:
         if len(grids) != len(self.sides):
-            raise ValueError(f"there are {len(grids)} maps and anchors for {len(self.sides)}: give sides for each map")
+            raise UserError(f"there are {len(grids)} maps and anchors for {len(self.sides)}: give sides for each map")
         return [
             anchor_grid(*grid, sides=sides, ratios=self.ratios, device=device)
             for grid, sides in zip(grids, self.sides, strict=True)
@@ -80,7 +83,7 @@ class Windows(nn.Module):
         super().__init__()
         self.stride, self.anchors = stride, anchors()
 
-    def forward(self, maps: list[Maps], images: Images) -> Proposals:
+    def forward(self, maps: list[Maps], images: Images, strides: tuple[int, ...] = ()) -> Proposals:
         rows, columns = images.shape[-2:]
         [boxes] = self.anchors([(-(-rows // self.stride), -(-columns // self.stride), self.stride)], images.device)
         boxes = clip(boxes, rows, columns).expand(len(images), -1, -1)
@@ -97,6 +100,8 @@ class RegionDetector(nn.Module):
     IoU 0.5 on; objects' own boxes are proposals too.
     """
 
+    interface = IMAGES_TO_REGIONS
+
     def __init__(
         self, channels: int, classes: int, *, maps: Part, proposals: Part, regions: Part, region_head: Part,
         count: int = 32,
@@ -111,12 +116,13 @@ class RegionDetector(nn.Module):
     def forward(self, images: Images, boxes: Tensor | None = None, real: Tensor | None = None) -> Said:
         """Told the truth, (B, M, 4) corners in pixels and which are real, it speaks of a sample of the proposals."""
         maps = self.maps(images)
-        proposals = self.proposals(maps, images)
+        proposals = self.proposals(maps, images, self.maps.strides)
         if boxes is None or real is None:
             regions, found = Regions(proposals.boxes[proposals.real], proposals.real.nonzero()[:, 0]), None
         else:
             regions, found = self._sample(proposals, boxes, real)
-        return Said(proposals, regions, *self.region_head(self.regions(maps, images, regions)), found)
+        features = self.regions(maps, images, regions, self.maps.strides)
+        return Said(proposals, regions, *self.region_head(features), found)
 
     @torch.no_grad()
     def _sample(self, proposals: Proposals, boxes: Tensor, real: Tensor) -> tuple[Regions, Tensor]:
@@ -129,9 +135,10 @@ class RegionDetector(nn.Module):
     def detect(self, images: Images, *, least: float = 0.05, overlap: float = 0.3, most: int = 20) -> Detections:
         """Each class's boxes of a probability of at least `least`, after suppression. Images -> (B, most) each."""
         said = self(images)
-        probability = said.logits.softmax(-1)[:, :-1]
+        probability = at_least_float32(said.logits).softmax(-1)[:, :-1]
         row, label = (probability > least).nonzero(as_tuple=True)
-        offsets = said.offsets[row, label] * said.offsets.new_tensor(SPREAD)
+        offsets = at_least_float32(said.offsets[row, label])
+        offsets = offsets * offsets.new_tensor(SPREAD)
         return detections(
             probability[row, label], label, decode(offsets, said.regions.boxes[row]), said.regions.image[row],
             images, overlap=overlap, most=most,
@@ -152,30 +159,35 @@ def detections(
 def truth(batch: Any, images: Images) -> tuple[Float[Tensor, "B M 4"], Bool[Tensor, "B M"]]:
     """The boxes of a batch as corners in pixels, and which of them are real."""
     rows, columns = images.shape[-2:]
-    return corners(batch.boxes) * batch.boxes.new_tensor([columns, rows, columns, rows]), batch.labels >= 0
+    boxes = corners(batch.boxes)
+    return boxes * boxes.new_tensor([columns, rows, columns, rows]), batch.labels >= 0
 
 
+@needs("images", "boxes", "labels", model=IMAGES_TO_REGIONS)
 def region_loss(model: nn.Module, batch: Any) -> PerExample:
     """Cross-entropy of each region's class, smooth L1 of an object's offsets, both a mean over the regions of an image,
     and whatever the source of the proposals is to learn."""
     boxes, real = truth(batch, batch.images)
     said = model(batch.images, boxes, real)
     image, found = said.regions.image, said.found
-    mine = found >= 0
-    label = torch.where(mine, batch.labels[image, found.clamp(min=0)], said.logits.shape[-1] - 1)
-    each = nn.functional.cross_entropy(said.logits.float(), label, reduction="none")
+    logits, mine = at_least_float32(said.logits), found >= 0
+    label = torch.full_like(found, logits.shape[-1] - 1)
+    label[mine] = batch.labels[image[mine], found[mine]]
+    each = nn.functional.cross_entropy(logits, label, reduction="none")
     goal = encode(boxes[image[mine], found[mine]], said.regions.boxes[mine]) / boxes.new_tensor(SPREAD)
-    error = nn.functional.smooth_l1_loss(said.offsets[mine, label[mine]].float(), goal, reduction="none").sum(-1)
-    each = each.index_add(0, mine.nonzero()[:, 0], error)
+    offsets = at_least_float32(said.offsets[mine, label[mine]])
+    error = nn.functional.smooth_l1_loss(offsets, goal.to(offsets.dtype), reduction="none").sum(-1)
+    each = each.index_add(0, mine.nonzero()[:, 0], error.to(each.dtype))
     count = torch.bincount(image, minlength=len(boxes)).clamp(min=1)
     return each.new_zeros(len(boxes)).index_add(0, image, each) / count + model.proposals.loss(
         said.proposals, boxes, real
     )
 
 
-def grids(maps: list[Maps], images: Images) -> list[tuple[int, int, int]]:
-    """Rows, columns and stride of each map."""
-    return [(*m.shape[-2:], stride_of(images, m)) for m in maps]
+def grids(maps: list[Maps], images: Images, strides: tuple[int, ...] = ()) -> list[tuple[int, int, int]]:
+    """Rows, columns and stride of each map. Without the network's own strides, they are those that the sizes leave."""
+    strides = strides or tuple(stride_of(images, m) for m in maps)
+    return [(*m.shape[-2:], stride) for m, stride in zip(maps, strides, strict=True)]
 
 
 def by_cell(said: Float[Tensor, "B K Y X"], width: int) -> Float[Tensor, "B S V"]:

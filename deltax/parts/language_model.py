@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from deltax.contract import TOKENS_TO_LOGITS
 from deltax.parts.context import Context
 from deltax.parts.linear import faint
 from deltax.parts.roles import tag
@@ -53,6 +54,8 @@ class LanguageModel(nn.Module):
 
     Tokens (B, T) -> logits (B, T, V). `vocab` and `context` come from the task.
     """
+
+    interface = TOKENS_TO_LOGITS
 
     def __init__(
         self,

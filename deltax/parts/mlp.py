@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from deltax.parts.counts import above
 from deltax.parts.linear import Linear, Out
 from deltax.recipe import Part, part
 from deltax.shapes import Stream
@@ -36,6 +37,7 @@ class MLP(nn.Module):
         down: Part = part(Out),
     ):
         super().__init__()
+        above(0, widen=widen)
         hidden = int(widen * dim)
         self.up = up(dim, hidden)
         self.activation = activation

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deltax.contract import PAIRS_TO_LOGITS
 from deltax.parts.context import Context
 from deltax.parts.linear import Matrix
 from deltax.parts.patches import Grid, Pooled
+from deltax.parts.precision import of_length_one, similarity
 from deltax.parts.roles import tag
 from deltax.recipe import Part, part
 from deltax.shapes import Images, Stream, Tokens
@@ -82,6 +84,8 @@ class DualEncoder(nn.Module):
     `image` and `text` map to vectors of `width`, whose cosines `logits` scales.
     """
 
+    interface = PAIRS_TO_LOGITS
+
     def __init__(
         self,
         channels: int,
@@ -102,11 +106,11 @@ class DualEncoder(nn.Module):
 
     def see(self, images: Images) -> Vectors:
         """Images as vectors of length one."""
-        return nn.functional.normalize(self.image(images), dim=-1)
+        return of_length_one(self.image(images))
 
     def read(self, texts: Tokens) -> Vectors:
         """Texts as vectors of length one."""
-        return nn.functional.normalize(self.text(texts), dim=-1)
+        return of_length_one(self.text(texts))
 
     def forward(self, images: Images, texts: Tokens) -> Float[Tensor, "B B"]:
-        return self.logits(self.see(images) @ self.read(texts).mT)
+        return self.logits(similarity(self.see(images), self.read(texts)))

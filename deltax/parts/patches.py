@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deltax.contract import IMAGES_TO_LOGITS
 from deltax.errors import UserError
 from deltax.parts.context import Context
 from deltax.parts.linear import Linear
@@ -155,6 +156,8 @@ class Mean(nn.Module):
 
 class ImageClassifier(nn.Module):
     """trunk -> pool -> classifier. Images (B, C, Y, X) -> logits (B, V). channels, size, classes: the task's."""
+
+    interface = IMAGES_TO_LOGITS
 
     def __init__(
         self,

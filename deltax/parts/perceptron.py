@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deltax.contract import IMAGES_TO_LOGITS
 from deltax.parts.mlp import relu
 from deltax.parts.nothing import Nothing
 from deltax.parts.objectives import classify
@@ -44,6 +45,8 @@ class Perceptron(nn.Module):
 
     channels, size and classes are the task's.
     """
+
+    interface = IMAGES_TO_LOGITS
 
     def __init__(
         self,

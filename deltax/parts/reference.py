@@ -4,10 +4,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.recipe import Part
 from deltax.shapes import Logits, Tokens
 
 
+@needs(model=TOKENS_TO_LOGITS)
 class Referenced(nn.Module):
     """The inner model, and as `reference` the same model as it was when the run began, which never learns.
 
@@ -17,7 +19,7 @@ class Referenced(nn.Module):
 
     def __init__(self, vocab: int, context: int, *, inner: Part):
         super().__init__()
-        self.policy, self.reference = inner(vocab, context), inner(vocab, context)
+        self.policy, self.reference = (inner(vocab=vocab, context=context) for _ in range(2))
         self.reference.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_begin_from_plain)
         self.reset_parameters()

@@ -1,10 +1,12 @@
 """The root of every recipe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from deltax.contract import check
 from deltax.errors import UserError
 from deltax.recipe import Part, takes
 
@@ -34,7 +36,10 @@ class Loop:
 
 @dataclass(frozen=True)
 class Run:
-    """All that one training run needs, and nothing that is particular to one machine. Slots are in `deltax.slots`."""
+    """All that one training run needs, and nothing that is particular to one machine. Slots are in `deltax.slots`.
+
+    Raises UserError for parts that do not fit together, as their contracts tell (`deltax.contract`).
+    """
 
     model: Part
     task: Part
@@ -44,12 +49,15 @@ class Run:
     schedule: Part
     loop: Part
 
-    def build(self, facts: dict[str, Any]) -> nn.Module:
+    def __post_init__(self) -> None:
+        check(Part(Run, tuple(vars(self).items())), "these parts do not fit together")
+
+    def build(self, facts: Mapping[str, Any]) -> nn.Module:
         """A new model, handed those facts of the task that its constructor names."""
         return told(self.model, facts)
 
 
-def told(model: Part, facts: dict[str, Any]) -> nn.Module:
+def told(model: Part, facts: Mapping[str, Any]) -> nn.Module:
     """A new model, handed those facts that its constructor names, or all where it takes any (`**facts`)."""
     named = takes(model.make)
     any_fact = any(p.kind is p.VAR_KEYWORD for p in named.values())

@@ -72,6 +72,8 @@ class Stack(nn.Module):
     `width` is that of the stream that leaves.
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(
         self,
         dim: int,

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.errors import UserError, nearest
 from deltax.shapes import PerExample, Tokens
 from deltax.tasks.evaluation import Evaluation
+from deltax.tasks.facts import TextFacts
 from deltax.tasks.text import IGNORED, Batch
 
 SPLITS = ("train", "validation", "sealed")
@@ -20,6 +22,7 @@ WORDS = "0123456789+=;"
 PLUS, EQUALS, END = 10, 11, 12
 
 
+@needs(model=TOKENS_TO_LOGITS)
 class Arithmetic:
     """Sums of two numbers of `digits` digits. The interface is that of `deltax.tasks.text.Text`, and, for a learner
     that is told no more than whether it was right:
@@ -35,6 +38,7 @@ class Arithmetic:
 
     unit = "chance of a wrong answer"
     end = END
+    answer: int
 
     def __init__(self, *, digits: int = 2, held_out: int = 1000):
         if digits not in (1, 2, 3):
@@ -49,7 +53,7 @@ class Arithmetic:
             self._rows[split] = rows[np.linspace(0, len(rows) - 1, min(held_out, len(rows))).astype(int)]
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> TextFacts:
         return {"vocab": len(WORDS), "context": self.question + self.answer}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

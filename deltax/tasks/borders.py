@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Int64
 from torch import nn
 
+from deltax.contract import IMAGES_TO_LOGITS, needs
 from deltax.errors import UserError
 from deltax.tasks.digits import Batch
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import ImageFacts
 
 
+@needs(model=IMAGES_TO_LOGITS)
 class Borders:
     """Images of zeros, `size` pixels wide, with a mark of 1 or -1 on each side of the middle, in a row drawn at random.
 
@@ -31,7 +34,7 @@ class Borders:
         self.size, self.held_out = size, held_out
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> ImageFacts:
         return {"channels": 1, "size": self.size, "classes": 2}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

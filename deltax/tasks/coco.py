@@ -23,6 +23,7 @@ from PIL import Image
 
 from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.digits import SPLITS
+from deltax.tasks.facts import ImageFacts
 from deltax.tasks.pictures import FAULTS, read_picture, report
 from deltax.tasks.scenes import NOTHING, Batch, Scenes
 
@@ -126,7 +127,7 @@ class CocoScenes(Scenes):
             self.most = max(1, *(len(labels) for labels in self._photos.labels))
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> ImageFacts:
         channels = 1 if self._photos is None else self._photos.pixels.shape[-1]
         return {**super().facts, "channels": channels}
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deltax.contract import IMAGES_TO_LOGITS, needs
 from deltax.errors import UserError
 from deltax.tasks.digits import Batch
 from deltax.tasks.evaluation import Evaluation, held_out
@@ -30,6 +31,7 @@ def errors(task: Pictures, model: nn.Module, split: str) -> tuple[np.ndarray, np
     return said.numpy(), torch.cat([b.labels for b in batches]).numpy()
 
 
+@needs(model=IMAGES_TO_LOGITS)
 class FewLabels(Pictures):
     """`Pictures`, but only `labels` of the training pictures, as evenly over the classes as they go, have theirs.
 

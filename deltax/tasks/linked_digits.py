@@ -19,11 +19,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.errors import UserError, nearest
 from deltax.parts.generate import generate
 from deltax.shapes import Tokens
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation
+from deltax.tasks.facts import TextFacts
 from deltax.tasks.few_labels import wrong
 from deltax.tasks.pairs import WORDS
 from deltax.tasks.sounds import spectrograms
@@ -57,6 +59,7 @@ def padded(sequences: list[Rows], *, last: list[int] | None = None) -> Batch:
     return Batch(torch.cat(inputs), torch.cat(targets))
 
 
+@needs(model=TOKENS_TO_LOGITS)
 class LinkedDigits:
     """How does the name of this picture sound? The interface is that of `deltax.tasks.text.Text`.
 
@@ -74,7 +77,7 @@ class LinkedDigits:
         self._images, self._labels, self._rows = _quantised(), digits._labels, digits._rows
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> TextFacts:
         return {"vocab": VOCAB, "context": sum(LENGTHS) + 5}
 
     def pairs(self, step: int, *, size: int, seed: int) -> list[tuple[Block, Block]]:

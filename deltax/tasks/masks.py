@@ -62,6 +62,10 @@ class MaskScenes(CocoScenes):
         if self._photos is not None:
             self._read_masks(faults)
 
+    def batch(self, step: int, *, size: int, seed: int) -> MaskBatch:
+        """As `CocoScenes`, with masks."""
+        return super().batch(step, size=size, seed=seed)
+
     def evaluate(self, model: nn.Module, objective: Callable[..., Any], split: str = "validation") -> Evaluation:
         """The loss a scene; in `metrics` AP and AP50 of masks, of a model that can `segment`, and PQ, of one that can
         say whose every pixel is (`panoptic`); all from 0 to 1."""

@@ -14,10 +14,12 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
+from deltax.parts.precision import of_length_one, similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.captions import load
 from deltax.tasks.digits import SPLITS
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import PairFacts
 from deltax.tasks.few_labels import wrong
 from deltax.tasks.pictures import Pictures
 
@@ -73,8 +75,8 @@ def zero_shot(model: Any, images: Images, prompts: Prompts) -> Int64[Tensor, "B"
     """
     device = next(model.parameters()).device
     read = [model.read(each.to(device)) for each in prompts.flatten(0, 1).split(256)]
-    classes = nn.functional.normalize(torch.cat(read).unflatten(0, prompts.shape[:2]).mean(1), dim=-1)
-    return torch.cat([(model.see(some.to(device)) @ classes.mT).argmax(-1).cpu() for some in images.split(256)])
+    classes = of_length_one(torch.cat(read).unflatten(0, prompts.shape[:2]).mean(1))
+    return torch.cat([similarity(model.see(some.to(device)), classes).argmax(-1).cpu() for some in images.split(256)])
 
 
 class Pairs:
@@ -114,7 +116,7 @@ class Pairs:
     skipped: tuple[str, ...]
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> PairFacts:
         _, size, _, channels = self._pixels.shape
         return {"channels": channels, "size": size, "vocab": END + 1, "context": self.context}
 
@@ -207,7 +209,7 @@ class ColouredPairs(Pairs):
         self.names = tuple(f"{colour} {word}" for word in WORDS for colour in COLOURS)
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> PairFacts:
         return {**super().facts, "channels": 3}
 
     @property

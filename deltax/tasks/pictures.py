@@ -21,6 +21,7 @@ from torch import nn
 from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.digits import SPLITS, Batch, Digits
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import ImageFacts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HELD_OUT = ("validation", "val", "test")
@@ -163,7 +164,7 @@ class Pictures(Digits):
             self.classes, self.skipped = album.classes, album.skipped
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> ImageFacts:
         _, size, _, channels = self._pixels.shape
         return {"channels": channels, "size": size, "classes": len(self.classes)}
 

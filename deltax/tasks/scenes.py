@@ -23,6 +23,7 @@ from deltax.parts.boxes import Detections, corners
 from deltax.shapes import Images, PerExample
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import ImageFacts
 
 NOTHING = -1  # the label of a row that only fills up
 
@@ -87,7 +88,7 @@ class Scenes:
         self.size, self.most, self.classes, self.held_out, self.sides = size, most, classes, held_out, tuple(sides)
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> ImageFacts:
         return {"channels": 1, "size": self.size, "classes": self.classes}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

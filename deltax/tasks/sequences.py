@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltax.errors import UserError, nearest
 from deltax.shapes import PerExample
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import TextFacts
 from deltax.tasks.text import IGNORED
 
 PADDING, START, END, ZERO = 0, 1, 2, 3  # the digit d is the token ZERO + d
@@ -57,7 +58,7 @@ class Reversal:
         self.digits, self.held_out = digits, held_out
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> TextFacts:
         return {"vocab": ZERO + 10, "context": self.digits + 1}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -15,9 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
+from deltax.parts.precision import similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.digits import SPLITS, Digits
 from deltax.tasks.evaluation import Evaluation
+from deltax.tasks.facts import BoundFacts
 from deltax.tasks.few_labels import wrong
 from deltax.tasks.pairs import END, WORDS, tokenise
 from deltax.tasks.sounds import BANDS, HOP, RATE, WIDTH, spectrograms
@@ -75,7 +77,7 @@ class SpokenNumbers:
         self._of = {name: [of[self._labels[of] == digit] for digit in range(10)] for name, of in rows.items()}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> BoundFacts:
         return {
             "channels": 1,
             "size": (8, 16),
@@ -161,7 +163,7 @@ class SpokenNumbers:
 
 def found_among(asking: Float[Tensor, "G N K"], answers: Float[Tensor, "G N K"]) -> Evaluation:
     """Whether each vector's nearest answer in its group is its own, as an error in percent."""
-    nearest_ = (asking @ answers.mT).argmax(-1).flatten().cpu().numpy()
+    nearest_ = similarity(asking, answers).argmax(-1).flatten().cpu().numpy()
     return wrong(nearest_, np.tile(np.arange(answers.shape[1]), len(answers)))
 
 

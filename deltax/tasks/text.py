@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltax.errors import UserError, nearest
 from deltax.tasks.corpus import SPLITS, Corpus
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import TextFacts
 from deltax.tasks.sources import load
 
 SEPARATOR = 0
@@ -85,7 +86,7 @@ class Text:
             )
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> TextFacts:
         return {"vocab": 256, "context": self.context}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.contract import TRACKS_TO_SCENE, needs
 from deltax.errors import UserError, nearest
 from deltax.shapes import PerExample
 from deltax.tasks.evaluation import Evaluation
+from deltax.tasks.facts import TrackFacts
 
 SPLITS = ("train", "validation", "sealed")
 
@@ -43,6 +45,7 @@ class Films(NamedTuple):
         return torch.ones(len(self.tracks), device=self.tracks.device)
 
 
+@needs(model=TRACKS_TO_SCENE)
 class Tracks:
     """Where were the points, and the camera? The interface is that of `deltax.tasks.text.Text`.
 
@@ -51,6 +54,7 @@ class Tracks:
     shape has to deform.
     """
 
+    can_be_zero = ("modes",)
     unit = "% of depth"
 
     def __init__(self, *, frames: int = 16, points: int = 24, modes: int = 2, held_out: int = 64):
@@ -60,7 +64,7 @@ class Tracks:
         self.frames, self.points, self.modes, self.count = frames, points, modes, held_out
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> TrackFacts:
         return {"frames": self.frames}
 
     def batch(self, step: int, *, size: int, seed: int) -> Films:

@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deltax.contract import PIXELS_TO_PIXELS, needs
 from deltax.errors import UserError
 from deltax.shapes import PerExample
 from deltax.tasks.digits import Digits
 from deltax.tasks.evaluation import Evaluation, held_out
+from deltax.tasks.facts import VideoFacts
 
 DIGIT = 8  # the side of a digit, pixels
 FASTEST = 2.0  # pixels a frame along an axis
@@ -43,6 +45,7 @@ class Batch(NamedTuple):
         return torch.ones(len(self.labels), device=self.labels.device)
 
 
+@needs(model=PIXELS_TO_PIXELS)
 class MovingDigits:
     """Videos of `frames` x `size` x `size` in which one digit moves. The interface is that of
     `deltax.tasks.text.Text`; the tokens of a batch are its frames.
@@ -64,7 +67,7 @@ class MovingDigits:
         self._train = self._digits.all("train")
 
     @property
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> VideoFacts:
         return {"channels": 1, "frames": self.frames, "size": self.size, "classes": 10}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

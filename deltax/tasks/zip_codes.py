@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 from torch import nn
 
+from deltax.contract import IMAGES_TO_LOGITS, needs
 from deltax.errors import UserError
 from deltax.tasks.digits import Batch
 from deltax.tasks.evaluation import Evaluation
@@ -14,6 +15,7 @@ from deltax.tasks.few_labels import errors, wrong
 from deltax.tasks.pictures import Pictures
 
 
+@needs(model=IMAGES_TO_LOGITS)
 class ZipCodes(Pictures):
     """`Pictures` at 16 by 16, but training goes over the first `images` of them in one order, pass after pass.
 

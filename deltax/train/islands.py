@@ -28,7 +28,7 @@ from deltax.parts.replicas import assign, flat
 from deltax.train import checkpoint, mesh
 from deltax.train.initialise import reseed, stream
 from deltax.train.job import Job, loop_of, task_of
-from deltax.train.loop import Outcome, Progress, accumulate, build
+from deltax.train.loop import Outcome, Progress, accumulate, build, making
 from deltax.train.machine import Machine, settle
 from deltax.train.meeting import Meeting, numbers, register
 
@@ -60,8 +60,9 @@ def train(
     machine = machine or Machine.here(precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
-    model = build(run, task, job.seed).to(machine.device)
-    workers = run.optimizer(model)
+    model = build(run, task, job.seed, job.recipe.title).to(machine.device)
+    with making(job.recipe.title, run.optimizer, "optimizer"):
+        workers = run.optimizer(model)
     if not isinstance(workers, LocalSteps):
         raise UserError(f"{job.recipe.title} has one worker: add local-sgd or diloco to train it on islands")
     if len(workers.taken) != meeting.workers:

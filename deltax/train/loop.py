@@ -2,20 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deltax import kernels
 from deltax.errors import UserError
 from deltax.parts.run import Run
+from deltax.recipe import Part
 from deltax.tasks.evaluation import Evaluation
-from deltax.train import checkpoint, mesh
-from deltax.train.initialise import initialise, reseed, stream
+from deltax.train import causality, checkpoint, mesh
+from deltax.train.initialise import construct, reseed, stream
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.machine import Machine
 from deltax.train.pipeline import Pipeline
@@ -71,10 +74,11 @@ def train(
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     mesh.check(loop.batch, loop.accumulate)
-    model = mesh.place(build(run, task, job.seed), machine.device)
+    model = mesh.place(build(run, task, job.seed, job.recipe.title), machine.device)
     if weights is not None:
         checkpoint.load_model(model, weights)
-    optimizer = run.optimizer(model)
+    with making(job.recipe.title, run.optimizer, "optimizer"):
+        optimizer = run.optimizer(model)
     mesh.sorted_groups(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
@@ -120,19 +124,53 @@ def train(
     return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
 
 
-def build(run: Run, task: Any, seed: int) -> nn.Module:
-    """A fresh model in training mode, started from the seed's named streams.
+def build(run: Run, task: Any, seed: int, title: str = "the recipe") -> nn.Module:
+    """A fresh model in training mode, as its constructors make it from the seed's named streams.
 
-    Raises UserError when the parts do not fit together.
+    Every engine's model is built here. Layers that take their sizes from their first input are given a batch. Raises
+    UserError when the parts do not fit together, and for a next-token model that reads its targets.
     """
-    try:
+
+    def make() -> nn.Module:
         model = run.build(task.facts)
-        initialise(model, seed)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the recipe cannot be built: {error}") from error
+        if any(is_lazy(parameter) for parameter in model.parameters()):
+            with torch.no_grad():
+                batch = run.batches(model.eval(), task, 0, size=run.loop().batch, seed=seed)
+                run.objective(model, batch)
+        return model
+
+    with making(title, run.model, "model"):
+        model = construct(make, seed)
+    causality.check(run, task, title)
     return model.train()
+
+
+@contextmanager
+def making(title: str, part: Part, slot: str) -> Iterator[None]:
+    """Turn what a constructor raises into a UserError of one sentence: the recipe, the error, the slot and the part."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{title} cannot be built: {said}{_where(error, part, slot)}") from error
+
+
+def _where(error: BaseException, root: Part, slot: str) -> str:
+    """The path of the innermost part that was being made, and the part."""
+    frames, made = error.__traceback__, root
+    while frames:
+        if frames.tb_frame.f_code is Part.__call__.__code__:
+            made = frames.tb_frame.f_locals["self"]
+        frames = frames.tb_next
+    path = next((path for path, value in root.walk() if value is made), "")
+    return f" (at {slot}{'.' * bool(path)}{path}: {_brief(made)})"
+
+
+def _brief(part: Part) -> str:
+    """A part with its own values, and dots for the parts in it."""
+    inside = lambda value: isinstance(value, Part) or (isinstance(value, tuple) and any(map(inside, value)))
+    values = [f"{name}={value!r}" for name, value in part.given if not inside(value)]
+    return f"{part.make.__name__}({', '.join([*values, *['...'] * (len(values) < len(part.given))])})"
 
 
 def accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:

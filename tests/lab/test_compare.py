@@ -146,6 +146,8 @@ def test_divergence_is_an_outcome(tiny, store, world):
     assert json.dumps(c.to_json(), allow_nan=False)
     always = {"gpt+dyt": Truth(diverges=lambda job: True)}
     world(always)
+    quick = compare(tiny(), tiny("gpt+dyt"), store=store)
+    assert quick.rows[1].against.sentence("nats") == "worse (diverged in 5 of 5 pairs, the first recipe in 0)"
     lost = compare(tiny(), tiny("gpt+dyt"), store=store, budget="solid")
     assert lost.rows[1].against.verdict.outcome is Outcome.WORSE
     assert lost.no_worse.outcome == "opposite at this scale"

@@ -132,7 +132,10 @@ def test_watching_a_module_shows_what_goes_in_and_out(text, lab):
         ([-0.01, 0.0, 0.01], 0.5, "not seen at this scale"),
         ([math.inf] * 6, 0.5, "supported at this scale"),
         ([math.inf] * 3, 0.5, "inconclusive"),
-        ([-math.inf] * 6, 0.5, "inconclusive"),
+        ([-math.inf] * 6, 0.5, "opposite at this scale"),
+        ([-math.inf] * 5, 0.5, "opposite at this scale"),
+        ([math.inf] * 5, 0.5, "supported at this scale"),
+        ([-math.inf, 1.0, 1.0, 1.0, 1.0], 0.5, "inconclusive"),
         ([math.nan, 1.0, 1.0], 0.5, "inconclusive"),
     ],
 )

@@ -19,6 +19,7 @@ from deltax.lab.statistics import (
     differences,
     equivalence_margin,
     evaluation_se,
+    fisher,
     holm,
     interaction,
     ledger_prior,
@@ -271,13 +272,39 @@ def test_divergence_is_an_outcome():
     assert once.p_win == 7 / 8
     assert verdict(once, 0.1).outcome is Outcome.INCONCLUSIVE
     all_of_y = paired(differences(x, [math.inf] * 8))
-    assert (all_of_y.p, all_of_y.method) == (2 / 2**8, "sign test")
+    assert (all_of_y.p, all_of_y.method) == (2 / 2**8, "Fisher's exact test of diverged runs")
     assert verdict(all_of_y, 0.1).outcome is Outcome.WORSE
     assert verdict(paired(differences([math.nan] * 8, y)), 0.1).outcome is Outcome.BETTER
     both = paired(differences([math.nan, 3, 3, 3], [math.nan, 2.9, 2.9, 2.9]))
     assert (both.diverged, both.wins, both.losses, both.p_win) == (1, 3, 0, 3.5 / 4)
     assert verdict(both, 0.1).outcome is Outcome.INCONCLUSIVE
     assert paired(differences([0.9] * 8, [math.nan] * 8, Better.HIGHER), better=Better.HIGHER).losses == 8
+
+
+def test_divergence_is_judged_by_itself():
+    """The sign test of five pairs cannot reach 0.05; that one recipe diverges each time and the other never is seen."""
+    x = [3.0, 3.1, 3.2, 3.3, 3.4]
+    always = paired(differences(x, [math.nan] * 5))
+    assert always.p == 2 / 2**5 > 0.05 > 2 * always.divergence_p
+    assert verdict(always, 0.1).outcome is Outcome.WORSE
+    assert verdict(paired(differences([math.nan] * 5, x)), 0.1).outcome is Outcome.BETTER
+    assert next(v.outcome for v in verdicts([always, paired(differences(x, x))], [0.1, 0.1])) is Outcome.WORSE
+    for y in ([*x[:4], math.nan], [*x[:2], *[math.nan] * 3]):
+        assert verdict(paired(differences(x, y)), 0.1).outcome is Outcome.INCONCLUSIVE
+    both = paired(differences([math.nan] * 5, [math.nan] * 5))
+    assert both.divergence_p == 1 and verdict(both, 0.1).outcome is Outcome.INCONCLUSIVE
+    often = paired(differences([3.0] * 12, [*[2.9] * 6, *[math.nan] * 6]))
+    assert (often.wins, often.losses, often.p) == (6, 6, 1.0)
+    assert verdict(often, 0.1).outcome is Outcome.WORSE
+    assert verdict(paired(differences(x[:3], [math.nan] * 3)), 0.1).outcome is Outcome.NO_VERDICT
+
+
+def test_fishers_test_is_scipys():
+    for n in (1, 4, 7):
+        for a in range(n + 1):
+            for b in range(n + 1):
+                theirs = stats.fisher_exact([[a, n - a], [b, n - b]]).pvalue
+                assert fisher(a, b, n) == pytest.approx(theirs, rel=1e-9)
 
 
 def test_eleven_wins_and_a_divergence_are_not_better():

@@ -1,10 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
-from deltax import UserError
+from deltax import UserError, recipe
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.grpo import grpo, log_probs, rollouts
+from deltax.papers.multimodal.loretta import through_the_link
 from deltax.tasks.arithmetic import Arithmetic
+from deltax.tasks.linked_digits import VOCAB, LinkedDigits
 from deltax.tasks.text import Text
 from deltax.train.job import Job
 from deltax.train.loop import build, train
@@ -83,3 +86,38 @@ def test_a_batch_that_does_not_come_in_groups_is_told(size, group):
 def test_a_task_without_a_reward_is_told():
     with pytest.raises(UserError, match="cannot tell a right answer"):
         rollouts(model_of(SMALL), object(), 0, size=8, seed=0, group=4)
+
+
+@pytest.mark.parametrize(
+    "title", ["gpt+dropout(p=0.5)+grpo(group=3, questions=2)", "gpt+dropout(p=0.5)+grpo(group=3, questions=2)+prime-rl"]
+)
+def test_rollouts_are_drawn_and_scored_in_evaluation_mode(title):
+    """Beside dropout too the old log-probabilities are those that the answers were drawn by, each time the same; the
+    model is left in training mode, in which its loss is computed."""
+    tree = recipe(title, ["model.inner.stack.depth=1"] if "prime" not in title else ["model.inner.inner.stack.depth=1"])
+    run, task = tree(), Arithmetic()
+    model = build(run, task, 0)
+    torch.manual_seed(0)
+    batch = run.batches(model, task, 0, size=6, seed=0)
+    assert all(module.training for module in model.modules())
+    modes = [log_probs(model, batch.tokens, task.answer).detach()]
+    model.eval()
+    modes.append(log_probs(model, batch.tokens, task.answer).detach())
+    torch.testing.assert_close(batch.old, modes[1])
+    torch.testing.assert_close(batch.reference, modes[1])
+    assert not torch.allclose(modes[0], modes[1])
+
+
+def test_what_a_model_samples_for_training_is_sampled_in_evaluation_mode():
+    """The other recipe that trains on its own samples, through a link."""
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, tokens, ctx=None):
+            seen.append(self.training)
+            return torch.zeros(*tokens.shape, VOCAB)
+
+    model = Watched().train()
+    pair = LinkedDigits().pairs(0, size=2, seed=0)[0]
+    through_the_link(model, pair)
+    assert seen and not any(seen) and model.training

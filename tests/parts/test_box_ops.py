@@ -170,7 +170,10 @@ def test_no_regions_and_no_bins():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "cells", "stride"), [(32, 8, 4), (33, 9, 4), (37, 5, 8), (24, 24, 1), (799, 50, 16)]
+    ("pixels", "cells", "stride"), [(32, 8, 4), (33, 9, 4), (37, 5, 8), (24, 24, 1), (799, 50, 16), (20, 2, 16)]
 )
 def test_strides_of_odd_sizes(pixels, cells, stride):
-    assert stride_of(torch.zeros(1, 1, pixels, 3), torch.zeros(1, 1, cells, 1)) == stride
+    """One axis may have a single cell, which fits many strides; the other settles it, whichever it is."""
+    short = -(-3 // stride)
+    assert stride_of(torch.zeros(1, 1, pixels, 3), torch.zeros(1, 1, cells, short)) == stride
+    assert stride_of(torch.zeros(1, 1, 3, pixels), torch.zeros(1, 1, short, cells)) == stride

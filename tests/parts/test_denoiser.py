@@ -5,7 +5,7 @@ from deltax.papers.generative.ddpm import ddpm
 from deltax.papers.generative.flow_matching import flow_matching, sample
 from deltax.parts.denoiser import Unlabelled
 from deltax.tasks.evaluation import energy_distance
-from deltax.train.initialise import initialise
+from deltax.train.initialise import construct
 from deltax.train.job import Job
 from deltax.train.loop import train
 
@@ -13,8 +13,7 @@ FACTS = {"channels": 2, "size": 5, "classes": 3}
 
 
 def network(recipe=flow_matching):
-    model = recipe().build(FACTS)
-    initialise(model, 0)
+    model = construct(lambda: recipe().build(FACTS), 0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model

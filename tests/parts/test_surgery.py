@@ -215,12 +215,28 @@ def test_dtype_device_and_mode_are_the_old_parts():
     assert not any(m.training for m in module.modules())
 
 
-def test_fused_projections_of_two_kinds():
-    module = nn.ModuleDict({"qkv": nn.Linear(6, 18), "c_attn": nn.Linear(6, 12), "query_key_value": nn.Linear(6, 18)})
-    with pytest.warns(UserWarning, match="leaves query_key_value as it is"):
+class TwoKinds(nn.Module):
+    """Attention to itself by `qkv`, and to the sum of all positions by `c_attn`, which is no attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.c_attn, self.query_key_value = nn.Linear(6, 18), nn.Linear(6, 12), nn.Linear(6, 18)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.c_attn(x.sum(-2, keepdim=True)).chunk(2, -1)[1]
+
+
+def test_a_fused_projection_is_adapted_where_its_layout_is_known():
+    module = TwoKinds()
+    reasons = r"leaves c_attn \(its rows are not those of .*\), query_key_value \(the forward pass does not call it\)"
+    with pytest.warns(UserWarning, match=reasons):
         lora.apply(module, rank=2)
-    assert [list(m.parts) for m in module.modules() if isinstance(m, Fused)] == [["query", "value"], ["value"]]
-    assert isinstance(module["query_key_value"], nn.Linear)
+    assert [list(m.parts) for m in module.modules() if isinstance(m, Fused)] == [["query", "value"]]
+    assert isinstance(module.c_attn, nn.Linear) and isinstance(module.query_key_value, nn.Linear)
+    with pytest.raises(UserError, match=r"\(qkv cannot be taken apart\); query: .*; qkv: no input for the module"):
+        lora.apply(nn.ModuleDict({"qkv": nn.Linear(6, 18)}))
 
 
 def only_keys(recipe: Part) -> Part:

@@ -23,16 +23,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.contract import IMAGES_TO_OBJECTS, needs
 from deltax.papers.language.softmax_attention import Attention, CrossAttention
 from deltax.papers.language.transformer import sinusoids, transformer
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.papers.vision.resnet import Backbone, backbone_from_hf, resnet
-from deltax.parts.boxes import Detections, corners, giou, iou, suppress
+from deltax.parts.boxes import Detections, corners, giou, iou, of_found, suppress
 from deltax.parts.context import Context
 from deltax.parts.convolution import SmallStem
 from deltax.parts.language_model import Embedding
 from deltax.parts.linear import Glorot
 from deltax.parts.optimizers import adamw
+from deltax.parts.precision import at_least_float32
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.scores import everywhere
@@ -67,13 +69,15 @@ class DetectionHead(nn.Module):
 class DETR(nn.Module):
     """Images (B, C, Y, X) -> `Predictions` of N queries (Figure 2). `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_OBJECTS
+
     def __init__(
         self, channels: int, classes: int, *, dim: int, queries: int, backbone: Part, encoder: Part, decoder: Part,
         detection_head: Part = part(DetectionHead),
     ):  # fmt: skip
         super().__init__()
         if dim % 4:
-            raise ValueError(f"a width of {dim} is no multiple of 4, for a sine and a cosine of rows and of columns")
+            raise UserError(f"a width of {dim} is no multiple of 4, for sines and cosines of rows and columns; set dim")
         self.backbone = backbone(channels)
         self.project = nn.Conv2d(self.backbone.width, dim, 1)
         self.queries = Embedding(queries, dim, std=1.0)
@@ -83,7 +87,7 @@ class DETR(nn.Module):
 
     def forward(self, images: Images) -> Predictions:
         maps = self.project(self.backbone(images))
-        places = grid_sinusoids(*maps.shape[-2:], maps.shape[1], maps.device).to(maps.dtype)
+        places = grid_sinusoids(*maps.shape[-2:], maps.shape[1], maps.device).to(maps.dtype)[None]
         memory = self.encoder(maps.flatten(2).mT, Context(place=places))
         queries = self.queries.weight.expand(len(images), -1, -1)
         ctx = Context(place=queries, memory=memory, memory_place=places)
@@ -92,7 +96,7 @@ class DETR(nn.Module):
 
     def detect(self, images: Images, layer: int = -1) -> Detections:
         """Each query's likeliest class, its probability, and its box, after a decoder layer. Images -> (B, N) each."""
-        logits, boxes = (t[layer] for t in self(images))
+        logits, boxes = (at_least_float32(t[layer]) for t in self(images))
         return Detections(*logits.softmax(-1)[..., :-1].max(-1), boxes)
 
 
@@ -148,9 +152,7 @@ def set_loss(
     real = (batch.labels >= 0).repeat(layers, 1)
     cost = matching_cost(said, batch, l1=l1, overlap=overlap)
     matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)
-    found, which = matched >= 0, matched.clamp(min=0)
-
-    truth = batch.boxes.expand(layers, -1, -1, -1).gather(2, which[..., None].expand(-1, -1, -1, 4))
+    found, truth = matched >= 0, of_found(batch.boxes, matched, 0.0)
     distance = (said.boxes - truth).abs().sum(-1)
     apart = 1 - giou(corners(said.boxes), corners(truth))
     box_loss = torch.where(found, l1 * distance + overlap * apart, 0.0).sum(2) / batch.objects.clamp(min=1e-6)
@@ -163,20 +165,20 @@ def class_loss(
 ) -> Float[Tensor, "L B"]:  # fmt: skip
     """Each scene's share of the mean of the cross-entropy over queries, in which those that are to say no object weigh
     `no_object`."""
-    layers, _, queries, classes = logits.shape
+    _, _, queries, classes = logits.shape
     found = matched >= 0
-    label = labels.expand(layers, -1, -1).gather(2, matched.clamp(min=0))
-    label = torch.where(found, label, classes - 1)
+    label = of_found(labels, matched, classes - 1)
     each = nn.functional.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none").view_as(label)
     objects = objects.to(each.dtype)
     return torch.where(found, each, no_object * each).sum(2) / (objects + no_object * (queries - objects))
 
 
+@needs("images", "boxes", "labels", "objects", model=IMAGES_TO_OBJECTS)
 def set_prediction(
     model: nn.Module, batch: Batch, *, no_object: float = 0.1, l1: float = 5.0, overlap: float = 2.0
 ) -> PerExample:
     """`set_loss` of what the model says of the images."""
-    said = Predictions(*(t.float() for t in model(batch.images)))
+    said = Predictions(*(at_least_float32(t) for t in model(batch.images)))
     return set_loss(said, batch, no_object=no_object, l1=l1, overlap=overlap)
 
 

@@ -18,6 +18,7 @@ from deltax import Part, claim, paper, part
 from deltax.papers.detection.r_cnn import SeparateHead, r_cnn
 from deltax.parts.boxes import corners
 from deltax.parts.linear import Glorot, Linear
+from deltax.parts.precision import at_least_float32
 from deltax.parts.regions import Regions, stride_of
 from deltax.parts.scratch import scratch
 from deltax.shapes import Images, Maps
@@ -30,7 +31,7 @@ def roi_pool(maps: Images, regions: Regions, *, scale: float, out: int = 7) -> F
     a bin outside the map is 0. The gradient goes to the first of the largest cells. `scale` is cells a pixel.
     """
     _, channels, rows, columns = maps.shape
-    x0, y0, x1, y1 = _rounded(regions.boxes.detach() * scale).long().unbind(-1)
+    x0, y0, x1, y1 = _rounded(at_least_float32(regions.boxes.detach()) * scale).long().unbind(-1)
     (top, bottom), (left, right) = _bins(y0, y1, rows, out), _bins(x0, x1, columns, out)
     each = lambda of_bin: of_bin.expand(-1, out, out).flatten()
     top, left = each(top[:, :, None]), each(left[:, None])
@@ -97,15 +98,17 @@ def _bins(low: Tensor, high: Tensor, cells: int, out: int) -> tuple[Tensor, Tens
 
 
 class RoIPool(nn.Module):
-    """`roi_pool` of the one map to bins x bins. Maps, images, N regions -> (N, C, P, P)."""
+    """`roi_pool` of the one map to bins x bins. Maps, images, N regions, strides -> (N, C, P, P)."""
 
     def __init__(self, width: int, *, bins: int = 5):
         super().__init__()
         self.bins, self.width = bins, width * bins**2
 
-    def forward(self, maps: list[Maps], images: Images, regions: Regions) -> Float[Tensor, "N _ P P"]:
-        [shared] = maps
-        return roi_pool(shared, regions, scale=1 / stride_of(images, shared), out=self.bins)
+    def forward(
+        self, maps: list[Maps], images: Images, regions: Regions, strides: tuple[int, ...] = ()
+    ) -> Float[Tensor, "N _ P P"]:
+        [shared], [stride] = maps, strides or [stride_of(images, m) for m in maps]
+        return roi_pool(shared, regions, scale=1 / stride, out=self.bins)
 
 
 class SharedMap(nn.Module):
@@ -114,7 +117,7 @@ class SharedMap(nn.Module):
     def __init__(self, channels: int, *, backbone: Part):
         super().__init__()
         self.backbone = backbone(channels)
-        self.width = self.backbone.width
+        self.width, self.strides = self.backbone.width, self.backbone.strides[-1:]
 
     def forward(self, images: Images) -> list[Maps]:
         return [self.backbone(images)]

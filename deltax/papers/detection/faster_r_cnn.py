@@ -7,14 +7,16 @@ Once regions share a map, finding them elsewhere is what takes the time. A 3 x 3
 says of each anchor there whether it is an object and how far off; the best of them, after suppression, are the
 proposals. One sigmoid an anchor stands for the paper's softmax of two. All losses are minimised at once, with no
 gradient through the corners of a proposal (section 3.2, "approximate joint training"); the box loss is divided by the
-sampled anchors, as in released code, which at the paper's sizes is its lambda = 10 over 2400 positions.
+sampled anchors, as in released code, which at the paper's sizes is its lambda = 10 over 2400 positions. The paper's
+smooth L1 is Fast R-CNN's, square up to an error of one; released code squares only up to 1/9 here (sigma = 3, as
+does torchvision), detectron2 nowhere: `RPN(beta=...)`.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.papers.detection.fast_r_cnn import fast_r_cnn
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import (
@@ -28,11 +30,13 @@ from deltax.parts.boxes import (
     decode,
     encode,
     iou,
+    of_found,
     rescue,
     sample,
     suppress,
 )  # fmt: skip
 from deltax.parts.detector import Proposals, by_cell, grids, truth
+from deltax.parts.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.scenes import draw
 
@@ -40,28 +44,33 @@ from deltax.tasks.scenes import draw
 class RPN(nn.Module):
     """Maps -> the `most` likeliest boxes of each image. `before` of them come to the suppression (section 3.1, 3.3).
 
+    `beta` is the error at which the box loss turns from a square into a straight line.
+
     A batch of images learns from `count` anchors each, at most half of them an object's: its best anchor's, or of IoU
     0.7 on. Background is below 0.3; what lies between, or crosses the border, is left out.
     """
 
     def __init__(
         self, width: int, *, anchors: Part, hidden: int = 64, most: int = 50, before: int = 150,
-        count: int = 64,
+        count: int = 64, beta: float = 1.0,
     ):  # fmt: skip
         super().__init__()
+        if not beta >= 0:
+            raise UserError(f"the box loss is square up to an error of at least 0, not {beta}; set beta to 1.0")
         self.anchors = anchors()
         self.conv = nn.Conv2d(width, hidden, 3, padding=1)
         self.objectness = nn.Conv2d(hidden, self.anchors.count, 1)
         self.offsets = nn.Conv2d(hidden, 4 * self.anchors.count, 1)
-        self.most, self.before, self.count = most, before, count
+        self.most, self.before, self.count, self.beta = most, before, count, beta
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in (self.conv, self.objectness, self.offsets):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: list[Maps], images: Images) -> Proposals:
-        anchors = torch.cat(self.anchors(grids(maps, images), images.device)).to(images.dtype)
+    def forward(self, maps: list[Maps], images: Images, strides: tuple[int, ...] = ()) -> Proposals:
+        anchors = torch.cat(self.anchors(grids(maps, images, strides), images.device))
         hidden = [torch.relu(self.conv(m)) for m in maps]
         scores = torch.cat([by_cell(self.objectness(h), 1) for h in hidden], 1)[..., 0]
         offsets = torch.cat([by_cell(self.offsets(h), 4) for h in hidden], 1)
@@ -72,7 +81,7 @@ class RPN(nn.Module):
     def _best(self, scores: Float[Tensor, "B S"], boxes: Float[Tensor, "B S 4"]) -> tuple[Tensor, Tensor]:
         """The boxes left after suppression, the likeliest first, of at least a pixel each way."""
         take = lambda t, index: t.gather(1, index[..., None].expand(-1, -1, 4))
-        odds, index = scores.sigmoid().topk(min(self.before, scores.shape[1]))
+        odds, index = at_least_float32(scores).sigmoid().topk(min(self.before, scores.shape[1]))
         boxes = take(boxes, index)
         odds = odds.where((boxes[..., 2:] - boxes[..., :2] >= 1).all(-1), 0.0)
         odds, index = suppress(Detections(odds, torch.zeros_like(index), centred(boxes)), 0.7).scores.topk(
@@ -87,9 +96,10 @@ class RPN(nn.Module):
         found = rescue(assign(overlaps, real, low=0.3, high=0.7), overlaps, real).where(inside, IGNORED)
         mine = found >= 0
         chosen = sample(mine, found == NOTHING, self.count, 0.5)
-        goal = encode(boxes.gather(1, found.clamp(min=0)[..., None].expand(-1, -1, 4)), anchors)
-        error = nn.functional.smooth_l1_loss(offsets.float(), goal, reduction="none").sum(-1)
-        miss = nn.functional.binary_cross_entropy_with_logits(scores.float(), mine.float(), reduction="none")
+        scores, offsets = at_least_float32(scores), at_least_float32(offsets)
+        goal = encode(of_found(boxes, found, 0.0), anchors).to(offsets.dtype)
+        error = nn.functional.smooth_l1_loss(offsets, goal, beta=self.beta, reduction="none").sum(-1)
+        miss = nn.functional.binary_cross_entropy_with_logits(scores, mine.to(scores.dtype), reduction="none")
         total = miss.where(chosen, 0.0) + error.where(chosen & mine, 0.0)
         return total.sum(1) / chosen.sum(1).clamp(min=1)
 
@@ -138,6 +148,22 @@ def every_object_has_an_anchor():
     assert rescue(found, overlaps, real).tolist() == [1, 0, NOTHING]
 
 
+@claim
+def small_errors_count_by_beta():
+    """Of an anchor's offset with an error of e, the box loss has e^2 / (2 beta) up to e = beta and e - beta / 2 beyond;
+    with beta = 1 that is Fast R-CNN's smooth L1, with beta = 0 the plain L1."""
+    recipe, error = r_cnn + fast_r_cnn + faster_r_cnn, torch.tensor([0.01, 0.1, 0.5, 3.0], dtype=torch.float64)
+    anchors = boxes = torch.tensor([[4.0, 4, 12, 16]]).double()
+    for beta in (1.0, 1 / 9, 0.0):
+        rpn = recipe.set(RPN, beta=beta)["model.proposals"](8)
+        said = torch.full((1, 1), 500.0).double(), error.expand(1, 1, 4), anchors, (32, 32)
+        loss = rpn.loss(
+            Proposals(boxes[None], torch.ones(1, 1, dtype=torch.bool), said), boxes[None], torch.ones(1, 1) > 0
+        )
+        square = error.square() / (2 * beta) if beta else torch.inf * error
+        torch.testing.assert_close(loss.sum(), torch.where(error < beta, square, error - beta / 2).sum())
+
+
 @claim.measured(paper="300 proposals reach 69.9 mAP on VOC 2007, selective search with 2000 reaches 66.9 (Table 3)")
 def finds_nearly_all(lab):
     """Of the objects of held-out scenes, more than 95 % have an IoU of 0.5 with one of its best 50 proposals."""
@@ -152,7 +178,7 @@ def finds_nearly_all(lab):
 def better_than_windows(lab):
     """Its best 49 proposals find more of the objects than 49 windows do, spread evenly and of the usual size."""
 
-    def windows(maps: list[Maps], images: Images) -> Proposals:
+    def windows(maps: list[Maps], images: Images, strides: tuple[int, ...]) -> Proposals:
         boxes = anchor_grid(7, 7, images.shape[-1] / 7, sides=(10.0,), ratios=(1.4,)).expand(len(images), -1, -1)
         return Proposals(boxes, torch.ones(boxes.shape[:2], dtype=torch.bool))
 
@@ -178,7 +204,7 @@ def _recall(run, source, most: int = 50) -> float:
     hit, count = 0, 0
     for batch in run.task.held_out_batches(64):
         boxes, real = truth(batch, batch.images)
-        proposals = source(run.model.maps(batch.images), batch.images)
+        proposals = source(run.model.maps(batch.images), batch.images, run.model.maps.strides)
         overlaps = iou(proposals.boxes[:, :most, None], boxes[:, None]).where(proposals.real[:, :most, None], 0.0)
         hit, count = hit + int((overlaps.amax(1) >= 0.5)[real].sum()), count + int(real.sum())
     return hit / count

@@ -17,6 +17,7 @@ from deltax.papers.detection.faster_r_cnn import faster_r_cnn
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.boxes import corners, iou
 from deltax.parts.detector import Anchors
+from deltax.parts.precision import at_least_float32
 from deltax.parts.regions import Regions
 from deltax.shapes import Images, Maps
 from deltax.tasks.scenes import Scenes
@@ -29,6 +30,8 @@ def top_down(above: Maps, lateral: Maps) -> Maps:
 
 class Subsample(nn.Module):
     """One more level for large anchors: every second cell of the last (section 4.1). A list of one map."""
+
+    steps = (2,)  # how much coarser each level is than the one before
 
     def __init__(self, deepest: int, dim: int):
         super().__init__()
@@ -43,6 +46,8 @@ class Pyramid(nn.Module):
     Lateral 1 x 1 convolutions, sums on the way down, a 3 x 3 convolution of each sum; nothing between them is bent.
     """
 
+    can_be_zero = ("first",)
+
     def __init__(
         self, channels: int, *, backbone: Part, dim: int = 32, first: int = 1,
         merge: Part = part(top_down), top: Part = part(Subsample),
@@ -54,6 +59,11 @@ class Pyramid(nn.Module):
         self.smooth = nn.ModuleList([nn.Conv2d(dim, dim, 3, padding=1) for _ in widths])
         self.merge, self.top = merge, top(widths[-1], dim)
         self.width, self.first = dim, first
+        strides = list(self.backbone.strides[first:])
+        for step in self.top.steps:
+            strides.append(strides[-1] * step)
+        self.strides = tuple(strides)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in (*self.lateral, *self.smooth):
@@ -74,25 +84,28 @@ class Pyramid(nn.Module):
 def level_of(boxes: Float[Tensor, "N 4"], *, home: float, side: float, levels: int) -> Tensor:
     """Which of `levels` maps a box of corners belongs to: `home`, counted from the finest, for one of area side^2, and
     one level down for half the side (Eq. 1)."""
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
-    return (home + (area.sqrt() / side + 1e-9).log2()).floor().clamp(0, levels - 1).long()
+    sides = (at_least_float32(boxes[:, 2:]) - at_least_float32(boxes[:, :2])).clamp(min=0)
+    return (home + (sides.prod(-1).sqrt() / side + 1e-9).log2()).floor().clamp(0, levels - 1).long()
 
 
 class ByLevel(nn.Module):
     """Each region is cut from the level that its size asks for, as `inner` does from one map. Maps beyond `levels` are
-    for proposals only. Maps, images, N regions -> (N, C, P, P)."""
+    for proposals only. Maps, images, N regions, strides -> (N, C, P, P)."""
 
     def __init__(self, width: int, *, inner: Part, levels: int = 2, home: float = 1.0, side: float = 14.0):
         super().__init__()
         self.inner = inner(width)
         self.width, self.levels, self.home, self.side = self.inner.width, levels, home, side
 
-    def forward(self, maps: list[Maps], images: Images, regions: Regions) -> Float[Tensor, "N _ P P"]:
+    def forward(
+        self, maps: list[Maps], images: Images, regions: Regions, strides: tuple[int, ...] = ()
+    ) -> Float[Tensor, "N _ P P"]:
         level = level_of(regions.boxes, home=self.home, side=self.side, levels=self.levels)
         pieces, places = [], []
         for k, shared in enumerate(maps[: self.levels]):
             here = (level == k).nonzero()[:, 0]
-            pieces.append(self.inner([shared], images, Regions(regions.boxes[here], regions.image[here])))
+            mine = Regions(regions.boxes[here], regions.image[here])
+            pieces.append(self.inner([shared], images, mine, strides[k : k + 1]))
             places.append(here)
         return torch.cat(pieces)[torch.cat(places).argsort()]
 

@@ -8,14 +8,15 @@ attention elsewhere is minus infinity; a query that has found nothing looks ever
 maps of a deformable pixel decoder, coarse to fine. Queries are learned, say a mask before the first layer, ask the
 memory before they ask each other, and learn at a few sampled points, most of them where the mask is unsure. The paper
 has 6 layers in the pixel decoder and 9 for 100 queries, and 12544 points; the released code adds the finest map to the
-next one bilinearly, as is done here.
+next one bilinearly, as is done here. Its panoptic inference is MaskFormer's, but a won pixel is kept only where the
+mask has a probability of at least one half; the paper does not say so. It is the rule taken here.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deltax import Part, claim, paper, part
+from deltax import Part, UserError, claim, paper, part
 from deltax.papers.detection.detr import BLOCKS_FROM_HF
 from deltax.papers.detection.maskformer import (
     RATES,
@@ -49,13 +50,15 @@ class DeformablePyramid(nn.Module):
     """The backbone's maps -> embeddings of the pixels of the finest, and the three deepest, coarse to fine, after an
     encoder in which each cell reads points of all three (section 3.2.2).
 
-    Maps finer than these are added from the top down, as in an FPN. Raises ValueError for fewer than three maps.
+    Maps finer than these are added from the top down, as in an FPN. Raises UserError for fewer than three maps.
     """
 
     def __init__(self, widths: tuple[int, ...], dim: int, *, encoder: Part, map_norm: Part = part(GroupNorm)):
         super().__init__()
         if len(widths) < LEVELS:
-            raise ValueError(f"a backbone of {len(widths)} stages has too few maps: Mask2Former reads {LEVELS}")
+            raise UserError(
+                f"a backbone of {len(widths)} stages has too few maps: Mask2Former reads {LEVELS}; set widths"
+            )
         coarse, finer = widths[: -LEVELS - 1 : -1], widths[:-LEVELS][::-1]
         self.project = nn.ModuleList([nn.Sequential(nn.Conv2d(w, dim, 1), map_norm(dim)) for w in coarse])
         self.level = Embedding(LEVELS, dim, std=1.0)

@@ -6,9 +6,15 @@ DETR, but each query says a class and a mask instead of a box: its mask is its p
 A classifier of pixels can only say of what kind each pixel is; two things of one kind that touch are one to it. Here
 a pyramid embeds every pixel, a query embeds a mask, and where the two agree the mask is. Which mask has which class is
 said once for the mask, not for each pixel, so one model and one loss serve semantic, instance and panoptic
-segmentation. There is no encoder; the queries read the deepest map. Released code drops panoptic segments by the
-thresholds taken here, of a class and of a mask's visible part, 0.8 each. The paper has 6 layers and 100 queries; the
+segmentation. There is no encoder; the queries read the deepest map. The paper has 6 layers and 100 queries; the
 default here learns small scenes from nothing.
+
+Panoptic inference follows the released code: a query is kept from a class probability above 0.8 on, each pixel goes to
+the kept query of the largest p_i m_i, and a query is dropped that wins less than 0.8 times the area of its binary mask.
+The paper says instead that the binary mask is largely occluded, which would count only what is won inside of it. There
+every pixel is labelled, so every pixel that is won is kept, `panoptic(least=0)`; here scenes have empty ground, and a
+won pixel counts from m_i of one half on, as in the code released with Mask2Former. transformers multiplies m_i by p_i
+before it takes the binary mask, resizes probabilities where released code resizes logits, and drops a query at 0.8.
 """
 
 from collections.abc import Callable
@@ -19,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_MASKS, needs
 from deltax.papers.detection.detr import BLOCKS_FROM_HF, class_loss, detr, grid_sinusoids, match, renamed
 from deltax.papers.detection.fpn import top_down
 from deltax.papers.detection.retinanet import focal
@@ -41,6 +48,7 @@ from deltax.parts.masks import (
     semantic,
     share,
 )
+from deltax.parts.precision import at_least_float32, in_float32, in_full
 from deltax.parts.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
 from deltax.tasks.masks import MaskBatch, MaskScenes, draw_masks, panoptic_quality, whose
@@ -119,6 +127,8 @@ def places(maps: Maps) -> Float[Tensor, "S D"]:
 class MaskFormer(nn.Module):
     """Images (B, C, Y, X) -> `MaskPredictions` of N queries (Figure 2). `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_MASKS
+
     def __init__(
         self, channels: int, classes: int, *, dim: int, queries: int, backbone: Part, decoder: Part,
         pixel_pyramid: Part = part(PixelPyramid), mask_head: Part = part(MaskHead),
@@ -170,25 +180,26 @@ def mask_set_loss(
     """
     layers, scenes, queries, _ = said.logits.shape
     of_class, of_pixels, of_dice = weights
-    truth = batch.masks.to(said.masks.dtype)
-    with torch.no_grad():
-        label = batch.labels.clamp(min=0)[None, :, None].expand(layers, -1, queries, -1)
+    truth, labels = batch.masks.to(said.masks.dtype), batch.labels
+    if not labels.shape[1]:  # maps without channels are not resized
+        truth, labels = truth.new_zeros(scenes, 1, *truth.shape[2:]), labels.new_full((scenes, 1), -1)
+    with torch.no_grad(), in_full(truth):
+        label = labels.clamp(min=0)[None, :, None].expand(layers, -1, queries, -1)
         ours, theirs = compare_at(said.masks, truth)
         apart = pairs(pixel_loss, ours, theirs)
         cost = of_pixels * apart + of_dice * dice_of_pairs(ours, theirs)
         cost = cost - of_class * said.logits.softmax(-1).gather(-1, label)
-        real = (batch.labels >= 0).repeat(layers, 1)
+        real = (labels >= 0).repeat(layers, 1)
         matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)
 
     layer, scene, query = (matched >= 0).nonzero(as_tuple=True)
     ours, theirs = learn_at(said.masks[layer, scene, query], truth[scene, matched[layer, scene, query]])
     each = of_pixels * pixel_loss(ours, theirs).mean(-1) + of_dice * dice(ours, theirs)
     of_masks = share(each, scene, scenes) / batch.objects.clamp(min=1e-6)
-    return (
-        of_class * class_loss(said.logits, matched, batch.labels, batch.objects, no_object=no_object).sum(0) + of_masks
-    )
+    return of_class * class_loss(said.logits, matched, labels, batch.objects, no_object=no_object).sum(0) + of_masks
 
 
+@in_float32
 def pairs(
     pixel_loss: Callable[[Tensor, Tensor], Tensor], logits: Float[Tensor, "L B N P"], truth: Float[Tensor, "B M P"]
 ) -> Float[Tensor, "L B N M"]:
@@ -198,12 +209,13 @@ def pairs(
     return (at_one @ truth.mT + at_zero @ (1 - truth).mT) / logits.shape[-1]
 
 
+@needs("images", "labels", "masks", "objects", model=IMAGES_TO_MASKS)
 def mask_classification(
     model: nn.Module, batch: MaskBatch, *, compare_at: Part = part(cells), learn_at: Part = part(pixels),
     pixel_loss: Part = part(focal), weights: tuple[float, float, float] = (1.0, 20.0, 1.0), no_object: float = 0.1,
 ) -> PerExample:  # fmt: skip
     """`mask_set_loss` of what the model says of the images."""
-    said = MaskPredictions(*(t.float() for t in model(batch.images)))
+    said = MaskPredictions(*(at_least_float32(t) for t in model(batch.images)))
     return mask_set_loss(
         said, batch, compare_at=compare_at, learn_at=learn_at, pixel_loss=pixel_loss, weights=weights,
         no_object=no_object,
@@ -262,6 +274,47 @@ def sure_masks_are_the_label_map():
     assert torch.equal(found[..., 0], truth[..., 0])
     assert torch.equal(torch.where(there, order[found[..., 1]], -1), truth[..., 1])
     assert panoptic_quality([found], [batch], 4) == 1.0
+
+
+@claim
+def each_pixel_goes_to_one_of_the_kept():
+    """Panoptic inference is, pixel by pixel and query by query, the rule of both released codes: with `least` = 0 that
+    of MaskFormer, with 0.5 that of Mask2Former, and queries of one class of stuff are one segment."""
+    torch.manual_seed(0)
+    logits = 2.5 * torch.randn(6, 9, 4, dtype=torch.float64)
+    masks = torch.randn(6, 9, 11, 13, dtype=torch.float64) + 2 * torch.randn(6, 9, 1, 1, dtype=torch.float64)
+    dropped = 0
+    for least, stuff in ((0.0, ()), (0.5, ()), (0.5, (0, 2)), (0.0, (1,))):
+        ours = panoptic(logits, masks, sure=0.5, seen=0.8, least=least, stuff=stuff)
+        slow = torch.stack([_one_by_one(*scene, least, stuff) for scene in zip(logits, masks, strict=True)])
+        assert torch.equal(ours, slow)
+        dropped += int((ours < 0).sum())
+    assert dropped and (ours >= 0).any()
+
+
+@claim.parity(peer="transformers post_process_panoptic_segmentation")
+def panoptic_inference_is_that_of_transformers():
+    """With sure classes, where transformers' masks times probabilities are the masks, panoptic inference with `least` =
+    0 gives its segments and classes, with stuff fused and not."""
+    from types import SimpleNamespace
+
+    from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
+
+    torch.manual_seed(0)
+    logits = 400 * nn.functional.one_hot(torch.randint(0, 5, (8, 7)), 5).double()
+    masks = torch.randn(8, 7, 9, 12, dtype=torch.float64) + 2 * torch.randn(8, 7, 1, 1, dtype=torch.float64)
+    said = SimpleNamespace(class_queries_logits=logits, masks_queries_logits=masks)
+    for stuff in ((), (1, 3)):
+        peer = MaskFormerImageProcessorPil().post_process_panoptic_segmentation(
+            said, threshold=0.8, label_ids_to_fuse=set(stuff)
+        )
+        for ours, theirs in zip(panoptic(logits, masks, least=0.0, stuff=stuff), peer, strict=True):
+            classes = {s["id"]: s["label_id"] for s in theirs["segments_info"]}
+            segment = theirs["segmentation"].long()
+            label = torch.tensor([[classes.get(i, -1) for i in row] for row in segment.tolist()])
+            assert torch.equal(ours[..., 0], label)
+            same = lambda numbers: numbers.flatten()[:, None] == numbers.flatten()
+            assert torch.equal(same(ours[..., 1]), same(segment.clamp(min=0)))
 
 
 @claim
@@ -415,3 +468,20 @@ def _loss_and_gradient(said: MaskPredictions, batch: MaskBatch) -> tuple[Tensor,
     said = MaskPredictions(*(t.detach().clone().requires_grad_() for t in said))
     loss = mask_set_loss(said, batch)
     return loss.detach(), torch.autograd.grad(loss.sum(), said)
+
+
+def _one_by_one(logits: Tensor, masks: Tensor, least: float, stuff: tuple[int, ...]) -> Int[Tensor, "Y X 2"]:
+    """Panoptic inference on one scene, as it is written in section 3.4 and the released codes."""
+    odds, chance = logits.softmax(-1), masks.sigmoid()
+    kept = [i for i in range(len(odds)) if odds[i].argmax() < odds.shape[1] - 1 and odds[i].max() > 0.5]
+    found, first = torch.full((*masks.shape[1:], 2), -1), dict[int, int]()
+    for i in kept:
+        label = int(odds[i].argmax())
+        won = torch.stack([odds[i].max() * chance[i] >= odds[k].max() * chance[k] for k in kept]).all(0)
+        whole = (chance[i] >= 0.5).sum()
+        mine = won & (chance[i] >= least)
+        if not whole or not mine.any() or won.sum() / whole < 0.8:
+            continue
+        segment = first.setdefault(label, i) if label in stuff else i
+        found[mine] = torch.tensor([label, segment])
+    return found

@@ -36,7 +36,7 @@ class Pixels(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.width = channels
+        self.width, self.strides = channels, (1,)
 
     def forward(self, images: Images) -> list[Maps]:
         return [images]
@@ -45,12 +45,16 @@ class Pixels(nn.Module):
 class Crops(nn.Module):
     """The network's features of each region, cut out and warped. Maps, images, N regions -> (N, .width)."""
 
+    can_be_zero = ("context",)
+
     def __init__(self, channels: int, *, backbone: Part, size: int = 16, context: int = 1):
         super().__init__()
         self.backbone = backbone(channels)
         self.size, self.context, self.width = size, context, self.backbone.width
 
-    def forward(self, maps: list[Maps], images: Images, regions: Regions) -> Float[Tensor, "N D"]:
+    def forward(
+        self, maps: list[Maps], images: Images, regions: Regions, strides: tuple[int, ...] = ()
+    ) -> Float[Tensor, "N D"]:
         [pixels] = maps
         return self.backbone(warp(pixels, regions, size=self.size, context=self.context)).mean((-2, -1))
 

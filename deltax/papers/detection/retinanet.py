@@ -5,7 +5,8 @@ A feature pyramid network, but in one stage: each anchor is classified, by a los
 A second stage sees a balanced handful of regions; a first stage sees thousands of anchors, nearly all of them
 background and nearly all of those easy. Together their small losses drown the few objects. Focal loss multiplies
 cross-entropy by (1 - p)^gamma, so that what is known already weighs nothing, and the last bias starts at a prior of one
-object in a hundred, or the first steps would be spent on the background alone.
+object in a hundred, or the first steps would be spent on the background alone. The paper detects with the best 1000
+anchors of each level; `detect` takes the best 200 answers of all levels together.
 """
 
 import math
@@ -16,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_ANCHORS, needs
 from deltax.papers.detection.fpn import Pyramid, fpn
 from deltax.papers.detection.r_cnn import r_cnn
-from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou
+from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou, of_found
 from deltax.parts.detector import Anchors, by_cell, detections, grids, truth
+from deltax.parts.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 from deltax.tasks.scenes import Scenes, draw
 
@@ -45,6 +48,8 @@ class Dense(NamedTuple):
 class TopConvolutions(nn.Module):
     """Two more levels: a 3 x 3 convolution of stride 2 of the backbone's last map, and another of that one's relu."""
 
+    steps = (2, 2)
+
     def __init__(self, deepest: int, dim: int):
         super().__init__()
         self.first = nn.Conv2d(deepest, dim, 3, stride=2, padding=1)
@@ -61,12 +66,15 @@ class DenseHead(nn.Module):
     Maps -> logits (B, S, V) that begin at a probability of `prior`, and offsets (B, S, 4), the same for all classes.
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(self, width: int, classes: int, anchors: int, *, depth: int = 2, prior: float = 0.01):
         super().__init__()
         layer = lambda out: nn.Conv2d(width, out, 3, padding=1)
         self.class_tower, self.box_tower = (nn.ModuleList([layer(width) for _ in range(depth)]) for _ in range(2))
         self.classes, self.offsets = layer(classes * anchors), layer(4 * anchors)
         self.classes_count, self.prior = classes, prior
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in self.modules():
@@ -89,6 +97,8 @@ class DenseHead(nn.Module):
 class OneStage(nn.Module):
     """Images -> maps -> what is said of every anchor, a `Dense`. `channels` and `classes` are the task's."""
 
+    interface = IMAGES_TO_ANCHORS
+
     def __init__(
         self, channels: int, classes: int, *, maps: Part, anchors: Part, dense_head: Part = part(DenseHead)
     ):  # fmt: skip
@@ -98,7 +108,7 @@ class OneStage(nn.Module):
 
     def forward(self, images: Images) -> Dense:
         maps = self.maps(images)
-        anchors = torch.cat(self.anchors(grids(maps, images), images.device)).to(images.dtype)
+        anchors = torch.cat(self.anchors(grids(maps, images, self.maps.strides), images.device))
         return Dense(*self.dense_head(maps), anchors)
 
     def detect(
@@ -106,13 +116,14 @@ class OneStage(nn.Module):
     ) -> Detections:
         """Boxes of a probability of at least `least`, the `before` likeliest of each image, after suppression."""
         said = self(images)
-        odds, index = said.logits.sigmoid().flatten(1).topk(min(before, said.logits[0].numel()))
+        odds, index = at_least_float32(said.logits).sigmoid().flatten(1).topk(min(before, said.logits[0].numel()))
         image, rank = (odds > least).nonzero(as_tuple=True)
         anchor, label = (f(index[image, rank], said.logits.shape[-1]) for f in (torch.floor_divide, torch.remainder))
         boxes = decode(said.offsets[image, anchor], said.anchors[anchor])
         return detections(odds[image, rank], label, boxes, image, images, overlap=overlap, most=most)
 
 
+@needs("images", "boxes", "labels", model=IMAGES_TO_ANCHORS)
 def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float = 0.25) -> PerExample:
     """Focal loss of every anchor and class and smooth L1 of objects' offsets, over the anchors that are an object's,
     at least 1: those of IoU 0.5 on, where below 0.4 is background (section 4). One for each image."""
@@ -120,11 +131,12 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
     said = model(batch.images)
     found = assign(iou(said.anchors[:, None], boxes[:, None]), real, low=0.4, high=0.5)
     mine = found >= 0
-    label = batch.labels.gather(1, found.clamp(min=0))
-    targets = nn.functional.one_hot(label.clamp(min=0), said.logits.shape[-1]) * mine[..., None]
-    each = focal(said.logits.float(), targets.float(), gamma=gamma, alpha=alpha).sum(-1).where(found != IGNORED, 0.0)
-    goal = encode(boxes.gather(1, found.clamp(min=0)[..., None].expand(-1, -1, 4)), said.anchors)
-    error = nn.functional.smooth_l1_loss(said.offsets.float(), goal, reduction="none").sum(-1).where(mine, 0.0)
+    logits, offsets = at_least_float32(said.logits), at_least_float32(said.offsets)
+    label = of_found(batch.labels, found, 0)
+    targets = nn.functional.one_hot(label, logits.shape[-1]) * mine[..., None]
+    each = focal(logits, targets.to(logits.dtype), gamma=gamma, alpha=alpha).sum(-1).where(found != IGNORED, 0.0)
+    goal = encode(of_found(boxes, found, 0.0), said.anchors).to(offsets.dtype)
+    error = nn.functional.smooth_l1_loss(offsets, goal, reduction="none").sum(-1).where(mine, 0.0)
     return (each + error).sum(1) / mine.sum(1).clamp(min=1)
 
 
@@ -170,8 +182,6 @@ def what_is_known_fades():
 def silence_is_the_first_guess():
     """A new head gives every class at every anchor a probability of about 0.01, so that the background costs little."""
     model = retinanet["model"](channels=1, classes=3)
-    for module in reversed(list(model.modules())):
-        getattr(module, "reset_parameters", int)()
     odds = model(torch.randn(2, 1, 45, 37)).logits.sigmoid()
     assert (odds - 0.01).abs().max() < 0.001 and odds.shape[1] == len(model(torch.zeros(1, 1, 45, 37)).anchors)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deltax import claim, paper
 from deltax.papers.generative.ddpm import STEPS, ddpm, posterior, signal
+from deltax.parts.counts import between
 from deltax.tasks.evaluation import energy_distance
 
 
@@ -22,7 +23,9 @@ def ddim(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations
     """Images from noise x (B, ...) by so many calls of noise_of(x, times).
 
     Times are (B,) in [0, 1], as DDPM's network has them. Steps are spaced evenly from 1000, all noise, to 0 (Eq. 12).
+    Raises UserError for more evaluations than these steps, or fewer than one.
     """
+    between(1, STEPS, evaluations=evaluations)
     steps = torch.linspace(STEPS, 0, evaluations + 1, dtype=torch.float64).round().long()
     abar = signal().to(x)
     for now, then in pairwise(steps):
@@ -33,7 +36,11 @@ def ddim(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations
 
 def encode(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, evaluations: int = 50) -> Tensor:
     """The noise that an image x (B, ...) came from: the steps turned round, each with the noise named where it began
-    (section 4.3). No step begins at the image itself, where there is no noise to name: the first is at 1 of 1000."""
+    (section 4.3). No step begins at the image itself, where there is no noise to name: the first is at 1 of 1000.
+
+    Raises UserError for more evaluations than 1000, or fewer than one.
+    """
+    between(1, STEPS, evaluations=evaluations)
     steps = torch.linspace(0, STEPS, evaluations + 1, dtype=torch.float64).round().long()
     abar = signal().to(x)
     for now, then in pairwise(steps):

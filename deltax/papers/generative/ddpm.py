@@ -4,15 +4,23 @@ A latent-variable model, but its encoder is fixed, a thousand small noisings, an
 
 The bound on the likelihood is a sum of squared errors with a weight for each step. Ho et al. drop the weights and ask
 the network for the noise itself (Eq. 14); whatever the network is, one example at one step of the chain trains it.
+
+Released code draws differently from Algorithm 2 as printed: the estimate of the data is clipped to [-1, 1] in every
+step, the variance of a step back is that of the step forth ("fixedlarge", for CIFAR-10), and the network is an average
+of its weights over training with decay 0.9999. `sample(largest=1.0, variance=large)` does the first two; no averages
+are kept here. The two variances are the ends of what is right, the larger one where the data are N(0, 1), the smaller
+one where they are a point (section 3.2); the paper has samples of like quality by both.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deltax import Part, claim, paper, part
+from deltax import Part, UserError, claim, paper, part
+from deltax.contract import NOISE_TO_IMAGES, needs
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
 from deltax.parts.optimizers import adamw
@@ -45,14 +53,16 @@ def posterior(data: Tensor, x: Tensor, before: PerExample, now: PerExample) -> t
     alpha = now / before
     each = lambda v: v.view(-1, *[1] * (x.ndim - 1))
     mean = each(before.sqrt() * (1 - alpha) / (1 - now)) * data + each(alpha.sqrt() * (1 - before) / (1 - now)) * x
-    return mean, (1 - before) / (1 - now) * (1 - alpha)
+    return mean, small(before, now)
 
 
+@needs("images", "labels", model=NOISE_TO_IMAGES)
 def noise_prediction(model: nn.Module, batch: Any) -> PerExample:
     """Squared error of the noise (Eq. 14), a mean over pixels, at a step drawn evenly from 1 to 1000 for each image."""
     return _at_random_steps(model, batch)[0]
 
 
+@needs("images", "labels", model=NOISE_TO_IMAGES)
 def bound(model: nn.Module, batch: Any) -> PerExample:
     """The same error with the weight that the bound on the likelihood gives its step (Eq. 12), where the chain back has
     the variance of the chain forth; weights are over their mean, so that the rate may stay."""
@@ -71,20 +81,40 @@ def _at_random_steps(model: nn.Module, batch: Any) -> tuple[PerExample, Tensor]:
     return (model(x, step / STEPS, batch.labels) - noise).square().mean((1, 2, 3)), step
 
 
-@torch.no_grad()
-def sample(noise_of: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
-    """Images from noise x (B, ...) by all steps of the chain back, of the posterior's variance (Algorithm 2).
+def small(before: PerExample, now: PerExample) -> PerExample:
+    """The posterior's variance of x_{t-1} given x_t and the data (Eq. 7)."""
+    return (1 - before) / (1 - now) * large(before, now)
 
-    noise_of(x, times) is a network's, times (B,) in [0, 1].
+
+def large(before: PerExample, now: PerExample) -> PerExample:
+    """The variance of the step forth, beta_t = 1 - alpha_t."""
+    return 1 - now / before
+
+
+@torch.no_grad()
+def sample(
+    noise_of: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    *,
+    largest: float = math.inf,
+    variance: Callable[[PerExample, PerExample], PerExample] = small,
+) -> Tensor:
+    """Images from noise x (B, ...) by all steps of the chain back (Algorithm 2), with the `variance` of each step.
+
+    noise_of(x, times) is a network's, times (B,) in [0, 1]. Its estimate of the data is clipped to [-largest, largest].
     """
+    if not largest > 0:
+        raise UserError(
+            f"estimates of the data are clipped to at least some range, not to {largest}; set largest to 1.0"
+        )
     abar = signal().to(x)
     for t in range(STEPS, 0, -1):
         now, before = abar[t].expand(len(x)), abar[t - 1].expand(len(x))
         noise = noise_of(x, torch.full((len(x),), t / STEPS, device=x.device))
-        data = (x - (1 - abar[t]).sqrt() * noise) / abar[t].sqrt()
-        x, variance = posterior(data, x, before, now)
+        data = ((x - (1 - abar[t]).sqrt() * noise) / abar[t].sqrt()).clamp(-largest, largest)
+        x, _ = posterior(data, x, before, now)
         if t > 1:
-            x = x + variance[0].sqrt() * torch.randn_like(x)
+            x = x + variance(before, now)[0].sqrt() * torch.randn_like(x)
     return x
 
 
@@ -157,6 +187,44 @@ def equals_diffusers():
             stepped = peer.step(weight, t - 1, x, generator=torch.Generator().manual_seed(t)).prev_sample
             drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
             torch.testing.assert_close(mean + variance[0].sqrt() * drawn, stepped, rtol=1e-3, atol=1e-3)
+
+
+@claim.parity(peer="diffusers DDPMScheduler, fixed_large and clip_sample")
+def equals_diffusers_as_released():
+    """With the data clipped to [-1, 1] and the variance of the step forth, all steps back from the same noise are
+    diffusers' "fixed_large" steps."""
+    from unittest.mock import patch
+
+    from diffusers import DDPMScheduler
+
+    torch.manual_seed(0)
+    peer = DDPMScheduler(num_train_timesteps=STEPS, beta_schedule="linear", variance_type="fixed_large")
+    x, draws = torch.randn(2, 1, 5, 3), torch.randn(STEPS + 1, 2, 1, 5, 3)
+    noise_of = lambda x, times: (3 * x + 5 * times.view(-1, 1, 1, 1)).sin() * 1.5
+    theirs = x
+    for t in range(STEPS, 0, -1):
+        noise = noise_of(theirs, torch.full((2,), t / STEPS))
+        mean = peer.step(noise, t - 1, theirs, generator=torch.Generator().manual_seed(t)).prev_sample
+        draws[t] = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
+        theirs = mean
+    order = iter(range(STEPS, 1, -1))
+    with patch("torch.randn_like", lambda _: draws[next(order)]):
+        ours = sample(noise_of, x, largest=1.0, variance=large)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@claim
+def each_variance_is_right_for_its_data():
+    """Of data N(0, 1) and their exact noise, a step back of the larger variance gives x_{t-1} a variance of one again,
+    a step of the smaller one less; of a single point, the smaller one gives 1 - abar_{t-1} (section 3.2)."""
+    abar = signal()
+    before, now = abar[:-1], abar[1:]
+    unit = torch.ones_like(now)[:, None]
+    shrinks = posterior(now.sqrt()[:, None], unit, before, now)[0][:, 0]  # E[x_0 | x_t] = sqrt(abar) x_t
+    torch.testing.assert_close(shrinks.square() + large(before, now), torch.ones_like(now), rtol=1e-10, atol=0)
+    assert (shrinks.square() + small(before, now) < 1).all()
+    along = posterior(torch.zeros_like(unit), unit, before, now)[0][:, 0]  # the point is 0
+    torch.testing.assert_close(along.square() * (1 - now) + small(before, now), 1 - before, rtol=1e-10, atol=1e-15)
 
 
 @claim

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import NOISE_TO_IMAGES, needs
 from deltax.papers.generative.ddim import ddim
 from deltax.papers.optimization.layer_norm import LayerNorm
+from deltax.parts.counts import at_least
 from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
 from deltax.parts.optimizers import adamw
 from deltax.parts.run import Loop, Run, from_task
@@ -39,6 +41,7 @@ def straight(noise: Tensor, data: Tensor, times: PerExample, *, smallest: float 
     return (1 - (1 - smallest) * t) * noise + t * data, data - (1 - smallest) * noise
 
 
+@needs("images", "labels", model=NOISE_TO_IMAGES)
 def conditional_flow_matching(model: nn.Module, batch: Any, *, smallest: float = 0.0) -> PerExample:
     """Squared error of the velocity (Eq. 23), a mean over pixels, at a time and a noise drawn for each image."""
     images = batch.images
@@ -68,8 +71,10 @@ def heun(velocity: Velocity, x: Tensor, now: Tensor, then: Tensor) -> Tensor:
 def sample(velocity: Velocity, noise: Tensor, *, steps: int = 16, solver: Callable[..., Tensor] = euler) -> Tensor:
     """Integrate dx/dt = velocity(x, t) from noise (B, ...) at t = 0 to data at t = 1 in equal steps.
 
-    A model is a velocity; to draw a given class, sample `lambda x, t: model(x, t, labels)`.
+    A model is a velocity; to draw a given class, sample `lambda x, t: model(x, t, labels)`. Raises UserError for steps
+    below one.
     """
+    at_least(1, steps=steps)
     times = torch.linspace(0, 1, steps + 1, dtype=noise.dtype, device=noise.device)
     for now, then in pairwise(times):
         noise = solver(velocity, noise, now, then)

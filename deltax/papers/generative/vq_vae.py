@@ -5,8 +5,11 @@ An autoencoder, but between encoder and decoder each vector becomes the nearest 
 A picture becomes a grid of whole numbers, log2 K bits each, and whatever models sequences can model pictures. Nearest
 has no slope, so the decoder's gradient is handed to the encoder as if nothing had happened in between, the codebook is
 drawn to what is looked up, and the encoder is held to it by a quarter as much (Eq. 3). Instead of a gradient the
-codebook can keep running means of what it is looked up for, an online k-means (appendix A.1): `MovingCodebook`. With
-a uniform prior over the codes the KL term of a VAE is a constant, and is gone; the prior that is learned afterwards is
+codebook can keep running means of what it is looked up for, an online k-means (appendix A.1): `MovingCodebook`. An
+entry that is never looked up keeps its place for a while, then the smoothing of the counts, which the released code
+(Sonnet) has and the paper has not, draws it to zero, and unless vectors lie there it is dead for good. Later codes put
+such an entry where a vector of the batch is (Jukebox, arXiv:2005.00341); `MovingCodebook(revive=...)` does. With a
+uniform prior over the codes the KL term of a VAE is a constant, and is gone; the prior that is learned afterwards is
 no part of this file. The paper's codebook has 512 entries and its networks are 256 wide; here they read digits.
 """
 
@@ -20,6 +23,7 @@ from deltax import Part, claim, paper, part
 from deltax.errors import UserError
 from deltax.parts.autoencoder import Autoencoder, Latent, Passed, decibels, rebuild, squared
 from deltax.parts.optimizers import adamw
+from deltax.parts.precision import in_float32
 from deltax.parts.roles import tag
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
@@ -30,6 +34,7 @@ Table = Float[Tensor, "V D"]
 Vectors = Float[Tensor, "*B D"]
 
 
+@in_float32
 def nearest(x: Vectors, table: Table) -> Int64[Tensor, "*B"]:
     """The entry of the table at the least distance from each vector (Eq. 1), the first of equals."""
     distance = table.square().sum(1) - 2 * x @ table.mT  # and the square of x, which is the same for all
@@ -68,15 +73,17 @@ class MovingCodebook(nn.Module):
     """A `Codebook` whose entries are running means of the vectors looked up at them (appendix A.1).
 
     In training each batch adds its counts and sums to what was, times `decay`; an entry is sum over count, the counts
-    smoothed so that none is 0. It charges commit |z - sg(e)|^2.
+    smoothed so that none is 0. It charges commit |z - sg(e)|^2. An entry whose count falls below `revive`, in vectors a
+    batch, becomes a vector of the batch at random, and has that count; at 0 none does.
     """
 
     def __init__(
-        self, *, codes: int = 64, width: int = 16, commit: float = 0.25, decay: float = 0.99, smoothing: float = 1e-5
-    ):
+        self, *, codes: int = 64, width: int = 16, commit: float = 0.25, decay: float = 0.99, smoothing: float = 1e-5,
+        revive: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.enters = self.leaves = width
-        self.commit, self.decay, self.smoothing = commit, decay, smoothing
+        self.commit, self.decay, self.smoothing, self.revive = commit, decay, smoothing, revive
         self.register_buffer("table", torch.empty(codes, width))
         self.register_buffer("counts", torch.empty(codes))
         self.register_buffer("sums", torch.empty(codes, width))
@@ -97,10 +104,16 @@ class MovingCodebook(nn.Module):
         return Passed(straight_through(latent, entry), cost.flatten(1).mean(1), codes)
 
     @torch.no_grad()
+    @in_float32
     def _move(self, vectors: Vectors, codes: Int64[Tensor, "*B"]) -> None:
         mine = nn.functional.one_hot(codes, len(self.table)).to(vectors.dtype)
         self.counts.lerp_(mine.sum(0), 1 - self.decay)
         self.sums.lerp_(mine.mT @ vectors, 1 - self.decay)
+        if self.revive > 0:
+            dead = (self.counts < self.revive)[:, None]
+            drawn = vectors[torch.randint(len(vectors), (len(self.table),), device=vectors.device)]
+            self.sums.copy_(torch.where(dead, self.revive * drawn.to(self.sums), self.sums))
+            self.counts.clamp_(min=self.revive)
         total = self.counts.sum()
         counts = (self.counts + self.smoothing) / (total + len(self.table) * self.smoothing) * total
         self.table.copy_(self.sums / counts[:, None])
@@ -123,6 +136,8 @@ class ConvEncoder(nn.Module):
     Images (B, C, Y, X) -> (B, out, Y / 2^halvings, X / 2^halvings).
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(self, channels: int, out: int, *, width: int = 32, halvings: int = 2, depth: int = 2):
         super().__init__()
         self.halvings = halvings
@@ -140,6 +155,8 @@ class ConvEncoder(nn.Module):
 
 class ConvDecoder(nn.Module):
     """Residual units, then transposed 4 x 4 convolutions, each doubling the image. The mirror of `ConvEncoder`."""
+
+    can_be_zero = ("depth",)
 
     def __init__(self, latent: int, channels: int, *, width: int = 32, halvings: int = 2, depth: int = 2):
         super().__init__()
@@ -223,6 +240,35 @@ def each_code_is_the_nearest_and_each_side_has_its_pull():
     torch.testing.assert_close(latent.grad.movedim(1, -1).flatten(0, 2), 0.25 * 2 * away / size)
     pulled = torch.zeros_like(book.table).index_add(0, codes, -2 * away / size)
     torch.testing.assert_close(book.table.grad, pulled)
+
+
+@claim
+def an_entry_that_is_not_looked_up_dies():
+    """Without look-ups an entry e is e decay^t / (decay^t + smoothing) after t batches, but for the common factor of
+    the counts, and ends at zero, wherever the vectors are; with `revive` it becomes, bar smoothing, a vector of the
+    batch in the step in which its count falls below that, and is looked up again."""
+    torch.manual_seed(0)
+    near, far = torch.randn(3, 50, dtype=torch.float64), torch.tensor([1e3, 0, 0], dtype=torch.float64)
+    near[1] += 50
+    for revive in (0.0, 0.5):
+        book = MovingCodebook(codes=2, width=3, decay=0.9, revive=revive).double().train()
+        book.sums.copy_(torch.stack([near[:, 0], far]))
+        book.table.copy_(book.sums)
+        ends = []
+        for step in range(1, 301):
+            codes = book(near[None]).codes
+            assert codes.any() == bool(revive and step > 7)
+            ends.append(book.table[1].clone())
+            if revive and step == 7:  # 0.9^7 < 0.5 <= 0.9^6
+                assert (book.table[1] - near.T).norm(dim=1).min() < 1e-2 and book.counts[1] == revive
+        if not revive:
+            left = 0.9 ** torch.arange(1, 301, dtype=torch.float64)
+            total = left + 50 - 49 * left
+            smoothed = (left + 1e-5) / (total + 2e-5) * total
+            torch.testing.assert_close(torch.stack(ends)[:, 0], 1e3 * left / smoothed)
+            assert ends[-1].abs().max() < 1e-4 and not codes.any()
+        else:
+            assert usage(book.eval()(near[None]).codes, 2)[0] == 1.0
 
 
 @claim.parity(peer="scikit-learn KMeans of one iteration")

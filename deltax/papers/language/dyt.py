@@ -6,14 +6,19 @@ Plot what a trained LayerNorm gives against what it was given and you see an S. 
 slope for the layer, a gain and a bias for each feature, and no statistics, so no feature waits for another. A tanh,
 unlike a norm, is not blind to scale: the stream has to start at order one, so in a language model a learned scalar
 lifts what the embedding gives (section 5; `shared_scale` in the released code).
+
+Slopes start at 0.5 everywhere but in large language models, where the paper starts them lower the wider the model, and
+higher before attention than before the feed-forward branch and at the end: 0.8 and 0.2 for LLaMA 7B (width 4096), 0.6
+and 0.15 for 13B (5120), 0.2 and 0.05 for 34B and 70B (8192). That is `dyt(alpha=0.2, attention=0.8)`, and `final` for
+the last norm alone. There DyT stands in for RMSNorm, and has a bias all the same in the released code, as here.
 """
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.context import Context
@@ -31,6 +36,11 @@ class DyT(nn.Module):
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
         self.bias = tag(nn.Parameter(torch.zeros(dim)), "vector")
 
+    @property
+    def weight(self) -> Tensor:
+        """The gain, by the name that the neighbours of a torch norm read."""
+        return self.gain
+
     def forward(self, x: Features) -> Features:
         return self.gain * torch.tanh(self.alpha * x) + self.bias
 
@@ -46,9 +56,27 @@ class Lift(nn.Module):
         return self.scale * x
 
 
+def sloped(dim: int, *, inner: Part, alpha: float) -> nn.Module:
+    """The inner block, but the DyT of its first branch starts at `alpha`. Raises UserError where there is none."""
+    block = inner(dim)
+    found = [m for m in getattr(block, "mixer_residual", nn.Identity()).modules() if isinstance(m, DyT)]
+    if not found:
+        raise UserError(
+            f"{type(block).__name__} has no DyT before its attention to start at {alpha}; leave `attention` out"
+        )
+    for norm in found:
+        nn.init.constant_(norm.alpha, alpha)
+    return block
+
+
 @paper(on=gpt, arxiv="2503.10622", year=2025)
-def dyt(recipe: Part, *, alpha: float = 0.5) -> Part:
+def dyt(recipe: Part, *, alpha: float = 0.5, attention: float | None = None, final: float | None = None) -> Part:
+    """Slopes start at `alpha`, but at `attention` before attention and at `final` after the last block, where given."""
     recipe = recipe.fill("norm", DyT, alpha=alpha)
+    if attention is not None:
+        recipe = recipe.wrap("block", sloped, alpha=attention)
+    if final is not None:
+        recipe = recipe.put("model.norm.alpha", final)
     return recipe.fill("entry", Lift) if "embedding" in recipe.slots() else recipe
 
 
@@ -85,6 +113,25 @@ def the_stream_starts_at_order_one():
 
     assert 0.3 < variance(gpt + dyt) < 3
     assert variance(gpt) < 0.01
+
+
+@claim
+def slopes_start_where_they_are_told():
+    """With alpha = 0.2, attention = 0.8 and final = 0.3, a fresh gpt's norms before feed-forward branches start at 0.2,
+    norms before attention at 0.8 and the last one at 0.3; all else, weight by weight, is as with one alpha."""
+    recipe = gpt + dyt(alpha=0.2, attention=0.8, final=0.3)
+    models = []
+    for tree in (recipe, gpt + dyt(alpha=0.2)):
+        torch.manual_seed(0)
+        models.append(tree().build({"vocab": 11, "context": 7}))
+    three, one = (dict(model.named_parameters()) for model in models)
+    assert three.keys() == one.keys()
+    for name, value in three.items():
+        if name.endswith("alpha"):
+            start = 0.8 if ".mixer_residual." in name else 0.2 if ".mlp_residual." in name else 0.3
+            assert value.item() == torch.tensor(start).item() and one[name].item() == torch.tensor(0.2).item()
+        else:
+            assert torch.equal(value, one[name])
 
 
 @claim.measured(paper="ViT-B 82.5 against 82.3 with LayerNorm, ConvNeXt-B 83.7 against 83.7 (Table 1)")

@@ -15,8 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.rl.ppo import ppo
+from deltax.parts.counts import at_least
 from deltax.parts.generate import generate
+from deltax.parts.modes import evaluating
 from deltax.parts.reference import Referenced
 from deltax.parts.run import Loop
 from deltax.shapes import PerExample, Tokens
@@ -54,8 +57,16 @@ class Rollouts(NamedTuple):
 
 
 def advantages_of(rewards: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
-    """(reward - mean) / standard deviation in each group of G answers, and 0 where all got the same (section 4.1.2)."""
-    same = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    """(reward - mean) / standard deviation in each group of G answers, and 0 where all got the same (section 4.1.2).
+
+    Rewards are the same where they differ by rounding only: by less than 16 units in the last place of the largest.
+    Raises UserError for a reward that is not finite, and for a group of one.
+    """
+    at_least(2, group=rewards.shape[1])
+    if not rewards.isfinite().all():
+        raise UserError("a reward is not finite, so that its group has no mean; mend the reward")
+    size = rewards.abs().amax(1, keepdim=True)
+    same = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) <= 16 * torch.finfo(rewards.dtype).eps * size
     spread = rewards.std(1, keepdim=True).masked_fill(same, 1.0)
     return ((rewards - rewards.mean(1, keepdim=True)) / spread).masked_fill(same, 0.0)
 
@@ -74,9 +85,12 @@ def log_probs(model: nn.Module, tokens: Tokens, length: int) -> Float[Tensor, "B
     return torch.log_softmax(logits, -1).gather(-1, tokens[:, -length:, None])[..., 0]
 
 
+@needs(task=("prompts", "reward", "answer", "end"), model=TOKENS_TO_LOGITS)
 @torch.no_grad()
 def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, group: int = 16) -> Rollouts:
     """`size` answers of the model: size / group of the task's questions, each answered `group` times at temperature 1.
+
+    Answers and both log-probabilities are the model's in evaluation mode.
 
     Raises UserError where `size` is no multiple of `group`, or the task cannot tell right from wrong.
     """
@@ -90,20 +104,27 @@ def rollouts(model: Referenced, task: Any, step: int, *, size: int, seed: int, g
         )
     device = next(model.parameters()).device
     questions = task.prompts(step, size=size // group, seed=seed).to(device).repeat_interleave(group, 0)
-    tokens = generate(model, questions, length=task.answer)
+    with evaluating(model):
+        tokens = generate(model, questions, length=task.answer)
+        old, reference = (log_probs(scored, tokens, task.answer) for scored in (model, model.reference))
     ended = (tokens[:, -task.answer :] == task.end).int()
     rewards = task.reward(tokens)
     return Rollouts(
         tokens,
         (ended.cumsum(1) - ended == 0).float(),
         advantages_of(rewards.view(-1, group)).flatten(),
-        log_probs(model, tokens, task.answer),
-        log_probs(model.reference, tokens, task.answer),
+        old,
+        reference,
     )
 
 
+@needs("tokens", "said", "advantages", "old", "reference", model=TOKENS_TO_LOGITS)
 def group_relative(model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04) -> PerExample:
-    """PPO's loss of each token plus beta times its k3, a mean over the tokens of each answer (Eq. 3, negated)."""
+    """PPO's loss of each token plus beta times its k3, a mean over the tokens of each answer (Eq. 3, negated).
+
+    The mode is the model's own: in a run that is training mode, as in trl, so that with dropout the ratio to the old
+    policy is not 1 at the first step.
+    """
     new = log_probs(model, batch.tokens, batch.said.shape[1])
     losses = ppo(new, batch.old, batch.advantages[:, None], clip=clip) + beta * k3(new, batch.reference)
     return (losses * batch.said).sum(1) / batch.said.sum(1)

@@ -6,7 +6,7 @@ If re-scaling is what helps and re-centring is not, the mean, its pass over the 
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltax import Part, claim, paper
 from deltax.papers.optimization.layer_norm import LayerNorm
@@ -21,6 +21,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
+
+    @property
+    def weight(self) -> Tensor:
+        """The gain, by the name that the neighbours of a torch norm read."""
+        return self.gain
 
     def forward(self, x: Features) -> Features:
         return nn.functional.rms_norm(x, self.gain.shape, self.gain, self.eps)

@@ -11,7 +11,7 @@ only distance. Values are not turned.
 import torch
 from torch import Tensor, nn
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.softmax_attention import Attention
 from deltax.parts.context import Context
@@ -42,10 +42,12 @@ def interleave(x: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Turns each head by its position. Heads (B, T, H, K) and positions (*B, T) -> (B, T, H, K)."""
+    """Turns each head by its position. Heads (B, T, H, K), K even, and positions (*B, T) -> (B, T, H, K)."""
 
     def __init__(self, width: int, *, base: float = 10_000.0):
         super().__init__()
+        if width % 2:
+            raise UserError(f"features are turned in pairs, and a head of {width} is odd: choose other dim or heads")
         self.base = base
 
     def forward(self, x: Heads, positions: Positions) -> Heads:

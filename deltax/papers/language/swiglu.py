@@ -14,6 +14,7 @@ from torch import nn
 from deltax import Part, claim, paper, part
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.transformer import transformer
+from deltax.parts.counts import above
 from deltax.parts.linear import Matrix, OutMatrix
 from deltax.parts.mlp import MLP
 from deltax.parts.stack import Block
@@ -42,6 +43,7 @@ class SwiGLU(nn.Module):
         down: Part = part(OutMatrix),
     ):
         super().__init__()
+        above(0, widen=widen)
         hidden = round(2 * widen * dim / 3)
         self.gate, self.up = gate(dim, hidden), up(dim, hidden)
         self.activation = activation

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import SOURCE_TO_LOGITS
 from deltax.papers.language.softmax_attention import Attention, CrossAttention, Projections, softmax_attention
 from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.parts.context import Context, DecodingState, takes_context
@@ -99,6 +100,8 @@ class EncoderDecoder(nn.Module):
 
     Tokens equal to `PADDING` are padding: no real token sees them. `vocab` and `context` come from the task.
     """
+
+    interface = SOURCE_TO_LOGITS
 
     def __init__(
         self,

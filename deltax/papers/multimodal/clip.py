@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import PAIRS_TO_LOGITS, needs
 from deltax.paper import paper_of
 from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.layer_norm import LayerNorm
@@ -45,6 +46,7 @@ def symmetric(logits: Float[Tensor, "N N"]) -> PerExample:
     return (own.logsumexp(0) + own.logsumexp(1)) / 2 - own.diagonal()
 
 
+@needs("images", "texts", model=PAIRS_TO_LOGITS)
 def pair_contrast(model: nn.Module, batch: PairBatch) -> PerExample:
     """`symmetric` of a batch. What a pair is told from is its own piece of the batch."""
     return symmetric(model(batch.images, batch.texts))

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import PAIRS_TO_LOGITS, SENSES_TO_LOGITS, needs
 from deltax.paper import paper_of
 from deltax.papers.multimodal.clip import clip, symmetric
 from deltax.papers.vision.vit import mean_pooled
@@ -26,18 +27,22 @@ from deltax.parts.checking import gradients, randomise
 from deltax.parts.linear import Matrix
 from deltax.parts.pairs import Vectors
 from deltax.parts.patches import Grid, Patches
+from deltax.parts.precision import of_length_one, similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.spoken_numbers import BoundBatch, SpokenNumbers, found_among
 
 Sounds = Float[Tensor, "B 1 bands frames"]
 
 
+@needs(model=PAIRS_TO_LOGITS)
 class Bound(nn.Module):
     """Images, texts, other images and their sounds -> the logits of both, (B, B) each, an image a row.
 
     The inner model sees and reads; `sound` maps spectrograms to its space, where cosines are divided by `temperature`.
     The state of an inner model alone, loaded to start from, leaves the sound's encoder as it is.
     """
+
+    interface = SENSES_TO_LOGITS
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class Bound(nn.Module):
         temperature: float = 0.05,
     ):
         super().__init__()
-        self.inner = inner(channels, size, vocab, context)
+        self.inner = inner(channels=channels, size=size, vocab=vocab, context=context)
         self.sound = sound(1, spectrogram, self.inner.width)
         self.temperature = temperature
         self.register_load_state_dict_pre_hook(_begin_from_inner)
@@ -67,12 +72,12 @@ class Bound(nn.Module):
 
     def hear(self, sounds: Sounds) -> Vectors:
         """Spectrograms as vectors of length one."""
-        return nn.functional.normalize(self.sound(sounds), dim=-1)
+        return of_length_one(self.sound(sounds))
 
     def forward(
         self, images: Images, texts: Tokens, others: Images, sounds: Sounds
     ) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
-        return self.inner(images, texts), self.see(others) @ self.hear(sounds).mT / self.temperature
+        return self.inner(images, texts), similarity(self.see(others), self.hear(sounds)) / self.temperature
 
 
 def _begin_from_inner(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -82,16 +87,18 @@ def _begin_from_inner(module: nn.Module, state: dict[str, Tensor], prefix: str, 
         state |= {f"{prefix}sound.{key}": value for key, value in module.sound.state_dict().items()}
 
 
+@needs("images", "texts", "others", "sounds", model=SENSES_TO_LOGITS)
 def bind(model: nn.Module, batch: BoundBatch) -> PerExample:
     """The sum of both contrasts, L_IM + L_MI for the texts and for the sounds (Eq. 1)."""
     return sum(symmetric(logits) for logits in model(batch.images, batch.texts, batch.others, batch.sounds))
 
 
+@needs("others", "sounds", model=SENSES_TO_LOGITS)
 def bind_sounds(model: Bound, batch: BoundBatch) -> PerExample:
     """The contrast of images and sounds, of which the sounds' encoder alone learns."""
     with torch.no_grad():
         seen = model.see(batch.others)
-    return symmetric(seen @ model.hear(batch.sounds).mT / model.temperature)
+    return symmetric(similarity(seen, model.hear(batch.sounds)) / model.temperature)
 
 
 @paper(on=clip, year=2023, arxiv="2305.05665")

@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from deltax import Part, claim, paper
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.language.gpt import gpt
 from deltax.papers.multimodal.imagebind import imagebind
 from deltax.parts.generate import generate
+from deltax.parts.modes import evaluating
 from deltax.parts.objectives import next_token
 from deltax.shapes import Tokens
 from deltax.tasks.linked_digits import (
@@ -70,7 +72,8 @@ def through_the_link(model: nn.Module, pair: Pair) -> tuple[list[Rows], list[int
     true, link = sorted(pair, key=lambda block: block[0] == LINK)
     missing = ({IMAGE, SOUND} - {true[0]}).pop()
     prompt = spell(link, (missing, link[1][:, :0]))
-    pseudo = (missing, generate(model, prompt, length=LENGTHS[missing])[:, -LENGTHS[missing] :])
+    with evaluating(model):
+        pseudo = (missing, generate(model, prompt, length=LENGTHS[missing])[:, -LENGTHS[missing] :])
     half = (len(true[1]) + 1) // 2
     part_of = lambda block, which: (block[0], block[1][which])
     straight, along = slice(None, half), slice(half, None)
@@ -81,6 +84,7 @@ def through_the_link(model: nn.Module, pair: Pair) -> tuple[list[Rows], list[int
     return sequences, [LENGTHS[true[0]]] * 2
 
 
+@needs(task=("pairs",), model=TOKENS_TO_LOGITS)
 def linked(
     model: nn.Module,
     task: Any,
@@ -102,6 +106,9 @@ def linked(
         return padded([span_moved(either_way(*pair), share=share) for pair in pairs])
     sequences, said = zip(*(through_the_link(model, pair) for pair in pairs), strict=True)
     return padded(list(chain(*sequences)), last=list(chain(*said)))
+
+
+linked.can_be_zero = ("warmup",)
 
 
 @paper(on=(imagebind, gpt), year=2023, arxiv="2305.14243", whole="gpt")

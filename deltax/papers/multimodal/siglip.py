@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import PAIRS_TO_LOGITS, needs
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import CrossAttention
 from deltax.papers.multimodal.clip import HF as CLIP
@@ -31,6 +32,7 @@ from deltax.parts.mlp import MLP, gelu_tanh
 from deltax.parts.nothing import Nothing
 from deltax.parts.pairs import Temperature, at_last
 from deltax.parts.patches import NoClassToken, Patches, Pooled
+from deltax.parts.precision import similarity
 from deltax.parts.ring import Ring, in_threads
 from deltax.parts.roles import tag
 from deltax.parts.scores import everywhere
@@ -64,6 +66,7 @@ def _surprise(logits: Float[Tensor, "N M"], belong: Tensor) -> PerExample:
     return -nn.functional.logsigmoid(torch.where(belong, logits, -logits)).sum(1)
 
 
+@needs("images", "texts", model=PAIRS_TO_LOGITS)
 def pair_sigmoid(model: nn.Module, batch: PairBatch) -> PerExample:
     """`each_alone` of a batch."""
     return each_alone(model(batch.images, batch.texts))
@@ -81,7 +84,7 @@ class _AroundTheRing(torch.autograd.Function):
             belong = torch.eye(len(images), dtype=torch.bool, device=images.device) & (hop == 0)
             with torch.enable_grad():
                 guest = held.detach().requires_grad_()
-                part_ = _surprise(mine[0] @ guest.mT * mine[1] + mine[2], belong).sum()
+                part_ = _surprise(similarity(mine[0], guest) * mine[1] + mine[2], belong).sum()
                 *own, of_guest = torch.autograd.grad(part_, [*mine, guest])
             loss, slope = loss + part_.detach(), slope + of_guest
             totals = [a + b for a, b in zip(totals, own, strict=True)]

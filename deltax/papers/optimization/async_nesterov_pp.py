@@ -20,6 +20,7 @@ from deltax.papers.language.gpt import gpt
 from deltax.papers.optimization.adamw import adamw
 from deltax.papers.optimization.nesterov import look_ahead, nesterov
 from deltax.papers.systems.pipedream import pipedream
+from deltax.parts.counts import at_least, below
 from deltax.parts.roles import by_role
 from deltax.parts.stale import Stale
 
@@ -35,6 +36,8 @@ def nadam(
     model: nn.Module, *, rate: float = 3e-3, beta1: float = 0.99, beta2: float = 0.999, decay: float = 0.01
 ) -> torch.optim.Optimizer:
     """torch's NAdam with decoupled decay, on matrices only."""
+    at_least(0, rate=rate, decay=decay)
+    below(0, 1, beta1=beta1, beta2=beta2)
     roles = by_role(model)
     groups = [{"params": p, "weight_decay": decay if role == "matrix" else 0.0} for role, p in roles.items() if p]
     return torch.optim.NAdam(groups, lr=rate, betas=(beta1, beta2), decoupled_weight_decay=True)

@@ -47,7 +47,7 @@ class Thinned(nn.Module):
         self.inner, self.dropout = inner(dim), Dropout(p=p)
         self.told = takes_context(self.inner)
 
-    def forward(self, x: Tensor, ctx: object) -> Tensor:
+    def forward(self, x: Tensor, ctx: object = None) -> Tensor:
         return self.dropout(self.inner(x, ctx) if self.told else self.inner(x))
 
 

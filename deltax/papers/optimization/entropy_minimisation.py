@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_LOGITS, needs
 from deltax.papers.optimization.cross_entropy import cross_entropy
 from deltax.parts.objectives import classify
 from deltax.parts.perceptron import Perceptron, classifier
@@ -29,6 +30,7 @@ def entropy(logits: Float[Tensor, "B V"]) -> PerExample:
     return -(logs.exp() * logs).sum(-1)
 
 
+@needs("images", "labels", model=IMAGES_TO_LOGITS)
 def sure(model: nn.Module, batch: Batch, *, weight: float = 1.0) -> PerExample:
     """Cross-entropy of labelled images, and `weight` times the entropy of those labelled -100 (Eq. 6)."""
     logits = model(batch.images).float()

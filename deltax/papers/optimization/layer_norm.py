@@ -30,6 +30,11 @@ class LayerNorm(nn.Module):
         self.gain = tag(nn.Parameter(torch.ones(dim)), "vector")
         self.bias = tag(nn.Parameter(torch.zeros(dim)), "vector")
 
+    @property
+    def weight(self) -> Tensor:
+        """The gain, by the name that the neighbours of a torch norm read."""
+        return self.gain
+
     def forward(self, x: Features) -> Features:
         return nn.functional.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
 

@@ -6,6 +6,10 @@ A momentum matrix is nearly low-rank: a few directions take the whole step and t
 gives every direction the same say, which is steepest descent where a step is measured by its spectral norm. A few
 products of matrices come close enough to the singular value decomposition. Embeddings, gains and biases are no maps
 between streams; they stay with AdamW.
+
+A filter (out, in, k, k) is the matrix (out, in k k), in its direction and in the scale sqrt(max(1, out / in k k)) of
+its step. The released muon.py flattens it for the direction alone and takes the scale of the kernel's last two sides,
+which is 1 for a square kernel: there, tall filters with out > in k k move less than here.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_
 
-from deltax import Part, claim, paper
+from deltax import Part, UserError, claim, paper
 from deltax.papers.language.gpt import gpt
+from deltax.parts.counts import at_least, below
 from deltax.parts.roles import by_role
 
 CUBIC = (1.5, -0.5, 0.0)  # converges to U V'
@@ -57,8 +62,22 @@ class Muon(torch.optim.Optimizer):
         orthogonal: Callable[[Tensor], Tensor] = newton_schulz,
         dtype: torch.dtype | None = None,
     ):
+        at_least(0, lr=lr, weight_decay=weight_decay)
+        below(0, 1, momentum=momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": None})
         self.orthogonal, self.dtype = orthogonal, dtype
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises UserError for a group without `betas` that holds a parameter with fewer than two axes."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"] if not group["betas"] else ():
+            if p.ndim < 2:
+                self.param_groups.pop()
+                raise UserError(
+                    f"Muon moves matrices, and a parameter has the shape {tuple(p.shape)}: give it in a group with "
+                    f"betas, which AdamW moves"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -99,7 +118,7 @@ class Muon(torch.optim.Optimizer):
             squares,
             [],
             steps,
-            fused=group["fused"],
+            fused=group.get("fused", False),
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -121,6 +140,8 @@ def muon_and_adamw(
     momentum: float = 0.95,
 ) -> Muon:
     """Muon for matrices, with decay, at `spectral_rate`, how far a step moves in spectral norm; AdamW for the rest."""
+    at_least(0, rate=rate, spectral_rate=spectral_rate, decay=decay)
+    below(0, 1, beta1=beta1, beta2=beta2, momentum=momentum)
     roles = by_role(model)
     matrices = roles.pop("matrix", [])
     adam = {"lr": rate, "betas": (beta1, beta2), "weight_decay": 0.0, "fused": True}
@@ -157,6 +178,23 @@ def is_the_steepest_step():
         Muon([parameter], lr=0.3, weight_decay=0.1, orthogonal=exact).step()
         scale = max(1, shape[0] / shape[1]) ** 0.5
         torch.testing.assert_close(parameter.data, 0.97 * weight - 0.3 * scale * u @ v, rtol=1e-9, atol=1e-9)
+
+
+@claim
+def a_filter_is_the_matrix_that_it_flattens_to():
+    """A filter's step is its matrix's, the scale included: a tall one's is sqrt(out / in k k) times U V', where the
+    released muon.py takes 1."""
+    torch.manual_seed(0)
+    exact = partial(newton_schulz, steps=60, coefficients=CUBIC)
+    for shape in ((40, 2, 3, 3), (5, 4, 3, 3), (9, 2, 1, 5)):
+        gradient = torch.randn(shape, dtype=torch.float64)
+        whole, flat = nn.Parameter(torch.zeros_like(gradient)), nn.Parameter(torch.zeros_like(gradient).flatten(1))
+        whole.grad, flat.grad = gradient.clone(), gradient.flatten(1)
+        Muon([whole, flat], lr=0.1, orthogonal=exact).step()
+        torch.testing.assert_close(whole.data.flatten(1), flat.data)
+        scale = max(1.0, shape[0] / flat.shape[1]) ** 0.5
+        sizes = torch.linalg.svdvals(flat.data)
+        torch.testing.assert_close(sizes, torch.full_like(sizes, 0.1 * scale))
 
 
 @claim

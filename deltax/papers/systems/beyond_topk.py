@@ -7,7 +7,8 @@ An activation that is cut has no next message to which the rest could be added, 
 that follow. Columns, features of the stream, keep the space that the rest spans, cost one bit each to name, and the
 gradient comes back in the same ones. Only the abstract was to be had: here the columns with the largest norm over the
 batch are kept, the best choice of so many columns, with no correction of the rest. Every block is a stage and what
-enters it is cut, in evaluation too. The choice looks at the whole batch, later positions included.
+enters it is cut, in evaluation too. The choice looks at the whole batch, later positions included, so that a language
+model is scored on choices that depend on its targets: wherever its score is printed, a note says so.
 """
 
 import torch
@@ -27,6 +28,9 @@ def largest_columns(x: Stream, keep: float) -> Tensor:
     return _marked(norms, max(1, round(keep * len(norms))))
 
 
+largest_columns.looks_ahead = "the columns to send are chosen by their norm over all positions, later ones included"
+
+
 def random_columns(x: Stream, keep: float) -> Tensor:
     """True for a random share of features. (B, T, D) -> (D,)."""
     return _marked(torch.rand(x.shape[-1], device=x.device), max(1, round(keep * x.shape[-1])))
@@ -38,6 +42,9 @@ def largest_entries(x: Stream, keep: float) -> Tensor:
     """
     sizes = x.detach().abs().flatten()
     return _marked(sizes, max(1, round(keep * len(sizes) / 2))).view(x.shape)
+
+
+largest_entries.looks_ahead = "the entries to send are chosen among those of all positions, later ones included"
 
 
 class Cut(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltax import Part, claim, paper, part
+from deltax.contract import needs
 from deltax.errors import UserError
 from deltax.papers.language.softmax_attention import Attention, attend
 from deltax.papers.optimization.layer_norm import LayerNorm
@@ -37,6 +38,7 @@ from deltax.shapes import Heads, Keys, Stream, Values
 Held = tuple[Tensor, ...]
 
 
+@needs(beside={"mixer": ("Attention",)})
 def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
     """Both branches for one tile of the stream after another; the keys and values come first, for all of it.
 

@@ -38,7 +38,7 @@ def look_on(held: Tile, scores: Scores, v: Values) -> Tile:
 
 def look_at_all(q: Queries, k: Keys, v: Values, rules: Rules, tile: int) -> Tile:
     """Every tile of queries past the keys that it may look at, one tile after the other: undivided, for all queries."""
-    return _joined([_own(q, k, v, rules, rows, tile) for rows in tiles(q.shape[1], tile)])
+    return _joined([_own(q, k, v, rules, rows, tile) for rows in tiles(q.shape[1], tile)] or [nothing(q)])
 
 
 def _own(q: Queries, k: Keys, v: Values, rules: Rules, rows: slice, tile: int) -> Tile:

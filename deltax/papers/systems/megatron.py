@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deltax import Part, claim, paper
+from deltax.contract import needs
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.transformer import transformer
 from deltax.parts.context import Context, takes_context
@@ -52,6 +53,7 @@ class Gather(torch.autograd.Function):
         return None, *(gradient.clone() for _ in range(ctx.size))
 
 
+@needs(inner=("Attention", "CrossAttention", "MLP", "SwiGLU"), outside=("LoRA", "QPooled", "InSpan"))
 class Split(nn.Module):
     """A branch computed by ranks that each have some of its heads or hidden units. Stream (B, T, D) -> (B, T, D).
 

@@ -74,6 +74,8 @@ def memory_efficient_attention(
     """
     rules = rules or Rules()
     q, k, v = as_autocast(q, k, v)
+    if not (q.shape[1] and k.shape[1]):
+        return attend(q, k, v, rules)  # there is no chunk
     learned = rules.learned.values()
     chunks = [checkpoint(partial(_rows, rules, r, keys), q[:, r], k, v, *learned) for r in tiles(q.shape[1], queries)]
     return torch.cat(chunks, 1).to(q.dtype)

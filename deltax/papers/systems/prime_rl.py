@@ -26,16 +26,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
+from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.papers.language.grpo import Rollouts, group_relative, grpo, k3, log_probs, rollouts, trl_loss
 from deltax.papers.rl.ppo import ppo
 from deltax.papers.systems.shardcast import shardcast
 from deltax.papers.systems.toploc import Limits, Proof, last_hidden, toploc, verify
 from deltax.parts.generate import generate
+from deltax.parts.modes import evaluating
 from deltax.parts.run import Loop
 from deltax.shapes import Logits, PerExample, Tokens
 from deltax.tasks.arithmetic import Arithmetic
 
 
+@needs(model=TOKENS_TO_LOGITS, inner=("Referenced",))
 class Lagging(nn.Module):
     """The inner model, and its policy as it was at the last `lag` steps, for the workers. Tokens (B, T) -> (B, T, V).
 
@@ -46,7 +49,7 @@ class Lagging(nn.Module):
         super().__init__()
         if lag < 1:
             raise UserError(f"workers that lag do so by at least one step, not {lag}; without this part they do not")
-        self.inner = inner(vocab, context)
+        self.inner = inner(vocab=vocab, context=context)
         self.past = nn.ModuleList(deepcopy(self.inner.policy) for _ in range(lag)).requires_grad_(False)
         self.register_load_state_dict_pre_hook(_begin_from_plain)
         self.reset_parameters()
@@ -86,6 +89,7 @@ def two_sided(
     return ppo(torch.minimum(log_probs, old.detach() + math.log(delta)), old, advantages, clip=clip)
 
 
+@needs("tokens", "said", "advantages", "old", "reference", model=TOKENS_TO_LOGITS)
 def two_sided_relative(
     model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04, delta: float = 4.0
 ) -> PerExample:
@@ -124,7 +128,7 @@ def work(model: nn.Module, task: Any, *, node: int, step: int, count: int, size:
     """An honest worker's answers to the `size` questions that it is given, with their rewards and proofs."""
     seed = seed_of(node, step, count)
     questions = task.prompts(step, size=size, seed=seed)
-    with last_hidden(model) as found:
+    with evaluating(model), last_hidden(model) as found:
         tokens = generate(model, questions, length=task.answer, generator=torch.Generator().manual_seed(seed))
     proofs = [toploc(row, prompt=questions.shape[1]) for row in torch.cat(found, 1)]
     return Submission(node, step, count, tokens, task.reward(tokens), proofs)
@@ -151,7 +155,7 @@ def faults(
         return ["tokens that are none"]
     if not torch.equal(submission.rewards, task.reward(tokens)):
         found.append("other rewards than the task's")
-    with last_hidden(model) as states:
+    with evaluating(model), last_hidden(model) as states:
         chances = torch.log_softmax(model(tokens[:, :-1])[:, -task.answer :].float(), -1)
     ended = (tokens[:, length:] == task.end).int()
     said = ended.cumsum(1) - ended == 0

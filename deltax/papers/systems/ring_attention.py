@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import record_function
 
 from deltax import Part, claim, paper, part
+from deltax.contract import needs
 from deltax.errors import UserError
 from deltax.papers.language.softmax_attention import attend
 from deltax.papers.systems.bpt import bpt, each_tile, heads
@@ -137,6 +138,7 @@ def _same_everywhere(ring: Ring, block: Held) -> None:
     agreed.add(tuple(facts))
 
 
+@needs(beside={"mixer": ("Attention",)})
 def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
     """`tile_by_tile`, but with attention done for all tiles first: keys go round once, not once a tile."""
     if ctx.state is not None:

@@ -6,7 +6,9 @@ FlashAttention-2, but queries and keys meet as 8-bit integers, once the mean key
 Eight bits hold a row well unless a few channels are far larger than the rest, and in keys they are: all tokens share a
 large offset there. A mean subtracted from every key moves all scores of a row alike, so it costs nothing to remove.
 Weights and values meet in half precision, summed in half precision. Integers are simulated here, each held exactly in a
-float; what a matrix unit computes is the same to the bit. For inference: rounding has no derivative.
+float; what a matrix unit computes is the same to the bit. For inference: rounding has no derivative. A scale is that of
+a whole block and the mean key that of all keys, so under a causal mask a score depends on later tokens by up to a
+rounding step: wherever such a model is scored, a note says so.
 
 The released code rounds halves away from zero, and so does this; it scales queries by log2(e) before it rounds them,
 which changes no integer, and so does not this.
@@ -56,7 +58,7 @@ def blocks(length: int, size: int) -> Tensor:
 def quantize(x: Tensor, group: Tensor, largest: int = 127) -> Quantized:
     """Each token in whole steps, from -largest to largest; tokens of one group (T,) and head share the step (Eq. 3)."""
     group, each = group.to(x.device), x.abs().amax(-1)
-    peak = x.new_zeros(x.shape[0], int(group.max()) + 1, x.shape[2])
+    peak = x.new_zeros(x.shape[0], int(group.max()) + 1 if len(group) else 0, x.shape[2])
     peak = peak.scatter_reduce(1, group[:, None].expand_as(each), each, "amax")
     step = (peak / largest).masked_fill(peak == 0, 1.0)[:, group, :, None]
     return Quantized(torch.copysign(torch.floor(x.abs() / step + 0.5), x), step)
@@ -98,7 +100,7 @@ def gather(scores: Scores, values: Callable[[Tensor, slice], Heads], keys: int =
     values(weights, columns) is what weights (B, H, T, columns) in [0, 1] gather, (B, T, H, K) in float32.
     """
     largest = scores.new_full(scores.shape[:3], -torch.inf)
-    total, out = torch.zeros_like(largest), 0.0
+    total, out = torch.zeros_like(largest), values(scores[..., :0], slice(0, 0))
     over_heads = lambda x: x.transpose(1, 2)[..., None]
     for start in range(0, scores.shape[-1], keys):
         columns = slice(start, min(start + keys, scores.shape[-1]))
@@ -138,6 +140,9 @@ def sage_attention(
         return gather(scores, in_half(v, q.shape[2]))
 
     return for_inference(compute, q, k, v, rules or Rules())
+
+
+sage_attention.looks_ahead = "a block of queries and one of keys have one scale each, later positions included"
 
 
 def for_inference(compute: Callable[..., Heads], q: Queries, k: Keys, v: Values, rules: Rules) -> Heads:

@@ -8,8 +8,8 @@ Fifteen numbers hold a row only if it has no outliers, so each block of queries 
 says to the keys is one row of scores, and is added again. A step for each token would have to be looked up in the
 middle of a matrix unit's tile; the tokens whose scores one thread of it holds can share a step at no such cost. Weights
 lie in [0, 1], so their scale is fixed; values have one for each channel. The unit sums 8-bit floats in 22 bits, so each
-block of keys is summed apart and then added in 32. Simulated here, as in SageAttention. The released code has kernels
-for 8-bit queries and keys only (`largest=127`).
+block of keys is summed apart and then added in 32. Means and scales are shared by tokens, later ones included.
+Simulated here, as in SageAttention. The released code has kernels for 8-bit queries and keys only (`largest=127`).
 """
 
 import math
@@ -97,7 +97,7 @@ def in_8_bit_floats(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:
 
 def small_values(v: Values) -> tuple[Tensor, Tensor]:
     """Values (B, S, G, K) in 8-bit floats, and the scale (B, 1, G, K) of each channel."""
-    peak = v.abs().amax(1, keepdim=True)
+    peak = v.abs().amax(1, keepdim=True) if v.shape[1] else v.new_zeros(len(v), 1, *v.shape[2:])
     scale = (peak / LARGEST).masked_fill(peak == 0, 1.0)
     return (v / scale).to(torch.float8_e4m3fn), scale
 
@@ -129,6 +129,9 @@ def sage_attention_2(q: Queries, k: Keys, v: Values, rules: Rules | None = None,
         return gather(scores, in_8_bit_floats(v, q.shape[2]))
 
     return for_inference(compute, q, k, v, rules or Rules())
+
+
+sage_attention_2.looks_ahead = "queries and keys of a block share means and scales, later positions included"
 
 
 def _said(q: Queries, k: Keys) -> Scores:

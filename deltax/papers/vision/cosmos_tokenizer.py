@@ -171,6 +171,8 @@ class CosmosEncoder(nn.Module):
     that do not divide so.
     """
 
+    can_be_zero = ("depth",)
+
     def __init__(
         self,
         channels: int,
@@ -215,6 +217,8 @@ class CosmosDecoder(nn.Module):
 
     Widths, factors and levels with attention are given as to the encoder.
     """
+
+    can_be_zero = ("depth",)
 
     def __init__(
         self,

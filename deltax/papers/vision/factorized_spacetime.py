@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import needs
 from deltax.errors import UserError
 from deltax.papers.language.rope import Rotary
 from deltax.papers.language.softmax_attention import Attention, attend
@@ -90,6 +91,7 @@ class AlongTime(nn.Module):
         return self.inner(tracks.flatten(0, 1), told).view_as(tracks).transpose(1, 2).flatten(1, 2)
 
 
+@needs(context=("grid",), **{"inner": ("Block",), "inner.mixer": ("Attention",), "inner.branches": ("in_turn",)})
 class SpaceTimeBlock(nn.Module):
     """A block of three branches: space, time, MLP (Eqs. 4 to 6). Stream (B, T S, D), as `WithinFrames`.
 

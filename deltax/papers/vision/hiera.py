@@ -10,6 +10,11 @@ decoder, every stage's view of a unit is mapped to the last stage's width, and s
 classifies; `vit+mae+q-pooled-attention+hiera` is pre-trained. The released models embed patches by 7 x 7 convolutions
 of stride 4, fill `OverlappingPatches`, have units of 8 x 8 patches, and mask 60 % of them; the two last stages, and
 the first block of the third, see everything.
+
+Pooling is the largest of 2 x 2, of the queries and of what goes past them, and the classifier reads the mean of all
+elements, normed after it. A released model that classifies pools three times. The same model is pre-trained with two
+poolings, so that a unit ends as 2 x 2 elements and its last two stages are of one size; the published code fuses only
+the stages up to there. Here pre-training pools as often as the classifier does, to one element a unit.
 """
 
 import re
@@ -19,6 +24,7 @@ from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
 from deltax.paper import paper_of
+from deltax.papers.optimization.layer_norm import LayerNorm
 from deltax.papers.vision.mae import keep, mae, masked_error, probe, standardised
 from deltax.papers.vision.q_pooled_attention import ZOrdered, q_pooled_attention, z_order
 from deltax.papers.vision.vit import ViT, renamed, vit
@@ -215,6 +221,24 @@ def _decoder_from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
             words = (("decoder_embeddings", "enter"), ("decoder_norm", "norm"), ("decoder_pred", "predict"))
             ours[f"pixel_decoder.{renamed(name, (*words, ('norm.weight', 'norm.gain')))}"] = value
     return ours
+
+
+@claim.parity(peer="transformers HieraPooler")
+def the_mean_is_normed_after():
+    """The classifier's pool is transformers', the norm of the mean and not the mean of norms."""
+    from transformers import HieraConfig
+    from transformers.models.hiera.modeling_hiera import HieraPooler
+
+    theirs = HieraPooler(
+        HieraConfig(embed_dim=3, depths=[1, 1], num_heads=[1, 1], num_query_pool=1, layer_norm_eps=1e-5)
+    ).double()
+    ours = NormedMean(6, norm=part(LayerNorm)).double()
+    for ours_has, theirs_has in ((ours.norm.gain, theirs.layernorm.weight), (ours.norm.bias, theirs.layernorm.bias)):
+        nn.init.normal_(theirs_has)
+        ours_has.data.copy_(theirs_has)
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert not torch.allclose(ours(x), ours.norm(x).mean(1))
 
 
 @claim

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_LOGITS, needs
 from deltax.parts.nothing import Nothing
 from deltax.parts.optimizers import sgd
 from deltax.parts.perceptron import tanh
@@ -70,6 +71,8 @@ class Units(nn.Linear):
 class LeNet(nn.Module):
     """Images (B, 1, 16, 16) -> logits (B, V): 12 maps of 8 by 8, 12 of 4 by 4, 30 units (Figure 3)."""
 
+    interface = IMAGES_TO_LOGITS
+
     def __init__(
         self,
         size: int,
@@ -98,6 +101,7 @@ class LeNet(nn.Module):
         return self.output(self.features(images))
 
 
+@needs("images", "labels", model=IMAGES_TO_LOGITS)
 def squared_error(model: nn.Module, batch: Batch) -> PerExample:
     """Mean over classes of (tanh(z) - t)^2, t = 1 for the class shown and -1 for the others."""
     said = torch.tanh(model(batch.images).float())

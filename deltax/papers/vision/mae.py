@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_MASKED_PATCHES, needs
 from deltax.errors import UserError
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
@@ -83,17 +84,22 @@ class PixelDecoder(nn.Module):
 
     def forward(self, latent: OtherStream, kept: Int[Tensor, "B N"]) -> Pixels:
         first, seen = self.enter(latent).tensor_split([self.prefix], 1)
+        if seen.shape[1] != kept.shape[1]:
+            raise UserError("a trunk that pools its patches has to keep mask units whole: add hiera, as in ...+hiera")
         where = kept[..., None].expand(-1, -1, seen.shape[-1])
-        patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen)
+        patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen.to(self.mask_token.dtype))
         x = torch.cat([first, self.position(patches, Context())], 1)
         return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]
 
 
+@needs(outside=("Windows", "SpaceTimeBlock"))
 class MaskedAutoencoder(nn.Module):
     """Images (B, C, Y, X) -> `Filled`. channels and size are the task's.
 
     The trunk gives `.tokens(images)` (B, T, ...), reads any of them with `.read`, and has a `.grid` and a `.prefix`.
     """
+
+    interface = IMAGES_TO_MASKED_PATCHES
 
     def __init__(self, channels: int, size: int | Grid, *, ratio: float = 0.75, trunk: Part, pixel_decoder: Part):
         super().__init__()
@@ -135,6 +141,7 @@ def masked_error(said: Filled, target: Pixels) -> PerExample:
     return (each * said.masked).sum(1) / said.masked.sum(1).clamp(min=1)
 
 
+@needs("images", model=IMAGES_TO_MASKED_PATCHES)
 def fill_in(model: nn.Module, batch: Any, *, target: Callable[[Pixels], Pixels] = part(standardised)) -> PerExample:
     """`masked_error` of a model against the target that is made of each image's patches."""
     return masked_error(model(batch.images), target(patchify(batch.images, model.patch)))

@@ -8,19 +8,30 @@ encoded a while ago can still be compared with those of now; so the encoder of t
 of the one that learns. No gradient reaches it. On arXiv since November 2019, the paper came a little before SimCLR,
 whose projector and views this recipe keeps, as MoCo v2 does (arXiv:2003.04297). Over maps that are normalised in groups
 no shuffling between devices is needed.
+
+The paper has a queue of 65536, momentum 0.999, temperature 0.07, vectors of 128 from one linear map, and SGD at 0.03
+with batches of 256; v2 a temperature of 0.2 and a hidden layer. The defaults here are for images of 8 x 8 and some
+hundred steps: 512, 0.99, and SimCLR's temperature of 0.5, which `set(queued_contrast, temperature=0.07)` changes. In
+the released code, as here, the slow network follows before it encodes the keys, and they enter the queue after the
+loss.
 """
+
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_VECTORS, needs
 from deltax.papers.vision.simclr import Contrastive, Vectors, simclr
+from deltax.parts.precision import similarity
 from deltax.parts.views import jittered
 from deltax.shapes import Images, PerExample
 from deltax.tasks.digits import Batch
 
 
+@needs(model=IMAGES_TO_VECTORS)
 class Momentum(nn.Module):
     """The inner network, and beside it as `slow` one that follows it, and a queue of what that one said.
 
@@ -30,7 +41,7 @@ class Momentum(nn.Module):
     def __init__(self, channels: int, *, inner: Part = part(Contrastive), momentum: float = 0.99, length: int = 512):
         super().__init__()
         self.momentum = momentum
-        self.inner, self.slow = inner(channels), inner(channels)
+        self.inner, self.slow = (inner(channels=channels) for _ in range(2))
         self.slow.requires_grad_(False)
         self.register_buffer("queue", torch.zeros(length, self.inner.width))
         self.reset_parameters()
@@ -64,11 +75,12 @@ class Momentum(nn.Module):
 
 def info_nce(queries: Vectors, keys: Vectors, others: Float[Tensor, "M K"], *, temperature: float = 0.5) -> PerExample:
     """How surprising it is that queries[i] belongs to keys[i] and to none of the others, in nats (Eq. 1)."""
-    own = (queries * keys).sum(-1, keepdim=True)
-    scores = torch.cat([own, queries @ others.mT], -1).float() / temperature
+    own = similarity(queries[:, None], keys[:, None])[:, 0]
+    scores = torch.cat([own, similarity(queries, others)], -1) / temperature
     return scores.logsumexp(-1) - scores[:, 0]
 
 
+@needs("images", model=IMAGES_TO_VECTORS)
 def queued_contrast(
     model: Momentum, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5
 ) -> PerExample:
@@ -123,6 +135,19 @@ def with_the_batch_for_a_queue_it_is_contrast_within_the_batch():
     slopes = (torch.autograd.grad(loss.sum(), [q, k], retain_graph=True) for loss in (ours, within))
     for a, b in zip(*slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@claim
+def who_cannot_tell_is_at_chance():
+    """Where all keys are one, the loss is log(1 + K) at any temperature, 11.09 nats with the paper's K of 65536; where
+    the own key is the query and the others are opposite, it is log(1 + K exp(-2 / t))."""
+    query = nn.functional.normalize(torch.randn(1, 128, dtype=torch.float64), dim=-1)
+    queue = query.expand(65536, -1)
+    for temperature in (0.07, 0.5):
+        chance = info_nce(query, query, queue, temperature=temperature)
+        torch.testing.assert_close(chance, torch.tensor([math.log(65537)], dtype=torch.float64))
+        told = info_nce(query, query, -queue, temperature=temperature)
+        torch.testing.assert_close(told, torch.log1p(65536 * torch.exp(torch.tensor([-2 / temperature]).double())))
 
 
 @claim

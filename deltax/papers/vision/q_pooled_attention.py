@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.contract import needs
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention, Projections
 from deltax.papers.vision.vit import ViT, mean_pooled, vit
@@ -53,7 +54,9 @@ def z_order(grid: Grid, levels: int) -> tuple[int, ...]:
 class ZOrdered(nn.Module):
     """The inner patches in z-order. Images (B, C, Y, X) -> stream (B, T, D)."""
 
+    can_be_zero = ("levels",)
     raster = False
+    hides_context = ("grid",)
 
     def __init__(self, channels: int, dim: int, *, inner: Part = part(Patches), levels: int = 1):
         super().__init__()
@@ -74,6 +77,7 @@ def widened(dim: int, out: int, *, made: Part, before: int = 1, after: int = 1) 
     return made(before * dim, after * out)
 
 
+@needs(beside={"qk_position": ("Nothing",)})
 class QPooled(Projections):
     """Projections to `widen` times the width, the queries pooled by `stride`.
 
@@ -104,6 +108,7 @@ class QPooled(Projections):
         return pool(q, self.stride), k, v
 
 
+@needs(inside=("QPooled",))
 class PooledBlock(nn.Module):
     """pool(shortcut(norm(x))) + mixer(norm(x)), whose mixer pools and widens alike; then the MLP's branch.
 

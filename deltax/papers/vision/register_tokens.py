@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper
+from deltax.contract import needs
 from deltax.paper import paper_of
 from deltax.papers.vision.vit import from_hf as vit_from_hf
 from deltax.papers.vision.vit import renamed, vit
@@ -23,11 +24,15 @@ from deltax.parts.roles import tag
 from deltax.shapes import Stream
 
 
+@needs(outside=("PooledBlock",))
 class WithRegisters(nn.Module):
     """The inner stack, on the stream and `registers` learned vectors behind it, which are then dropped.
 
     Stream (B, T, D) -> (B, T, .width). Positions, where ctx has any, are 0 for registers.
     """
+
+    can_be_zero = ("registers",)
+    hides_context = ("grid",)
 
     def __init__(self, dim: int, *, inner: Part, registers: int = 4, std: float = 0.02):
         super().__init__()

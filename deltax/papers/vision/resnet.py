@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_LOGITS
 from deltax.paper import paper_of
 from deltax.papers.optimization.batch_norm import BatchNorm
 from deltax.papers.vision.lenet_1989 import lenet_1989
@@ -97,7 +98,8 @@ class Residual(nn.Module):
 class Backbone(nn.Module):
     """stem -> stages of units. Images (B, C, Y, X) -> maps (B, .width, Y', X').
 
-    Stage i has depths[i] units of widths[i] channels; each stage after the first halves the image.
+    Stage i has depths[i] units of widths[i] channels; each stage after the first halves the image: `strides` gives the
+    pixels that a cell of each stage's maps stands for.
     """
 
     def __init__(
@@ -120,6 +122,10 @@ class Backbone(nn.Module):
             before = width
         self.width, self.widths = before, widths
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.stem.stride * 2**i for i in range(len(self.widths)))
+
     def each(self, images: Images) -> Iterator[Maps]:
         """The maps after every stage."""
         x = self.stem(images)
@@ -134,6 +140,8 @@ class Backbone(nn.Module):
 
 class ResNet(nn.Module):
     """Images (B, C, Y, X) -> logits (B, V), of the mean over the last maps. `channels`, `classes`: the task's."""
+
+    interface = IMAGES_TO_LOGITS
 
     def __init__(
         self, channels: int, classes: int, *, backbone: Part = part(Backbone), classifier: Part = part(Linear)

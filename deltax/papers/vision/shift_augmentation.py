@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper
+from deltax.contract import needs
 from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.shapes import Images
 from deltax.tasks.digits import Batch
@@ -37,12 +38,16 @@ def shifted(images: Images, *, pixels: int = 1) -> Images:
     return shift(images, down, right)
 
 
+@needs("images", without=("boxes", "masks"))
 def shifted_batches(
     model: nn.Module, task: Any, step: int, *, size: int, seed: int, inner: Callable[..., Any], pixels: int = 1
 ) -> Any:
     """The batches of `inner`, shifted. What is evaluated on never passes here."""
     batch = inner(model, task, step, size=size, seed=seed)
     return batch._replace(images=shifted(batch.images, pixels=pixels))
+
+
+shifted_batches.can_be_zero = ("pixels",)
 
 
 @paper(on=lenet_1989, year=2003, url="https://doi.org/10.1109/ICDAR.2003.1227801")

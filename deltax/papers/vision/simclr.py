@@ -17,11 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_VECTORS, needs
 from deltax.papers.vision.resnet import Backbone, resnet
 from deltax.parts.convolution import GroupNorm, SmallStem
 from deltax.parts.mlp import relu
 from deltax.parts.optimizers import adamw
 from deltax.parts.perceptron import Dense
+from deltax.parts.precision import of_length_one, similarity
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.views import jittered
@@ -47,6 +49,8 @@ class Projector(nn.Module):
 class Contrastive(nn.Module):
     """Images (B, C, Y, X) -> (B, .width) of length one. `features` are what comes before the projector."""
 
+    interface = IMAGES_TO_VECTORS
+
     def __init__(self, channels: int, *, backbone: Part = part(Backbone), projector: Part = part(Projector)):
         super().__init__()
         self.backbone = backbone(channels)
@@ -58,7 +62,7 @@ class Contrastive(nn.Module):
         return self.backbone(images).mean((-2, -1))
 
     def forward(self, images: Images) -> Vectors:
-        return nn.functional.normalize(self.projector(self.features(images)), dim=-1)
+        return of_length_one(self.projector(self.features(images)))
 
 
 def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> PerExample:
@@ -66,12 +70,13 @@ def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> Per
     directions, in nats (Eq. 1)."""
     n = len(first)
     every = torch.cat([first, second])
-    scores = (every @ every.mT / temperature).float().fill_diagonal_(-torch.inf)
+    scores = (similarity(every, every) / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(2 * n, device=first.device).roll(n)
     both = nn.functional.cross_entropy(scores, partner, reduction="none")
     return (both[:n] + both[n:]) / 2
 
 
+@needs("images", model=IMAGES_TO_VECTORS)
 def contrast(model: nn.Module, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5) -> PerExample:
     """`nt_xent` of two views of each image. What an image is told from is its own piece of the batch."""
     first, second = model(torch.cat([view(batch.images), view(batch.images)])).chunk(2)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.contract import needs
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
 from deltax.papers.optimization.layer_norm import LayerNorm
@@ -57,6 +58,7 @@ class RelativeBias(nn.Module):
         return scores + self.table[rows * (2 * self.window - 1) + columns, h]
 
 
+@needs(context=("grid",))
 class Windows(nn.Module):
     """The inner mixer, in windows of `window` x `window` patches that begin `shift` down and right (section 3.2).
 

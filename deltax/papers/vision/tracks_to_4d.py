@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import TRACKS_TO_SCENE, needs
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention
 from deltax.papers.language.transformer import Sinusoidal, transformer
@@ -28,6 +29,7 @@ from deltax.parts.linear import Linear
 from deltax.parts.mlp import gelu
 from deltax.parts.nothing import Nothing
 from deltax.parts.optimizers import adamw
+from deltax.parts.precision import in_float32
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
 from deltax.parts.stack import PreNorm, Stack
@@ -66,10 +68,12 @@ class Scene(NamedTuple):
     bases: Float[Tensor, "B K P 3"]
     movement: Float[Tensor, "B P"]
 
+    @in_float32
     def points(self) -> Points:
         """X_i(p)."""
         return self.bases[:, :1] + torch.einsum("bnk,bkpx->bnpx", self.coefficients, self.bases[:, 1:])
 
+    @in_float32
     def film(self, points: Points) -> Camera:
         """Points as the cameras see them, pi(R'(X - t)), and their depths; nothing is seen nearer than 0.1."""
         x = torch.einsum("bnyx,bnpy->bnpx", self.rotation, points - self.place[:, :, None])
@@ -80,6 +84,7 @@ class Scene(NamedTuple):
         return self.film(self.points())
 
 
+@in_float32
 def scene_of(cameras: Float[Tensor, "B N _"], shapes: Float[Tensor, "B P _"], *, away: float = 4.0) -> Scene:
     """6 + 3 + K - 1 numbers an image and 3 K + 1 a point as a `Scene`; of zeros, a camera `away` from the middle."""
     rotation = rotations(cameras[..., :6])
@@ -89,6 +94,7 @@ def scene_of(cameras: Float[Tensor, "B N _"], shapes: Float[Tensor, "B P _"], *,
     return Scene(rotation, place, cameras[..., 9:], bases, nn.functional.softplus(shapes[..., -1] - 3) + 1e-3)
 
 
+@needs(context=("grid",))
 class Axial(nn.Module):
     """Two inner blocks: one along the time of each point, one across the points of each image.
 
@@ -109,6 +115,9 @@ class Axial(nn.Module):
 
 class TracksTo4D(nn.Module):
     """Tracks (B, N, P, 3) of x, y and whether seen -> `Scene` with K `bases`. `frames` is the task's."""
+
+    interface = TRACKS_TO_SCENE
+    gives_context = ("grid",)
 
     def __init__(self, frames: int, *, dim: int, bases: int, position: Part, stack: Part, norm: Part):
         super().__init__()
@@ -157,6 +166,7 @@ def explain(
     return loss + behind * torch.relu(0.1 - depth).mean((1, 2)) + sparse * strayed.mean((1, 2))
 
 
+@needs("tracks", model=TRACKS_TO_SCENE)
 def film_alone(model: nn.Module, batch: Films) -> PerExample:
     """`explain` of what the model makes of the tracks; nothing else is told."""
     return explain(model(batch.tracks), batch.tracks)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
+from deltax.contract import IMAGES_TO_IMAGES, needs
 from deltax.parts.context import Context
 from deltax.parts.convolution import GroupNorm
 from deltax.parts.optimizers import adamw
@@ -143,6 +144,8 @@ class UNet(nn.Module):
 class Restorer(nn.Module):
     """body(images), told nothing else. Images -> images."""
 
+    interface = IMAGES_TO_IMAGES
+
     def __init__(self, channels: int, size: int, *, dim: int = 1, body: Part = part(UNet)):
         super().__init__()
         self.body = body(channels, size, dim)
@@ -151,6 +154,7 @@ class Restorer(nn.Module):
         return self.body(images, Context())
 
 
+@needs("images", model=IMAGES_TO_IMAGES)
 def restore(model: nn.Module, batch: Batch, *, noise: float = 0.5) -> PerExample:
     """Squared error, a mean over pixels, of images restored from Gaussian noise of this deviation."""
     spoilt = batch.images + noise * torch.randn_like(batch.images)
@@ -236,8 +240,6 @@ def any_size_comes_back():
 def it_starts_at_zero():
     """A fresh network gives zero for any image: a denoiser that says nothing yet."""
     model = UNet(1, 8, 1)
-    for window in (m for m in model.modules() if isinstance(m, Window)):
-        window.reset_parameters()
     assert not model(torch.randn(3, 1, 8, 8), Context()).any()
 
 

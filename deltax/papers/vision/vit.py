@@ -58,6 +58,8 @@ class ViT(nn.Module):
     stand before them.
     """
 
+    gives_context = ("grid",)
+
     def __init__(
         self,
         channels: int,

@@ -47,6 +47,8 @@ def standing(space: Cube, device: torch.device | str = "cpu") -> Positions:
 class CubeEncoder(nn.Module):
     """cubes -> linear -> stack -> norm -> linear. (B, C, T, Y, X) -> (B, out, T / t, Y / y, X / x), cubes t x y x x."""
 
+    gives_context = ("grid",)
+
     def __init__(self, channels: int, out: int, *, dim: int, cube: Cube, stack: Part, norm: Part):
         super().__init__()
         self.cube = cube
@@ -61,6 +63,8 @@ class CubeEncoder(nn.Module):
 
 class CubeDecoder(nn.Module):
     """linear -> stack -> norm -> linear -> pixels of the cubes. (B, latent, T, Y, X) -> (B, C, T t, Y y, X x)."""
+
+    gives_context = ("grid",)
 
     def __init__(self, latent: int, channels: int, *, dim: int, cube: Cube, stack: Part, norm: Part):
         super().__init__()
