@@ -101,14 +101,17 @@ def _in_house(area: str, stem: str, name: str) -> Callable[..., Any]:
     if found is None:
         ours = (k for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__)
         raise UserError(f"there is no {name!r} in {module.__name__}{nearest(name, ours)}: {_OTHER_VERSION}")
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
-        raise UserError(f"a stored recipe may name classes and functions; {name!r} in {module.__name__} is neither")
-    if (found.__module__, found.__qualname__) != (module.__name__, name):
-        raise UserError(
-            f"a stored recipe may name only what deltax defines; "
-            f"{name!r} in {module.__name__} is {found.__module__}.{found.__qualname__}"
-        )
+    if (getattr(found, "__module__", ""), getattr(found, "__qualname__", "")) != (module.__name__, name):
+        raise UserError(f"a stored recipe may name only what deltax defines; {module.__name__} defines no {name!r}")
+    if not (_is_part_class(found) or (inspect.isfunction(found) and "." not in name)):
+        raise UserError(f"a stored recipe may name parts; {name!r} in {module.__name__} is none")
     return found
+
+
+def _is_part_class(found: Any) -> bool:
+    """Servers, threads and other classes that do something when they are made are no parts."""
+    sources = {base.__module__.partition(".")[0] for base in inspect.getmro(found)} if inspect.isclass(found) else {""}
+    return sources <= {"deltax", "torch", "builtins", "abc", "typing"}
 
 
 def _in_torch(name: str) -> Callable[..., Any]:

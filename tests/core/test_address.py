@@ -60,10 +60,13 @@ def test_a_stem_is_one_file_of_its_area(area):
         "deltax.recipe:part",
         "deltax.papers.language.dyt:torch.save",  # through an import
         "papers.dyt:torch.nn.Linear",
+        "papers.vitok:ROOM",  # a number
         "papers.dyt:part",  # imported from the core
         "papers.rope:gpt",  # another paper's recipe
         "papers.dyt:dyt",  # a paper is no part
         "papers.dyt:DyT.forward.__globals__",
+        "papers.dyt:DyT.forward",
+        "papers.shardcast:Http",  # a server: it opens a socket when it is made
         "tasks.masks:math.prod",
         "parts.mlp:nn.functional.relu",
         "torch.nn:functional.torch.save",

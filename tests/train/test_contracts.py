@@ -109,7 +109,6 @@ def test_every_allowed_pair_takes_a_step():
         ("r-cnn+fpn", ("Pyramid lacks its backbone",)),
         ("mask2former+megatron", ("not DeformableAttention",)),
         ("gpt+factorized-spacetime", ("grid",)),
-        ("gpt+lora+softmax-attention", ("LoRA",)),
         ("gpt+moco", ("queued_contrast reads images",)),
     ],
 )
