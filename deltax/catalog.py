@@ -1,6 +1,7 @@
 """The papers, read by their syntax tree: listing, searching and drawing them loads no torch.
 
-There is no registry. A paper is a file under `papers/`; what it imports is what it descends from.
+There is no registry. A paper is a file under `papers/FIELD/` or `papers/FIELD/FAMILY/`; it descends from what its
+`@paper(on=...)` names. Its claims are the file at the same place under `claims/`.
 """
 
 import ast
@@ -42,7 +43,8 @@ class ClaimRecord:
 class Record:
     """What a paper's file says of itself, without running it.
 
-    `sentence` is "X, but Y"; `on` are the keys of its X, `imports` those of every paper it imports.
+    `sentence` is "X, but Y"; `on` are the keys of its X. `module` holds the Y, `claims_module` its claims. `family` is
+    the folder inside the field, empty where the field has none.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Record:
     authors: str
     year: int
     field: str
+    family: str
     kind: str
     sentence: str
     prose: str
@@ -61,13 +64,11 @@ class Record:
     whole: str | None
     trains: bool
     on: tuple[str, ...]
-    imports: tuple[str, ...]
     claims: tuple[ClaimRecord, ...]
 
     @property
-    def parents(self) -> tuple[str, ...]:
-        """Every X, those of `on=` first."""
-        return tuple(dict.fromkeys((*self.on, *self.imports)))
+    def claims_module(self) -> str:
+        return self.module.replace("deltax.papers.", "deltax.claims.", 1)
 
     @property
     def source(self) -> str:
@@ -78,7 +79,7 @@ class Record:
         return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else self.url or ""
 
     def change(self) -> str:
-        """The source of the Y alone: the file without its docstring, imports and claims."""
+        """The source of the Y alone: the file without its docstring and imports."""
         tree, lines = ast.parse(self.source), self.source.splitlines()
         kept = [n for n in tree.body if not _is_frame(n)]
         return "\n\n\n".join("\n".join(lines[_first_line(n) - 1 : n.end_lineno]) for n in kept)
@@ -89,7 +90,7 @@ def papers() -> dict[str, Record]:
     """Every paper by key, oldest first. A file that has not changed since it was last read is not parsed again."""
     memory = cache_folder() / f"catalogue-{crc32(bytes(PAPERS)):08x}.json"
     kept = _remembered(memory)
-    files = {str(path): _stamp(path) for path in PAPERS.glob("*/*.py") if path.name != "__init__.py"}
+    files = {str(path): _stamp(path, claims_of(path)) for path in PAPERS.rglob("*.py") if path.name != "__init__.py"}
     read_again = [f for f, stamp in files.items() if f not in kept or kept[f][0] != stamp]
     found = {f: kept[f][1] for f in files if f not in read_again} | {f: read(Path(f)) for f in read_again}
     if read_again or kept.keys() - files:
@@ -108,7 +109,7 @@ def find(key: str) -> Record:
 
 def children(key: str) -> list[str]:
     """The keys of the papers that build on this one."""
-    return [r.key for r in papers().values() if key in r.parents]
+    return [r.key for r in papers().values() if key in r.on]
 
 
 def shown_on(record: Record, known: Mapping[str, Record]) -> str:
@@ -121,7 +122,7 @@ def use(record: Record, known: Mapping[str, Record]) -> str:
     only shown beside it where it cannot be trained."""
     if record.kind == "delta":
         whole = shown_on(record, known)
-        if whole not in known or record.key not in known[whole].parents:  # else that recipe has it
+        if whole not in known or record.key not in known[whole].on:  # else that recipe has it
             return f"dx {'compare' if record.trains else 'diff'} {whole} {whole}+{record.key}"
     if record.kind == "recipe":
         return f"dx train {record.key}"
@@ -137,6 +138,7 @@ def read(path: Path) -> Record:
     function, declared = _declaration(tree, path)
     first, sentence, prose = _docstring(tree, path)
     parents = _imports(tree)
+    folders = path.relative_to(PAPERS).parts[:-1] if path.is_relative_to(PAPERS) else (path.parent.name,)
     authors, _, _ = first[1].rpartition(",")
     parameters = function.args.posonlyargs + function.args.args
     optional = len(parameters) - len(function.args.defaults)
@@ -147,11 +149,12 @@ def read(path: Path) -> Record:
         title=first[0],
         authors=authors.strip(),
         year=declared["year"],
-        field=path.parent.name,
+        field=folders[0],
+        family=".".join(folders[1:]),
         kind=kind(shape, ast.unparse(function.returns) if function.returns else ""),
         sentence=sentence,
         prose=prose,
-        module=f"deltax.papers.{path.parent.name}.{path.stem}",
+        module=".".join(("deltax", "papers", *folders, path.stem)),
         function=function.name,
         path=path,
         arxiv=declared.get("arxiv"),
@@ -159,14 +162,20 @@ def read(path: Path) -> Record:
         whole=declared.get("whole"),
         trains=declared.get("trains", True),
         on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
-        imports=tuple(dict.fromkeys(parents.values())),
-        claims=tuple(_claims(tree)),
+        claims=tuple(_claims(claims_of(path))),
     )
 
 
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_mtime_ns, found.st_size]
+def claims_of(path: Path) -> Path:
+    """The file that holds a paper's claims: the one at the same place under `claims/`, which need not exist. A paper
+    outside the house holds its claims itself.
+    """
+    return PAPERS.with_name("claims") / path.relative_to(PAPERS) if path.is_relative_to(PAPERS) else path
+
+
+def _stamp(*paths: Path) -> list[int]:
+    found = [path.stat() for path in paths if path.exists()]
+    return [number for stat in found for number in (stat.st_mtime_ns, stat.st_size)]
 
 
 def _remembered(memory: Path) -> dict[str, tuple[list[int], Record]]:
@@ -194,9 +203,8 @@ def _remember(memory: Path, files: dict[str, tuple[list[int], Record]]) -> None:
 
 
 def _record(words: dict[str, Any]) -> Record:
-    lists = {"on": tuple(words["on"]), "imports": tuple(words["imports"])}
     claims = tuple(ClaimRecord(**c) for c in words["claims"])
-    return Record(**{**words, **lists, "path": Path(words["path"]), "claims": claims})
+    return Record(**{**words, "on": tuple(words["on"]), "path": Path(words["path"]), "claims": claims})
 
 
 def evidence(key: str) -> dict[str, Any]:
@@ -255,15 +263,19 @@ def _imports(tree: ast.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltax.papers."):
-            steps = (node.module or "").split(".")[2:]
-            for alias in node.names:
-                stem = steps[1] if len(steps) > 1 else alias.name
-                found[alias.asname or alias.name] = stem.replace("_", "-")
+            key = (node.module or "").rpartition(".")[2].replace("_", "-")
+            found |= {alias.asname or alias.name: key for alias in node.names}
     return found
 
 
-def _claims(tree: ast.Module) -> list[ClaimRecord]:
-    found = []
+def _claims(path: Path) -> list[ClaimRecord]:
+    found: list[ClaimRecord] = []
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return found
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} of the claims is not a Python file: {error}") from None
     for node in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
         for d in node.decorator_list:
             call = d.func if isinstance(d, ast.Call) else d
@@ -277,15 +289,9 @@ def _claims(tree: ast.Module) -> list[ClaimRecord]:
 
 
 def _is_frame(node: ast.stmt) -> bool:
-    """The docstring, imports, claims, and the helpers of claims that follow the first claim."""
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return True
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return True
-    names = {
-        ast.unparse(d.func if isinstance(d, ast.Call) else d).split(".")[0] for d in getattr(node, "decorator_list", ())
-    }
-    return "claim" in names
+    """The docstring and the imports."""
+    is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_docstring or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 def _first_line(node: ast.stmt) -> int:

@@ -28,7 +28,7 @@ def test_records_are_read_off_the_file():
     assert dyt.authors == "Zhu, Chen, He, LeCun, Liu"
     assert dyt.sentence == "A transformer, but every norm is an elementwise tanh."
     assert (dyt.year, dyt.arxiv, dyt.kind, dyt.field) == (2025, "2503.10622", "delta", "language")
-    assert dyt.on == ("gpt",) and dyt.parents == ("gpt", "layer-norm")
+    assert dyt.on == ("gpt",)
     assert "dyt" in catalog.children("gpt")
     assert dyt.change().startswith("class DyT") and "@claim" not in dyt.change()
 
@@ -128,7 +128,7 @@ class TestEveryPaper:
 
     def test_is_no_older_than_its_parents(self, key):
         record = RECORDS[key]
-        for parent in record.parents:
+        for parent in record.on:
             assert catalog.find(parent).year <= record.year, f"{key} ({record.year}) builds on {parent}"
 
     def test_says_of_itself_what_the_catalogue_reads(self, key):

@@ -1,4 +1,4 @@
-"""Imports go one way: core <- parts, tasks <- papers <- kernels <- train <- lab; shell and pages on top."""
+"""Imports go one way: core <- parts, tasks <- papers <- weights, claims, kernels <- train <- lab <- shell and pages."""
 
 import ast
 import sys
@@ -18,6 +18,8 @@ FLOORS = {
     "parts": 1,
     "tasks": 1,
     "papers": 2,
+    "weights": 3,
+    "claims": 3,
     "kernels": 3,
     "train": 4,
     "lab": 5,
