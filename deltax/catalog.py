@@ -43,7 +43,7 @@ class ClaimRecord:
 class Record:
     """What a paper's file says of itself, without running it.
 
-    `sentence` is "X, but Y"; `on` are the keys of its X. `module` holds the Y, `claims_module` its claims. `family` is
+    `sentence` is "X, but Y"; `on` are the keys of its X, `imports` those of the papers whose code it uses. `module` holds the Y, `claims_module` its claims. `family` is
     the folder inside the field, empty where the field has none.
     """
 
@@ -64,6 +64,7 @@ class Record:
     whole: str | None
     trains: bool
     on: tuple[str, ...]
+    imports: tuple[str, ...]
     claims: tuple[ClaimRecord, ...]
 
     @property
@@ -122,7 +123,7 @@ def use(record: Record, known: Mapping[str, Record]) -> str:
     only shown beside it where it cannot be trained."""
     if record.kind == "delta":
         whole = shown_on(record, known)
-        if whole not in known or record.key not in known[whole].on:  # else that recipe has it
+        if whole not in known or record.key not in known[whole].imports:  # else that recipe has it
             return f"dx {'compare' if record.trains else 'diff'} {whole} {whole}+{record.key}"
     if record.kind == "recipe":
         return f"dx train {record.key}"
@@ -162,6 +163,7 @@ def read(path: Path) -> Record:
         whole=declared.get("whole"),
         trains=declared.get("trains", True),
         on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
+        imports=tuple(dict.fromkeys(parents.values())),
         claims=tuple(_claims(claims_of(path))),
     )
 
@@ -203,8 +205,9 @@ def _remember(memory: Path, files: dict[str, tuple[list[int], Record]]) -> None:
 
 
 def _record(words: dict[str, Any]) -> Record:
+    lists = {"on": tuple(words["on"]), "imports": tuple(words["imports"])}
     claims = tuple(ClaimRecord(**c) for c in words["claims"])
-    return Record(**{**words, "on": tuple(words["on"]), "path": Path(words["path"]), "claims": claims})
+    return Record(**{**words, **lists, "path": Path(words["path"]), "claims": claims})
 
 
 def evidence(key: str) -> dict[str, Any]:

@@ -44,10 +44,10 @@ class TestRemembering:
     @pytest.fixture
     def papers(self, tmp_path, monkeypatch):
         """The catalogue of two papers, read as a fresh process would, with the files it parsed."""
-        language = tmp_path / "papers" / "language"
-        language.mkdir(parents=True)
-        for name in ("gpt", "dyt"):
-            shutil.copy(PAPERS / "language" / f"{name}.py", language)
+        for key in ("gpt", "dyt"):
+            copy = tmp_path / "papers" / RECORDS[key].path.relative_to(PAPERS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(RECORDS[key].path, copy)
         parsed = []
         monkeypatch.setattr(catalog, "PAPERS", tmp_path / "papers")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -67,14 +67,14 @@ class TestRemembering:
 
     def test_a_changed_file_is_parsed_again(self, papers, tmp_path):
         papers()
-        file = tmp_path / "papers" / "language" / "dyt.py"
+        file = tmp_path / "papers" / RECORDS["dyt"].path.relative_to(PAPERS)
         file.write_text(file.read_text().replace("A transformer, but", "A network, but"))
         found, parsed = papers()
         assert parsed == ["dyt"] and found["dyt"].sentence.startswith("A network, but")
 
     def test_a_removed_file_is_forgotten(self, papers, tmp_path):
         papers()
-        (tmp_path / "papers" / "language" / "dyt.py").unlink()
+        (tmp_path / "papers" / RECORDS["dyt"].path.relative_to(PAPERS)).unlink()
         assert list(papers()[0]) == ["gpt"]
         assert "dyt" not in memory(tmp_path).read_text()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import deltax
+from deltax import catalog
 from deltax.home import home
 from deltax.slots import SLOTS
 
@@ -55,6 +56,15 @@ def test_imports_go_one_way(path):
             there = module.split(".")[1]
             if there in FLOORS and (here, there) not in LATE:
                 assert FLOORS[there] <= FLOORS[here], f"{here} imports {module}"
+
+
+def test_a_paper_imports_no_later_paper():
+    known = catalog.papers()
+    for record in known.values():
+        later = [key for key in record.imports if known[key].year > record.year]
+        assert not later, (
+            f"{record.key} ({record.year}) imports {', '.join(later)}: a helper wanted twice moves to parts"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(CORE))
