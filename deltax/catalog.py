@@ -43,8 +43,8 @@ class ClaimRecord:
 class Record:
     """What a paper's file says of itself, without running it.
 
-    `sentence` is "X, but Y"; `on` are the keys of its X, `imports` those of the papers whose code it uses. `module` holds the Y, `claims_module` its claims. `family` is
-    the folder inside the field, empty where the field has none.
+    `sentence` is "X, but Y"; `on` are the keys of its X, `imports` those of the papers whose code it uses. `module`
+    holds the Y, `claims_module` its claims. `family` is the folder inside the field, empty where the field has none.
     """
 
     key: str
@@ -266,8 +266,11 @@ def _imports(tree: ast.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltax.papers."):
-            key = (node.module or "").rpartition(".")[2].replace("_", "-")
-            found |= {alias.asname or alias.name: key for alias in node.names}
+            steps = (node.module or "").split(".")[2:]
+            is_folder = PAPERS.joinpath(*steps).is_dir()  # then what is imported is a paper's module
+            for alias in node.names:
+                stem = alias.name if is_folder else steps[-1]
+                found[alias.asname or alias.name] = stem.replace("_", "-")
     return found
 
 

@@ -62,9 +62,7 @@ def test_a_paper_imports_no_later_paper():
     known = catalog.papers()
     for record in known.values():
         later = [key for key in record.imports if known[key].year > record.year]
-        assert not later, (
-            f"{record.key} ({record.year}) imports {', '.join(later)}: a helper wanted twice moves to parts"
-        )
+        assert not later, f"{record.key} ({record.year}) imports {', '.join(later)}: move the helper to parts"
 
 
 @pytest.mark.parametrize("name", sorted(CORE))
