@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 # What these make is a recipe, and a run's identity holds the recipe itself.
-CORE = {f"deltax.{name}" for name in ("recipe", "paper", "expression", "catalog", "claim", "errors", "home", "slots")}
+CORE = {f"deltax.{name}" for name in ("recipe", "paper", "expression", "catalog", "claim", "errors", "home", "slots", "contract")}
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
