@@ -1,6 +1,7 @@
 """The papers, read by their syntax tree: listing, searching and drawing them loads no torch.
 
-There is no registry. A paper is a file under `papers/`; what it imports is what it descends from.
+There is no registry. A paper is a file under `papers/FIELD/` or `papers/FIELD/FAMILY/`; it descends from what its
+`@paper(on=...)` names. Its claims are the file at the same place under `claims/`.
 """
 
 import ast
@@ -42,8 +43,9 @@ class ClaimRecord:
 class Record:
     """What a paper's file says of itself, without running it.
 
-    `sentence` is "X, but Y"; `on` are the keys of its X, `replaces` of the deltas in whose place it stands, `imports`
-    of every paper it imports.
+    `sentence` is "X, but Y"; `on` are the keys of its X, `replaces` those of the deltas in whose place it stands,
+    `imports` those of the papers whose code it uses. `module` holds the Y, `claims_module` its claims. `family` is the
+    folder inside the field, empty where the field has none.
     """
 
     key: str
@@ -51,6 +53,7 @@ class Record:
     authors: str
     year: int
     field: str
+    family: str
     kind: str
     sentence: str
     prose: str
@@ -67,9 +70,8 @@ class Record:
     claims: tuple[ClaimRecord, ...]
 
     @property
-    def parents(self) -> tuple[str, ...]:
-        """Every X, those of `on=` first."""
-        return tuple(dict.fromkeys((*self.on, *self.imports)))
+    def claims_module(self) -> str:
+        return self.module.replace("deltax.papers.", "deltax.claims.", 1)
 
     @property
     def source(self) -> str:
@@ -80,7 +82,7 @@ class Record:
         return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else self.url or ""
 
     def change(self) -> str:
-        """The source of the Y alone: the file without its docstring, imports and claims."""
+        """The source of the Y alone: the file without its docstring and imports."""
         tree, lines = ast.parse(self.source), self.source.splitlines()
         kept = [n for n in tree.body if not _is_frame(n)]
         return "\n\n\n".join("\n".join(lines[_first_line(n) - 1 : n.end_lineno]) for n in kept)
@@ -91,7 +93,7 @@ def papers() -> dict[str, Record]:
     """Every paper by key, oldest first. A file that has not changed since it was last read is not parsed again."""
     memory = cache_folder() / f"catalogue-{crc32(bytes(PAPERS)):08x}.json"
     kept = _remembered(memory)
-    files = {str(path): _stamp(path) for path in PAPERS.glob("*/*.py") if path.name != "__init__.py"}
+    files = {str(path): _stamp(path, claims_of(path)) for path in PAPERS.rglob("*.py") if path.name != "__init__.py"}
     read_again = [f for f, stamp in files.items() if f not in kept or kept[f][0] != stamp]
     found = {f: kept[f][1] for f in files if f not in read_again} | {f: read(Path(f)) for f in read_again}
     if read_again or kept.keys() - files:
@@ -110,7 +112,7 @@ def find(key: str) -> Record:
 
 def children(key: str) -> list[str]:
     """The keys of the papers that build on this one."""
-    return [r.key for r in papers().values() if key in r.parents]
+    return [r.key for r in papers().values() if key in r.on]
 
 
 def shown_on(record: Record, known: Mapping[str, Record]) -> str:
@@ -123,7 +125,7 @@ def use(record: Record, known: Mapping[str, Record]) -> str:
     only shown beside it where it cannot be trained."""
     if record.kind == "delta":
         whole = shown_on(record, known)
-        if whole not in known or record.key not in known[whole].parents:  # else that recipe has it
+        if whole not in known or record.key not in known[whole].imports:  # else that recipe has it
             return f"dx {'compare' if record.trains else 'diff'} {whole} {whole}+{record.key}"
     if record.kind == "recipe":
         return f"dx train {record.key}"
@@ -139,6 +141,7 @@ def read(path: Path) -> Record:
     function, declared = _declaration(tree, path)
     first, sentence, prose = _docstring(tree, path)
     parents = _imports(tree)
+    folders = path.relative_to(PAPERS).parts[:-1] if path.is_relative_to(PAPERS) else (path.parent.name,)
     authors, _, _ = first[1].rpartition(",")
     parameters = function.args.posonlyargs + function.args.args
     optional = len(parameters) - len(function.args.defaults)
@@ -149,11 +152,12 @@ def read(path: Path) -> Record:
         title=first[0],
         authors=authors.strip(),
         year=declared["year"],
-        field=path.parent.name,
+        field=folders[0],
+        family=".".join(folders[1:]),
         kind=kind(shape, ast.unparse(function.returns) if function.returns else ""),
         sentence=sentence,
         prose=prose,
-        module=f"deltax.papers.{path.parent.name}.{path.stem}",
+        module=".".join(("deltax", "papers", *folders, path.stem)),
         function=function.name,
         path=path,
         arxiv=declared.get("arxiv"),
@@ -163,13 +167,20 @@ def read(path: Path) -> Record:
         on=tuple(parents[name] for name in declared.get("on", ()) if name in parents),
         replaces=tuple(parents[name] for name in declared.get("replaces", ()) if name in parents),
         imports=tuple(dict.fromkeys(parents.values())),
-        claims=tuple(_claims(tree)),
+        claims=tuple(_claims(claims_of(path))),
     )
 
 
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_mtime_ns, found.st_size]
+def claims_of(path: Path) -> Path:
+    """The file that holds a paper's claims: the one at the same place under `claims/`, which need not exist. A paper
+    outside the house holds its claims itself.
+    """
+    return PAPERS.with_name("claims") / path.relative_to(PAPERS) if path.is_relative_to(PAPERS) else path
+
+
+def _stamp(*paths: Path) -> list[int]:
+    found = [path.stat() for path in paths if path.exists()]
+    return [number for stat in found for number in (stat.st_mtime_ns, stat.st_size)]
 
 
 def _remembered(memory: Path) -> dict[str, tuple[list[int], Record]]:
@@ -259,14 +270,21 @@ def _imports(tree: ast.Module) -> dict[str, str]:
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltax.papers."):
             steps = (node.module or "").split(".")[2:]
+            is_folder = PAPERS.joinpath(*steps).is_dir()  # then what is imported is a paper's module
             for alias in node.names:
-                stem = steps[1] if len(steps) > 1 else alias.name
+                stem = alias.name if is_folder else steps[-1]
                 found[alias.asname or alias.name] = stem.replace("_", "-")
     return found
 
 
-def _claims(tree: ast.Module) -> list[ClaimRecord]:
-    found = []
+def _claims(path: Path) -> list[ClaimRecord]:
+    found: list[ClaimRecord] = []
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return found
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} of the claims is not a Python file: {error}") from None
     for node in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
         for d in node.decorator_list:
             call = d.func if isinstance(d, ast.Call) else d
@@ -280,15 +298,11 @@ def _claims(tree: ast.Module) -> list[ClaimRecord]:
 
 
 def _is_frame(node: ast.stmt) -> bool:
-    """The docstring, imports, claims, and the helpers of claims that follow the first claim."""
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return True
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return True
-    names = {
-        ast.unparse(d.func if isinstance(d, ast.Call) else d).split(".")[0] for d in getattr(node, "decorator_list", ())
-    }
-    return "claim" in names
+    """The docstring, the imports, and claims where a paper outside the house holds its own."""
+    is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    decorators = (d.func if isinstance(d, ast.Call) else d for d in getattr(node, "decorator_list", ()))
+    is_claim = any(ast.unparse(d).split(".")[0] == "claim" for d in decorators)
+    return is_docstring or is_claim or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 def _first_line(node: ast.stmt) -> int:

@@ -320,11 +320,11 @@ def _summary(record: catalog.Record) -> dict[str, Any]:
         "authors": record.authors,
         "year": record.year,
         "field": record.field,
+        "family": record.family,
         "kind": record.kind,
         "sentence": record.sentence,
         "link": record.link,
         "on": list(record.on),
-        "parents": list(record.parents),
         "evidence": catalog.counts(record),
     }
 
@@ -343,7 +343,7 @@ def _show(arguments: argparse.Namespace) -> None:
     print(f"{record.title}\n{record.authors}, {record.year}. {record.link}\n\n{record.sentence}\n")
     if record.prose:
         print(f"{record.prose}\n")
-    print(f"builds on   {', '.join(record.parents) or '(none here)'}")
+    print(f"builds on   {', '.join(record.on) or '(none here)'}")
     print(f"built on by {', '.join(children) or '(none here)'}")
     print(f"use         {catalog.use(record, catalog.papers())}\n\nclaims")
     for c in record.claims:

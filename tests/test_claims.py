@@ -7,7 +7,7 @@ import pytest
 from deltax import catalog
 
 CLAIMS = [
-    pytest.param(record.module, claim.name, id=f"{record.key}-{claim.name}")
+    pytest.param(record.claims_module, claim.name, id=f"{record.key}-{claim.name}")
     for record in catalog.papers().values()
     for claim in record.claims
     if claim.kind != "measured"

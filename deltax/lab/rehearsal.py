@@ -38,7 +38,7 @@ def rehearse(key: str, *, only: str | None = None, **lab: Any) -> Iterator[tuple
     not through the lab, takes its usual time.
     """
     record = catalog.find(key)
-    module = importlib.import_module(record.module)
+    module = importlib.import_module(record.claims_module)
     for claim in record.claims:
         if claim.kind == "measured" and claim.is_asked(only):
             with tempfile.TemporaryDirectory() as folder:

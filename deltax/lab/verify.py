@@ -32,7 +32,7 @@ def verify(key: str, *, lab: Lab | None = None, only: str | None = None) -> dict
     trains or times. Raises UserError for an unknown paper or claim, and where evidence cannot be written.
     """
     record = catalog.find(key)
-    module = importlib.import_module(record.module)
+    module = importlib.import_module(record.claims_module)
     known = [c.name for c in record.claims]
     if only is not None and only.replace("-", "_") not in known:
         raise UserError(f"{record.key} has no claim {only!r}{nearest(only, known) or ': ' + ', '.join(known)}")

@@ -349,6 +349,6 @@ def _sum(items: list[Item]) -> str:
 def _family(joined: Joined | None, papers: Catalogue) -> list[str]:
     if joined is None or joined.how == "likely":
         return []
-    parents = [key for key in papers.records[joined.key].parents if key in papers.records]
-    children = [key for key, record in papers.records.items() if joined.key in record.parents]
+    parents = [key for key in papers.records[joined.key].on if key in papers.records]
+    children = [key for key, record in papers.records.items() if joined.key in record.on]
     return [f"{word} {', '.join(keys)}" for word, keys in (("X:", parents), ("built on by", children)) if keys]

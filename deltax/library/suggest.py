@@ -107,7 +107,7 @@ def _own(work: _Work, today: date) -> tuple[float, list[str]]:
 
 def _parents(works: dict[int, _Work], catalogue: Catalogue) -> dict[str, set[str]]:
     """Node -> its X's: the catalogue's, and those of the reader's own "X but with Y" sentences."""
-    out: dict[str, set[str]] = {key: set(record.parents) for key, record in catalogue.records.items()}
+    out: dict[str, set[str]] = {key: set(record.on) for key, record in catalogue.records.items()}
     by_name: dict[str, str] = {}
     for number, work in works.items():
         for item in work.items:

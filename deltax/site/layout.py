@@ -14,12 +14,12 @@ _EMPTY, _GAP, _SPARSE = 0.15, 0.6, 0.6
 
 
 class Node(Protocol):
-    """What a paper must have to be placed; `parents` may name papers that are not there."""
+    """What a paper must have to be placed; `on` may name papers that are not there."""
 
     key: str
     year: int
     field: str
-    parents: tuple[str, ...]
+    on: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def _rows(
             latest[row] = (x, key)
 
     def cost(paper: Node, row: int) -> float:
-        own = [at[p] for p in paper.parents if p in at and papers[p].field == paper.field]
+        own = [at[p] for p in paper.on if p in at and papers[p].field == paper.field]
         wish = sum(y for _, y in own) / len(own) - top - 0.5 if own else (height - 1) / 2
         x, key = latest.get(row, (-1.0, ""))
-        between = bool(own) and key not in paper.parents and x > min(x for x, _ in own)
+        between = bool(own) and key not in paper.on and x > min(x for x, _ in own)
         return abs(row - wish) + 2 * between
 
     free = list(range(height))
@@ -123,7 +123,7 @@ def _depths(papers: Mapping[str, Node]) -> dict[str, int]:
             paper = papers[key]
             near = [
                 p
-                for p in paper.parents
+                for p in paper.on
                 if p in papers and p not in above and (papers[p].year, papers[p].field) == (paper.year, paper.field)
             ]
             found[key] = max((depth(p, (*above, key)) + 1 for p in near if p != key), default=0)
@@ -138,7 +138,7 @@ def _order(papers: Mapping[str, Node]) -> list[str]:
     """Fields so that edges between lanes are short: neighbours change places as long as that helps."""
     weight: dict[tuple[str, str], int] = defaultdict(int)
     for paper in papers.values():
-        for parent in paper.parents:
+        for parent in paper.on:
             if parent in papers and papers[parent].field != paper.field:
                 weight[papers[parent].field, paper.field] += 1
     order = sorted({p.field for p in papers.values()})

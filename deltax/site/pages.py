@@ -54,7 +54,7 @@ class Site:
     @cached_property
     def parents(self) -> dict[str, list[str]]:
         """X's that have a file here."""
-        return {key: [p for p in r.parents if p in self.papers] for key, r in self.papers.items()}
+        return {key: [p for p in r.on if p in self.papers] for key, r in self.papers.items()}
 
     @cached_property
     def children(self) -> dict[str, list[str]]:
@@ -128,7 +128,7 @@ def paper(site: Site, key: str) -> dict[str, Any]:
         "module": record.module,
         "function": record.function,
         "use": use(record, site.papers),
-        "file": "/".join(("deltax", "papers", record.field, record.path.name)),
+        "file": f"{record.module.replace('.', '/')}.py",
         "code": code(record.change()),
         "diff": site.trees.cached(key),
         "claims": [_claim(record, c, stored) for c in record.claims],

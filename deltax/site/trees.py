@@ -105,12 +105,12 @@ class Trees:
 
     @cached_property
     def _states(self) -> dict[str, str]:
-        """For each paper a hash of its file, of those that it and BASE build on, and of the house below them."""
+        """For each paper a hash of its file, of those that it and BASE import, and of the house below them."""
         files = {key: _digest(record.path.read_bytes()) for key, record in self.papers.items()}
-        parents = {key: [p for p in record.parents if p in files] for key, record in self.papers.items()}
-        below = {BASE, *ancestors(BASE, parents)} & files.keys()
+        used = {key: [p for p in record.imports if p in files] for key, record in self.papers.items()}
+        below = {BASE, *ancestors(BASE, used)} & files.keys()
         return {
-            key: _digest(" ".join([_house(), *(files[k] for k in sorted({key, *ancestors(key, parents)} | below))]))
+            key: _digest(" ".join([_house(), *(files[k] for k in sorted({key, *ancestors(key, used)} | below))]))
             for key in files
         }
 
@@ -163,7 +163,7 @@ def _house() -> str:
     """Changes when any source file does that recipes are made of, papers apart."""
     house = Path(catalog.__file__).parent
     files = {path.relative_to(house).as_posix(): path for path in house.rglob("*.py")}
-    above = ("site/", "library/", "lab/", "papers/")
+    above = ("site/", "library/", "lab/", "papers/", "claims/", "weights/")
     return _digest(" ".join(f"{k} {_digest(files[k].read_bytes())}" for k in sorted(files) if not k.startswith(above)))
 
 

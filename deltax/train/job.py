@@ -1,15 +1,11 @@
 """One training run, named by its content."""
 
-import ast
 import hashlib
-import importlib
-import inspect
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +13,7 @@ import torch
 from deltax.errors import UserError
 from deltax.parts.run import Loop, Run
 from deltax.recipe import Part, from_json, to_json
+from deltax.train import code
 
 
 @dataclass(frozen=True)
@@ -100,37 +97,7 @@ def _task(task: Part) -> Any:
 
 @cache
 def code_version(recipe: Part) -> str:
-    """A hash of every module of deltax that the recipe's parts and the training loop reach by imports.
-
-    Of the syntax trees, without docstrings: what is only said about the code changes nothing.
-    """
+    """A hash of every definition that the recipe's parts and the training loop reach, and of nothing else."""
     makers = {recipe.make, *(v.make for _, v in recipe.walk() if isinstance(v, Part))}
-    todo = {m.__module__ for m in makers} | {"deltax.train.loop"}
-    seen: dict[str, str] = {}
-    while todo:
-        module = todo.pop()
-        if module in seen or not module.startswith("deltax"):
-            continue
-        seen[module], imported = _module(module)
-        todo |= imported
-    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()[:16]
-
-
-@cache
-def _module(name: str) -> tuple[str, frozenset[str]]:
-    return outline(Path(inspect.getfile(importlib.import_module(name))).read_bytes())
-
-
-def outline(source: bytes) -> tuple[str, frozenset[str]]:
-    """A hash of what a module does, whatever its comments and docstrings say, and the modules of deltax it imports."""
-    tree = ast.parse(source)
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltax."):
-            imported.add(node.module)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imported)
-
-
-_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    named = (code.Name(m.__module__, m.__qualname__.partition(".")[0]) for m in makers)
+    return code.version([code.Name("deltax.train.loop", "train"), *named])

@@ -1,4 +1,4 @@
-"""Imports go one way: core <- parts, tasks <- papers <- kernels <- train <- lab; shell and pages on top."""
+"""Imports go one way: core <- parts, tasks <- papers <- weights, claims, kernels <- train <- lab <- shell and pages."""
 
 import ast
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import deltax
+from deltax import catalog
 from deltax.home import home
 from deltax.slots import SLOTS
 
@@ -18,6 +19,8 @@ FLOORS = {
     "parts": 1,
     "tasks": 1,
     "papers": 2,
+    "weights": 3,
+    "claims": 3,
     "kernels": 3,
     "train": 4,
     "lab": 5,
@@ -53,6 +56,13 @@ def test_imports_go_one_way(path):
             there = module.split(".")[1]
             if there in FLOORS and (here, there) not in LATE:
                 assert FLOORS[there] <= FLOORS[here], f"{here} imports {module}"
+
+
+def test_a_paper_imports_no_later_paper():
+    known = catalog.papers()
+    for record in known.values():
+        later = [key for key in record.imports if known[key].year > record.year]
+        assert not later, f"{record.key} ({record.year}) imports {', '.join(later)}: move the helper to parts"
 
 
 @pytest.mark.parametrize("name", sorted(CORE))

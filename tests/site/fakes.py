@@ -94,7 +94,7 @@ def catalogue(folder: Path, count: int, seed: int = 0) -> dict[str, Record]:
                 arxiv=f"{2000 + i % 400}.{i:05}",
                 parent=parents[0][1].replace("_", " ").capitalize() if parents else "A sum",
                 imports=imports,
-                on=f"on={parents[0][1]}, " if parents else "",
+                on=f"on=({', '.join(name for _, name in parents)},), " if parents else "",
                 i=i,
                 slot=draw.choice(SLOTS.get(field, ("unit",))),
                 name=name,

@@ -137,7 +137,7 @@ def lineage(papers, key, way):
 
 def test_pointing_at_a_paper_traces_ancestors_and_descendants(at, shown, fake):
     papers = fake.papers
-    up = {k: lineage(papers, k, lambda f: papers[f].parents) for k in papers}
+    up = {k: lineage(papers, k, lambda f: papers[f].on) for k in papers}
     down = {k: {d for d in papers if k in up[d]} for k in papers}
     key = max(papers, key=lambda k: min(len(up[k]), len(down[k])))
     assert up[key] and down[key]

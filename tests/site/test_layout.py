@@ -10,8 +10,8 @@ from deltax import catalog
 from deltax.site.layout import COLUMNS, ancestors, place
 
 
-def node(key, year, field="a", parents=()):
-    return SimpleNamespace(key=key, year=year, field=field, parents=tuple(parents))
+def node(key, year, field="a", on=()):
+    return SimpleNamespace(key=key, year=year, field=field, on=tuple(on))
 
 
 def laid(*nodes):
@@ -43,19 +43,19 @@ def test_papers_stand_in_their_year_and_lane_and_none_on_another(which, many):
 
 def test_a_parent_of_the_same_year_stands_to_the_left():
     """When the lane has a column for each; nodes of one depth share a column."""
-    found = laid(node("c", 2020, parents=["b"]), node("b", 2020, parents=["z"]), node("z", 2020))
+    found = laid(node("c", 2020, on=["b"]), node("b", 2020, on=["z"]), node("z", 2020))
     assert found.at["z"][0] < found.at["b"][0] < found.at["c"][0]
 
 
 def test_a_chain_stays_in_its_row():
-    nodes = [node("a", 2000), node("b", 2000), *(node(f"n{i}", 2001, parents=["a"]) for i in range(COLUMNS * 3))]
-    found = laid(*nodes, node("last", 2002, parents=["n3"]))
+    nodes = [node("a", 2000), node("b", 2000), *(node(f"n{i}", 2001, on=["a"]) for i in range(COLUMNS * 3))]
+    found = laid(*nodes, node("last", 2002, on=["n3"]))
     assert found.at["last"][1] == found.at["n3"][1]
 
 
 def test_no_paper_stands_on_the_way_to_another():
     """A parent with a child each year: the steps do not lie on one line."""
-    found = laid(node("a", 2000), *(node(f"n{y}", y, parents=["a"]) for y in range(2001, 2004)))
+    found = laid(node("a", 2000), *(node(f"n{y}", y, on=["a"]) for y in range(2001, 2004)))
     assert len({found.at[f"n{y}"][1] for y in range(2001, 2004)}) >= 2
 
 
@@ -72,7 +72,7 @@ def test_lanes_that_have_much_to_do_with_one_another_are_neighbours():
 
 
 def test_a_circle_and_an_absent_parent_do_no_harm():
-    found = laid(node("a", 2000, parents=["b", "gone"]), node("b", 2000, parents=["a"]))
+    found = laid(node("a", 2000, on=["b", "gone"]), node("b", 2000, on=["a"]))
     assert len(found.at) == 2
     assert ancestors("a", {"a": ["b"], "b": ["a"]}) == ["b"]
 

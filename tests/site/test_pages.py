@@ -23,7 +23,7 @@ def test_the_front_page_has_every_paper_and_every_step(fake):
 def test_a_paper_knows_its_relatives_its_evidence_and_its_notes(fake):
     key = next(iter(fake.papers))
     found = pages.paper(fake, key)
-    assert {p["key"] for p in found["children"]} == {k for k, r in fake.papers.items() if key in r.parents}
+    assert {p["key"] for p in found["children"]} == {k for k, r in fake.papers.items() if key in r.on}
     assert found["descendants"] >= len(found["children"]) > 0 and found["ancestors"] == 0
     measured = found["claims"][-1]
     assert (measured["mark"], measured["low"], measured["high"]) == ("supported", -0.03, -0.009)
@@ -217,7 +217,7 @@ def test_a_changed_paper_costs_its_own_trees_alone(tmp_path):
     assert asked[-1]["compose"]["known"]["pairs"] == {}
     assert Noted(tmp_path / "cache", records).compositions() == first and len(asked) == 1
     last = records[keys[-1]]
-    assert not any(last.key in r.parents for r in records.values())
+    assert not any(last.key in r.imports for r in records.values())
     last.path.write_text(last.source.replace("scale = 2.0", "scale = 3.0"))
     Noted(tmp_path / "cache", records).compositions()
     known = asked[-1]["compose"]["known"]["pairs"]
