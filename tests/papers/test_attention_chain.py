@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from deltax import UserError, kernels, part, recipe
+from deltax.claims.agreement import agree, every_rule
 from deltax.papers.language.alibi import Distance
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.softmax_attention import attend
@@ -18,7 +19,6 @@ from deltax.papers.systems.flash_attention import flash, flash_attention
 from deltax.papers.systems.flash_attention_2 import flash_2, flash_attention_2
 from deltax.papers.systems.memory_efficient_attention import memory_efficient, memory_efficient_attention
 from deltax.papers.systems.ring_attention import ring, ring_attention
-from deltax.parts.agreement import agree, every_rule
 from deltax.parts.context import Context, DecodingState
 from deltax.parts.scores import Rules, causal, window
 

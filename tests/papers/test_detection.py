@@ -5,12 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
+from deltax.claims.detection.fpn import _found
 from deltax.errors import UserError
 from deltax.expression import recipe
 from deltax.lab.lab import Lab
 from deltax.papers.detection.fast_r_cnn import RoIPool, fast_r_cnn, roi_pool
 from deltax.papers.detection.faster_r_cnn import RPN
-from deltax.papers.detection.fpn import Pyramid, _found
+from deltax.papers.detection.fpn import Pyramid
 from deltax.papers.detection.r_cnn import Crops, r_cnn
 from deltax.papers.detection.retinanet import retinanet
 from deltax.parts.boxes import corners, iou
@@ -166,8 +167,8 @@ def test_recall_of_small_objects_counts_classes_and_sizes():
 
 
 def test_a_measured_speed_up_ends_in_a_verdict(tmp_path):
+    from deltax.claims.detection.fast_r_cnn import cuts_the_map_not_the_image
     from deltax.lab.store import Store
-    from deltax.papers.detection.fast_r_cnn import cuts_the_map_not_the_image
 
     verdict = cuts_the_map_not_the_image(Lab(Store(tmp_path)))
     assert verdict.estimate > 1 and verdict.outcome != "opposite at this scale"

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from deltax.claims.systems import ddp as ddp_claims
+from deltax.claims.systems import gpipe as gpipe_claims
 from deltax.lab.lab import Lab
 from deltax.lab.store import Store
 from deltax.papers.systems import ddp, gpipe
@@ -17,7 +19,7 @@ def lab(tmp_path):
 
 
 def both_engines(ring):
-    return gpipe._worked(ring, 8, 6, (1, 2, 4), 2), ddp._clocked(ring, 3, 24, 1e9, 2), averaged(ring)
+    return gpipe_claims._worked(ring, 8, 6, (1, 2, 4), 2), ddp_claims._clocked(ring, 3, 24, 1e9, 2), averaged(ring)
 
 
 def averaged(ring):
@@ -31,7 +33,7 @@ def averaged(ring):
     with ddp.ThreadPoolExecutor(1) as thread:
 
         def hook(_, bucket: distributed.GradBucket) -> ddp.Arrival:
-            return ddp._sent(thread, 1e9, bucket.buffer())
+            return ddp_claims._sent(thread, 1e9, bucket.buffer())
 
         engine.register_comm_hook(None, hook)
         engine(shares[ring.rank]).square().mean().backward()
@@ -63,7 +65,7 @@ def pipeline(waits):
 def test_a_pipeline_that_waits_is_seen(lab, monkeypatch, waits, outcome):
     near = [[[(b * (1 + i / 1000), t) for b, t in turn] for i, turn in enumerate(p)] for p in pipeline(waits)]
     monkeypatch.setattr(ring, "in_processes", lambda *_, **__: near)
-    found = gpipe.the_bubble_is_on_the_clock(lab)
+    found = gpipe_claims.the_bubble_is_on_the_clock(lab)
     assert outcome in found.outcome
     assert found.numbers["idle by the closed form"] == [1 / 2, 1 / 3, 1 / 5, 1 / 9]
 
@@ -71,14 +73,14 @@ def test_a_pipeline_that_waits_is_seen(lab, monkeypatch, waits, outcome):
 def replica(overlap):
     """Three layers of 2 seconds each and a wire of 1 a bucket, hidden or not."""
     ready, wire = [2.0, 4.0, 6.0], [1.0, 1.0, 1.0, 3.0]
-    turns = [ddp.Clocked(ready, wire, (7.0 if overlap else 9.0) + i / 1000, 9.0) for i in range(6)]
+    turns = [ddp_claims.Clocked(ready, wire, (7.0 if overlap else 9.0) + i / 1000, 9.0) for i in range(6)]
     return [turns, turns]
 
 
 @pytest.mark.parametrize(("overlap", "outcome"), [(True, "supported"), (False, "opposite")])
 def test_a_wire_that_is_not_hidden_is_seen(lab, monkeypatch, overlap, outcome):
     monkeypatch.setattr(ring, "in_processes", lambda *_, **__: replica(overlap))
-    assert outcome in ddp.the_clock_is_right(lab).outcome
+    assert outcome in ddp_claims.the_clock_is_right(lab).outcome
 
 
 @pytest.mark.parametrize(("paper", "claim"), [(gpipe, "the_bubble_is_on_the_clock"), (ddp, "the_clock_is_right")])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from deltax import UserError
-from deltax.papers.systems.flashinfer import ASKED, Chunk, alone, drawn, flashinfer, plan, shared
+from deltax.claims.systems.flashinfer import ASKED, drawn
+from deltax.papers.systems.flashinfer import Chunk, alone, flashinfer, plan, shared
 from deltax.parts.pages import PagedState, Pages
 
 

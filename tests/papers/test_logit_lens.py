@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from deltax import UserError
-from deltax.papers.interp.logit_lens import _tiny, distance_to_last, logit_lens, picture
+from deltax.claims.interp.logit_lens import _tiny
+from deltax.papers.interp.logit_lens import distance_to_last, logit_lens, picture
 
 
 def test_a_model_without_blocks_is_refused():

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from deltax import UserError
-from deltax.papers.multimodal.imagebind import _tiny as tiny_bound
+from deltax.claims.multimodal.imagebind import _tiny as tiny_bound
+from deltax.claims.multimodal.loretta import _tiny as tiny_gpt
+from deltax.claims.vision.cla_visual_circuits import _tiny as tiny_resnet
+from deltax.claims.vision.tracks_to_4d import optimised
 from deltax.papers.multimodal.imagebind import bind
-from deltax.papers.multimodal.loretta import _tiny as tiny_gpt
 from deltax.papers.multimodal.loretta import linked
-from deltax.papers.vision.cla_visual_circuits import _tiny as tiny_resnet
 from deltax.papers.vision.cla_visual_circuits import cla_visual_circuits
-from deltax.papers.vision.tracks_to_4d import Scene, optimised, tracks_to_4d
+from deltax.papers.vision.tracks_to_4d import Scene, tracks_to_4d
 from deltax.parts.objectives import next_token
 from deltax.tasks.linked_digits import LENGTHS, SOUND, START, WORD, LinkedDigits, read, spell
 from deltax.tasks.sounds import HOP, WIDTH, spectrograms, tones, waveform

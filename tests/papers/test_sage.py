@@ -8,6 +8,8 @@ import torch
 
 from deltax import UserError, part
 from deltax.claim import Verdict
+from deltax.claims.systems import sage_attention as first_claims
+from deltax.claims.systems import sage_attention_2 as second_claims
 from deltax.papers.language.alibi import Distance
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.softmax_attention import attend
@@ -34,7 +36,7 @@ def test_near_attention_under_every_rule(kernel, dtype):
     ):
         out, exact = kernel(q, k, v, rules), attend(q.double(), k.double(), v.double(), rules)
         assert out.dtype == dtype and out.shape == q.shape
-        assert first.similarity(out, exact) > (0.9995 if kernel is first.sage_attention else 0.97)
+        assert first_claims.similarity(out, exact) > (0.9995 if kernel is first.sage_attention else 0.97)
 
 
 @pytest.mark.parametrize("kernel", [first.sage_attention, second.sage_attention_2], ids=["sage", "sage_2"])
@@ -50,7 +52,7 @@ def test_eight_bits_are_nearer_than_four():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 131, 2, 16)
     exact = attend(q, k, v)
-    four, eight = (first.similarity(second.sage_attention_2(q, k, v, largest=n), exact) for n in (7, 127))
+    four, eight = (first_claims.similarity(second.sage_attention_2(q, k, v, largest=n), exact) for n in (7, 127))
     assert eight > four
     assert (gpt + second.sage_2(largest=127))["model.stack.block.mixer.kernel.largest"] == 127
 
@@ -97,9 +99,9 @@ def test_the_measured_claims_reach_a_verdict():
         assert verdict.estimate == pytest.approx(0.75)
         assert built[-1].stack.blocks[0].mixer.kernel.make is kernel
     lab.seeds = lambda n: [0] * n
-    found = second.four_bits_need_both_smoothings_and_fine_groups(lab)
-    assert list(found.numbers) == list(second._variants(*first.with_outliers(0, of_queries=10.0)))
-    assert math.isfinite(first.keys_with_outliers_need_smoothing(lab).estimate)
+    found = second_claims.four_bits_need_both_smoothings_and_fine_groups(lab)
+    assert list(found.numbers) == list(second_claims._variants(*first_claims.with_outliers(0, of_queries=10.0)))
+    assert math.isfinite(first_claims.keys_with_outliers_need_smoothing(lab).estimate)
 
 
 def test_nothing_is_fused_that_others_read():

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from deltax import UserError
+from deltax.claims.systems.toploc import int_by_rows
 from deltax.errors import StoreError
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.grpo import grpo
@@ -27,7 +28,6 @@ from deltax.papers.systems.toploc import (
     answer,
     commit,
     compare,
-    int_by_rows,
     interpolate,
     read,
     toploc,

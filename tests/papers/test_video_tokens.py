@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deltax import UserError, part
+from deltax.claims.checking import randomise
 from deltax.expression import recipe as read
 from deltax.papers.generative.fsq import FSQ, fsq
 from deltax.papers.generative.vq_vae import Codebook, ConvEncoder, MovingCodebook, nearest, usage, vq_vae
@@ -17,7 +18,6 @@ from deltax.papers.vision.rope_3d import Rotary3D, groups, turns, unravelled
 from deltax.papers.vision.vit import vit
 from deltax.papers.vision.vitok import CubeEncoder, floats, standing, vitok
 from deltax.parts.autoencoder import Autoencoder, Gaussian, Open, absolute, decibels, rebuild, squared
-from deltax.parts.checking import randomise
 from deltax.parts.context import Context
 from deltax.parts.scores import causal, everywhere
 from deltax.parts.videos import Cubes, as_maps, as_stream, cubed, film, uncubed

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from deltax import UserError, catalog, part
+from deltax.claims.optimization.entropy_minimisation import _error, _gaussians, _logistic
 from deltax.expression import recipe
 from deltax.papers.generative.ddpm import ddpm
 from deltax.papers.optimization.batch_norm import BatchNorm
 from deltax.papers.optimization.dropout import Dropout, Thinned
-from deltax.papers.optimization.entropy_minimisation import _error, _gaussians, _logistic
 from deltax.papers.vision.lecun1989_rerun import RUNGS, STOPS
 from deltax.papers.vision.lenet_1989 import lenet_1989
 from deltax.papers.vision.moco import Momentum

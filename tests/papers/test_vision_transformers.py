@@ -8,29 +8,21 @@ import pytest
 import torch
 
 from deltax import UserError, part
+from deltax.claims.checking import assert_equal, randomise
+from deltax.claims.vision import vit as vit_claims
+from deltax.claims.vision.mae import probe, reconstructions
 from deltax.expression import recipe as read
 from deltax.paper import paper_of
 from deltax.papers.language.softmax_attention import Attention, attend
 from deltax.papers.language.transformer import sinusoids
 from deltax.papers.vision import vit as vit_module
 from deltax.papers.vision.hiera import InUnits, OverlappingPatches, hiera
-from deltax.papers.vision.mae import (
-    Filled,
-    MaskedAutoencoder,
-    keep,
-    mae,
-    masked_error,
-    probe,
-    reconstructions,
-    standardised,
-    take,
-)
+from deltax.papers.vision.mae import Filled, MaskedAutoencoder, keep, mae, masked_error, standardised, take
 from deltax.papers.vision.mlp_mixer import mlp_mixer
 from deltax.papers.vision.q_pooled_attention import q_pooled_attention, z_order
 from deltax.papers.vision.register_tokens import register_tokens
 from deltax.papers.vision.swin import PatchMerging, RelativeBias, Windows, partition, regions, swin, unite
 from deltax.papers.vision.vit import ViT, mean_pooled, resized, vit
-from deltax.parts.checking import assert_equal, randomise
 from deltax.parts.context import Context
 from deltax.parts.patches import (
     ClassToken,
@@ -47,6 +39,7 @@ from deltax.tasks.pictures import Drawings
 from deltax.train.job import Job
 from deltax.train.loop import train
 from deltax.train.machine import Machine
+from deltax.weights.vision import vit as vit_weights
 
 RECIPES = [
     "vit",
@@ -147,12 +140,12 @@ def test_weights_of_a_classifier_are_taken_without_its_head():
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, patch_size=2)
     theirs = ViTForImageClassification(ViTConfig(**shape, image_size=4, num_channels=1))
-    state = vit_module.from_hf(theirs.state_dict())
+    state = vit_weights.from_hf(theirs.state_dict())
     bare = {k.removeprefix("vit."): v for k, v in theirs.state_dict().items() if k.startswith("vit.")}
-    assert_equal(state, vit_module.from_hf(bare))
+    assert_equal(state, vit_weights.from_hf(bare))
     paper_of(vit)(dim=12, depth=2, heads=3)["model.trunk"](1, 4).load_state_dict(state)
     peer = ViTModel(ViTConfig(**shape, image_size=4, num_channels=1), add_pooling_layer=False)
-    peer.load_state_dict(vit_module.to_hf(state, channels=1))
+    peer.load_state_dict(vit_weights.to_hf(state, channels=1))
 
 
 def test_what_the_class_token_looks_at():
@@ -166,7 +159,7 @@ def test_what_the_class_token_looks_at():
     scores = torch.einsum("bhk,bshk->bhs", q[:, 0], k) / 2
     torch.testing.assert_close(maps.flatten(2), scores.softmax(-1)[..., 1:])
     assert attention.kernel == part(attend)
-    assert len(vit_module.attention_figure(model.float(), images.float()).axes) == 6
+    assert len(vit_claims.attention_figure(model.float(), images.float()).axes) == 6
 
 
 def test_registers_leave_positions_alone():

@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from deltax import UserError, part
+from deltax.claims.systems.ring_attention import shared
 from deltax.papers.language.alibi import Distance
 from deltax.papers.language.gpt import gpt
 from deltax.papers.language.softmax_attention import attend
 from deltax.papers.systems import ring_attention as paper
-from deltax.papers.systems.ring_attention import ring, ring_attention, shared
+from deltax.papers.systems.ring_attention import ring, ring_attention
 from deltax.parts import ring as rings
 from deltax.parts.context import Context
 from deltax.parts.ring import BrokenRing, Processes, in_processes, in_threads, joined, share

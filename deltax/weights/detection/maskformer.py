@@ -1,0 +1,32 @@
+"""Weight maps of maskformer, from and to the state dicts of other libraries."""
+
+from torch import Tensor
+
+from deltax.weights.detection.detr import BLOCKS_FROM_HF, renamed
+from deltax.weights.vision.resnet import backbone_from_hf
+
+_HF = (
+    (r"model\.pixel_level_module\.decoder\.", "pixel_pyramid."),
+    (r"fpn\.layers\.(\d+)\.proj\.", r"lateral.\1."),
+    (r"fpn\.layers\.(\d+)\.block\.", r"smooth.\1."),
+    (r"fpn\.stem\.", "stem."),
+    (r"(lateral\.\d+|smooth\.\d+|stem)\.0\.", r"\1.conv."),
+    (r"(lateral\.\d+|smooth\.\d+|stem)\.1\.", r"\1.norm."),
+    (r"mask_projection\.", "pixels."),
+    (r"model\.transformer_module\.input_projection\.", "pixel_pyramid.project."),
+    (r"model\.transformer_module\.queries_embedder\.", "decoder.queries."),
+    (r"model\.transformer_module\.decoder\.layers\.", "decoder.layers.blocks."),
+    (r"model\.transformer_module\.decoder\.layernorm\.", "mask_head.norm."),
+    (r"class_predictor\.", "mask_head.classes."),
+    (r"mask_embedder\.(\d)\.0\.", r"mask_head.mask.\1."),
+    *BLOCKS_FROM_HF,
+)
+
+
+def from_hf(state: dict[str, Tensor], patterns: tuple[tuple[str, str], ...] = _HF) -> dict[str, Tensor]:
+    """The state of a `transformers` MaskFormerForInstanceSegmentation, on a ResNet of transformers whose last map is
+    not as wide as the queries, as that of a `MaskFormer`."""
+    inside = "model.pixel_level_module.encoder."
+    backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
+    rest = (name for name in state if not name.startswith((inside, "criterion.")))
+    return {f"backbone.{k}": v for k, v in backbone.items()} | {renamed(k, patterns): state[k] for k in rest}

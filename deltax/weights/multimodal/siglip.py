@@ -1,0 +1,69 @@
+"""Weight maps of siglip, from and to the state dicts of other libraries."""
+
+import torch
+from torch import Tensor
+
+from deltax import Part, part
+from deltax.papers.multimodal.siglip import AttentionPool
+from deltax.papers.optimization.layer_norm import LayerNorm
+from deltax.parts.linear import Linear
+from deltax.parts.mlp import gelu_tanh
+from deltax.parts.nothing import Nothing
+from deltax.parts.pairs import at_last
+from deltax.parts.patches import NoClassToken, Patches
+from deltax.parts.scores import everywhere
+from deltax.weights.multimodal.clip import HF as CLIP
+from deltax.weights.multimodal.clip import hf_name, squares
+from deltax.weights.vision import vit as vision_weights
+
+
+def released_towers(recipe: Part) -> Part:
+    """The encoders of the released models: `AttentionPool` over patches without a class token, a text that sees all of
+    itself and is read at its last place, no map after the image's side. Heads of the pool are those of the blocks."""
+    norm = part(LayerNorm, eps=1e-6)
+    recipe = recipe.fill("norm", norm).fill("class_token", NoClassToken).set(Patches, embed=Linear)
+    recipe = recipe.put("model.image.trunk.stack.entry", part(Nothing)).fill("activation", gelu_tanh)
+    recipe = recipe.put("model.image.pool", part(AttentionPool, norm=norm)).fill("mask", everywhere)
+    recipe = recipe.put("model.image.classifier", part(Nothing)).put("model.text.classifier", part(Linear))
+    return recipe.put("model.text.summary", at_last)
+
+
+_HF = (
+    ("logit_bias", "logits.bias"),
+    ("vision_model.head", "image.pool"),
+    ("text_model.head", "text.classifier"),
+    ("image.pool.attention.out_proj", "image.pool.attention.project.out"),
+    ("image.pool.layernorm.weight", "image.pool.mlp_residual.norm.gain"),
+    ("image.pool.layernorm.bias", "image.pool.mlp_residual.norm.bias"),
+)
+_THIRDS = ("query", "key", "value")
+
+
+def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `transformers` SiglipModel as that of `released_towers`' model."""
+    ours = {}
+    for name, value in state.items():
+        name = vision_weights.renamed(name, (*_HF, *CLIP))
+        if ".in_proj_" in name:
+            before, kind = name.split("in_proj_")
+            ours |= {f"{before}project.{n}.{kind}": v for n, v in zip(_THIRDS, value.chunk(3), strict=True)}
+        elif name.startswith("logits."):
+            ours[name] = value.reshape(())
+        else:
+            ours[name] = value.flatten(1) if value.ndim == 4 else value
+    ours["image.pool.probe"] = ours["image.pool.probe"].flatten()
+    return {k: v.contiguous() for k, v in ours.items()}
+
+
+def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
+    """The state of `released_towers`' model as that of a `transformers` SiglipModel. The inverse of `from_hf`."""
+    back = tuple((ours, theirs) for theirs, ours in reversed(_HF))
+    theirs = {
+        hf_name(vision_weights.renamed(name, back)): squares(name, value, channels) for name, value in state.items()
+    }
+    head = "vision_model.head"
+    for kind in ("weight", "bias"):
+        thirds = [theirs.pop(f"{head}.attention.project.{n}.{kind}") for n in _THIRDS]
+        theirs[f"{head}.attention.in_proj_{kind}"] = torch.cat(thirds)
+    theirs[f"{head}.probe"] = theirs[f"{head}.probe"][None, None]
+    return {k: v.reshape(1) if v.ndim == 0 else v.contiguous() for k, v in theirs.items()}

@@ -1,0 +1,56 @@
+"""Weight maps of vit, from and to the state dicts of other libraries."""
+
+import math
+import re
+
+from torch import Tensor, nn
+
+_HF = (
+    ("layernorm", "norm"),
+    ("patch_embeddings.projection", "patches.embed"),
+    ("layers", "stack.blocks"),
+    ("layernorm_before", "mixer_residual.norm"),
+    ("layernorm_after", "mlp_residual.norm"),
+    ("attention.q_proj", "mixer.project.query"),
+    ("attention.k_proj", "mixer.project.key"),
+    ("attention.v_proj", "mixer.project.value"),
+    ("attention.o_proj", "mixer.project.out"),
+    ("mlp.fc1", "mlp.up"),
+    ("mlp.fc2", "mlp.down"),
+    ("norm.weight", "norm.gain"),
+)
+
+
+def renamed(name: str, pairs: tuple[tuple[str, str], ...] = _HF) -> str:
+    """A parameter's name in `transformers` as ours: each pair's first word becomes its second, in order."""
+    for theirs, ours in pairs:
+        name = re.sub(rf"(^|\.){re.escape(theirs)}(?=\.|$)", rf"\g<1>{ours}", name)
+    return name
+
+
+def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `transformers` ViTModel as that of a `ViT`; a pooler, a classifier and a mask are left behind."""
+    state = {k.removeprefix("vit.").removeprefix("embeddings."): v for k, v in state.items()}
+    token, places = state.pop("cls_token"), state.pop("position_embeddings")
+    ours = {"class_token.token": token[0, 0] + places[0, 0], "position.table": places[0, 1:]}
+    for name, value in state.items():
+        if not name.startswith(("pooler.", "classifier.", "mask_token")):
+            ours[renamed(name)] = value.flatten(1) if value.ndim == 4 else value
+    return {k: v.contiguous() for k, v in ours.items()}
+
+
+def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
+    """The state of a `ViT` as that of a `transformers` ViTModel without pooler; its class token stands at zero."""
+    back = tuple((ours, theirs) for theirs, ours in reversed(_HF))
+    theirs = {}
+    for name, value in state.items():
+        if name == "class_token.token":
+            theirs["embeddings.cls_token"] = value[None, None]
+        elif name == "position.table":
+            theirs["embeddings.position_embeddings"] = nn.functional.pad(value, (0, 0, 1, 0))[None]
+        elif name == "patches.embed.weight":
+            side = math.isqrt(value.shape[1] // channels)
+            theirs[f"embeddings.{renamed(name, back)}"] = value.unflatten(1, (channels, side, side))
+        else:
+            theirs["embeddings." * name.startswith("patches.") + renamed(name, back)] = value
+    return {k: v.contiguous() for k, v in theirs.items()}
