@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks import peer_torchvision, timing
 from deltax.papers.detection.fast_r_cnn import roi_pool
 from deltax.papers.detection.retinanet import focal
-from deltax.parts.boxes import giou, nms
-from deltax.parts.regions import Regions, roi_align
+from deltax.parts.detection.boxes import giou, nms
+from deltax.parts.detection.regions import Regions, roi_align
 
 SCALE = 1 / 16
 

@@ -17,9 +17,9 @@ from benchmarks import timing
 from deltax import part
 from deltax.kernels.attention import sdpa
 from deltax.kernels.choice import candidates, choose, has_triton
-from deltax.papers.language.alibi import Distance
-from deltax.papers.language.softmax_attention import attend
-from deltax.parts.scores import Rules, causal, window
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.language.position.alibi import Distance
+from deltax.parts.attention.scores import Rules, causal, window
 
 BACKENDS = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,

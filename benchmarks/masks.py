@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks import timing
 from deltax.papers.detection.maskformer import MaskPredictions, mask_set_loss
-from deltax.parts.deformable import read
-from deltax.tasks.masks import MaskBatch
+from deltax.parts.attention.deformable import read
+from deltax.tasks.detection.masks import MaskBatch
 
 GRIDS = ((8, 8), (16, 16), (32, 32))  # strides 32, 16 and 8 of an image of 256 x 256
 

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from deltax import kernels, part
-from deltax.papers.language.dyt import DyT
-from deltax.papers.language.rms_norm import RMSNorm
-from deltax.papers.language.rope import Rotary
-from deltax.papers.language.softmax_attention import Attention
-from deltax.papers.language.swiglu import SwiGLU
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.parts.context import Context
-from deltax.parts.mlp import MLP
-from deltax.parts.scores import causal
+from deltax.papers.language.attention.softmax_attention import Attention
+from deltax.papers.language.feedforward.swiglu import SwiGLU
+from deltax.papers.language.norm.dyt import DyT
+from deltax.papers.language.norm.rms_norm import RMSNorm
+from deltax.papers.language.position.rope import Rotary
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.scores import causal
+from deltax.parts.model.mlp import MLP
 from deltax.recipe import Part
 
 B, T, D, HEADS = 8, 256, 128, 4

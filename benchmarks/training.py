@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import timing
 from benchmarks.minimal_gpt import MinimalGPT
-from deltax.papers.language.gpt import gpt
+from deltax.papers.language.models.gpt import gpt
 from deltax.train import mesh
 from deltax.train.job import Job, loop_of, task_of
 from deltax.train.launch import launch

@@ -10,11 +10,11 @@ from torch import Tensor
 from benchmarks import timing
 from deltax import kernels
 from deltax.paper import paper_of
-from deltax.papers.vision.hiera import OverlappingPatches, hiera
-from deltax.papers.vision.mae import mae
-from deltax.papers.vision.q_pooled_attention import ZOrdered, q_pooled_attention
-from deltax.papers.vision.swin import swin
-from deltax.papers.vision.vit import vit
+from deltax.papers.vision.backbones.hiera import OverlappingPatches, hiera
+from deltax.papers.vision.backbones.q_pooled_attention import ZOrdered, q_pooled_attention
+from deltax.papers.vision.backbones.swin import swin
+from deltax.papers.vision.backbones.vit import vit
+from deltax.papers.vision.self_supervised.mae import mae
 from deltax.recipe import Part
 
 B, SIZE = 4, 112

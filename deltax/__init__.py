@@ -1,8 +1,8 @@
 """X, but with Y: machine-learning papers as rewrites that add up.
 
     from deltax import recipe, compare
-    from deltax.papers.language.gpt import gpt
-    from deltax.papers.language.dyt import dyt
+    from deltax.papers.language.models.gpt import gpt
+    from deltax.papers.language.norm.dyt import dyt
 
     gpt + dyt                    # a recipe: a value, a tree of parts
     dyt.apply(my_module)         # the same Y on a living torch.nn.Module
@@ -37,7 +37,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # By module: `deltax.lab.compare` is a file of that package, so its name there cannot stand for the function.
-_LATER = {"applied": "deltax.parts.surgery", "compare": "deltax.lab.compare", "verify": "deltax.lab.verify"}
+_LATER = {"applied": "deltax.parts.rewriting.surgery", "compare": "deltax.lab.compare", "verify": "deltax.lab.verify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -293,7 +293,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _apply(arguments: argparse.Namespace) -> None:
     from importlib import import_module
 
-    from deltax.parts.surgery import looked_for
+    from deltax.parts.rewriting.surgery import looked_for
 
     served, refused = {}, {}
     for key, record in catalog.papers().items():

@@ -78,7 +78,7 @@ class Paper:
         Y is a drop-in part; raises UserError where it is not, where the module has no such part, or where a check
         fails, and leaves the module as it was.
         """
-        from deltax.parts.surgery import apply  # the core never loads torch
+        from deltax.parts.rewriting.surgery import apply  # the core never loads torch
 
         delta = self(**options) if options else self
         return apply(delta, module, where=where, skip=skip, example=example)

@@ -21,7 +21,7 @@ SLOTS: dict[str, Slot] = {
     # The run
     "model": Slot("Run", "model(inputs...)", "the network", made="model(**facts of the task that it names)"),
     "task": Slot(
-        "Run", "task.batch, task.evaluate, ...", "data, split and score; see deltax.tasks.text", made="task()"
+        "Run", "task.batch, task.evaluate, ...", "data, split and score; see deltax.tasks.language.text", made="task()"
     ),
     "objective": Slot("training loop", "objective(model, batch) -> (B,)", "one loss for each example"),
     "batches": Slot(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deltax import catalog, cli, kernels
 from deltax.kernels import choice
-from deltax.papers.language.softmax_attention import attend
+from deltax.papers.language.attention.softmax_attention import attend
 
 
 def dx(*words, **settings):

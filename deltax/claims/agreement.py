@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from deltax.parts.scores import Rules, causal, everywhere, window
+from deltax.parts.attention.scores import Rules, causal, everywhere, window
 from deltax.recipe import part
 from deltax.shapes import Heads, Scores
 

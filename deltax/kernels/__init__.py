@@ -13,9 +13,9 @@ from deltax.kernels.choice import auto, has_triton
 from deltax.kernels.losses import chances_kept
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide
-from deltax.papers.language.softmax_attention import Projections, attend
-from deltax.parts.mlp import MLP
-from deltax.parts.objectives import next_token
+from deltax.papers.language.attention.softmax_attention import Projections, attend
+from deltax.parts.model.mlp import MLP
+from deltax.parts.training.objectives import next_token
 from deltax.recipe import Part, part, takes
 
 # Reference -> its twin, and why it is taken.
@@ -29,9 +29,9 @@ _ON_A_CPU = {
 }
 _ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
 _IN_TRITON = {  # where the reference is -> module and function of its twin
-    "deltax.papers.systems.flash_attention.flash_attention": ("triton_attention", "flash"),
-    "deltax.papers.systems.sage_attention.sage_attention": ("triton_sage", "sage"),
-    "deltax.papers.systems.sage_attention_2.sage_attention_2": ("triton_sage", "sage_2"),
+    "deltax.papers.systems.attention_kernels.flash_attention.flash_attention": ("triton_attention", "flash"),
+    "deltax.papers.systems.attention_kernels.sage_attention.sage_attention": ("triton_sage", "sage"),
+    "deltax.papers.systems.attention_kernels.sage_attention_2.sage_attention_2": ("triton_sage", "sage_2"),
 }
 
 

@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from deltax.kernels.short_attention import suits, weights_kept
-from deltax.papers.language.softmax_attention import attend
-from deltax.parts.scores import Rules
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.parts.attention.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
 
 

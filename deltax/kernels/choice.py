@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from deltax.kernels.attention import sdpa
-from deltax.papers.language.softmax_attention import attend
-from deltax.parts.scores import Rules
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.parts.attention.scores import Rules
 from deltax.recipe import Part
 from deltax.shapes import Heads, Keys, Queries, Values
 

@@ -8,8 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from deltax.contract import TOKENS_TO_LOGITS, needs
-from deltax.parts.objectives import per_sequence
-from deltax.parts.scratch import is_plain_training
+from deltax.parts.attention.scratch import is_plain_training
+from deltax.parts.training.objectives import per_sequence
 from deltax.shapes import PerExample
 
 IGNORED = -100  # the target that torch's cross_entropy does not count

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltax.kernels.projections import is_linear
-from deltax.parts.mlp import MLP, gelu_tanh
-from deltax.parts.scratch import is_plain_training, scratch
+from deltax.parts.attention.scratch import is_plain_training, scratch
+from deltax.parts.model.mlp import MLP, gelu_tanh
 from deltax.recipe import Part
 from deltax.shapes import Stream
 

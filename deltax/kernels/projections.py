@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from deltax.papers.language.softmax_attention import Projections
-from deltax.parts.scratch import is_plain_training
+from deltax.papers.language.attention.softmax_attention import Projections
+from deltax.parts.attention.scratch import is_plain_training
 from deltax.shapes import Keys, Memory, Queries, Stream, Values
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltax.parts.scores import Rules
-from deltax.parts.scratch import is_plain_training, scratch
-from deltax.parts.tiles import tiles
+from deltax.parts.attention.scores import Rules
+from deltax.parts.attention.scratch import is_plain_training, scratch
+from deltax.parts.attention.tiles import tiles
 from deltax.shapes import Heads, Keys, Queries, Values
 
 # Positions up to which the weights, B H T T / 2 numbers more, cost less to keep than to make again.

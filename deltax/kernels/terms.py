@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltax.papers.language.alibi import Distance
-from deltax.parts.scores import Rules, causal, everywhere, unchanged, window
+from deltax.papers.language.position.alibi import Distance
+from deltax.parts.attention.scores import Rules, causal, everywhere, unchanged, window
 from deltax.recipe import Part, part
 
 

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from deltax.errors import UserError
 from deltax.kernels.attention import sdpa
 from deltax.kernels.terms import Terms, refusal, terms
-from deltax.papers.language.softmax_attention import attend
-from deltax.parts.scores import Rules
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.parts.attention.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

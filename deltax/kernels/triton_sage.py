@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltax.kernels.terms import Terms, refusal, terms
 from deltax.kernels.triton_attention import keys_seen, load_rows, ruled
-from deltax.papers.systems.sage_attention import (
+from deltax.papers.systems.attention_kernels.sage_attention import (
     KEYS,
     QUERIES,
     Quantized,
@@ -23,8 +23,8 @@ from deltax.papers.systems.sage_attention import (
     in_8_bits,
     sage_attention,
 )
-from deltax.papers.systems.sage_attention_2 import LARGEST, in_4_bits, sage_attention_2, small_values
-from deltax.parts.scores import Rules
+from deltax.papers.systems.attention_kernels.sage_attention_2 import LARGEST, in_4_bits, sage_attention_2, small_values
+from deltax.parts.attention.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deltax.papers.systems import online_softmax
+from deltax.papers.systems.attention_kernels import online_softmax
 
 
 def softmax(scores: Tensor, *, block: int = 1024) -> Tensor:

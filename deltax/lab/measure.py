@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltax import kernels
 from deltax.errors import UserError
 from deltax.lab.numerals import millions
-from deltax.parts.context import Context, DecodingState, takes_context
-from deltax.parts.scratch import scratch
+from deltax.parts.attention.context import Context, DecodingState, takes_context
+from deltax.parts.attention.scratch import scratch
 from deltax.recipe import Part
 from deltax.train.job import loop_of, task_of
 from deltax.train.loop import build, making

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from deltax.lab.figures import INK, STYLE, inline
-from deltax.parts.autoencoder import Autoencoder
-from deltax.parts.patches import ImageClassifier
-from deltax.parts.videos import film
+from deltax.parts.model.autoencoder import Autoencoder
+from deltax.parts.model.patches import ImageClassifier
+from deltax.parts.model.videos import film
 from deltax.recipe import Part
 from deltax.shapes import Images
-from deltax.tasks.masks import draw_masks
-from deltax.tasks.pairs import zero_shot
-from deltax.tasks.scenes import draw, framed, gallery
+from deltax.tasks.detection.masks import draw_masks
+from deltax.tasks.detection.scenes import draw, framed, gallery
+from deltax.tasks.multimodal.pairs import zero_shot
 
 COUNT = 8
 LONGEST = 28  # characters of a name or caption
@@ -90,8 +90,8 @@ def _classes(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
 
 def _attention(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
     """Where a class token looks, over the picture."""
-    from deltax.papers.language.softmax_attention import Attention
-    from deltax.papers.vision.vit import ViT, attention_maps
+    from deltax.papers.language.attention.softmax_attention import Attention
+    from deltax.papers.vision.backbones.vit import ViT, attention_maps
 
     seer = getattr(model, "image", model)
     trunk = seer.trunk if isinstance(seer, ImageClassifier) else None
@@ -108,8 +108,8 @@ def _attention(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
 
 def _redrawn(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
     """Pictures as they are, as they were given, and as the model draws them."""
-    from deltax.papers.vision.mae import MaskedAutoencoder, filled_in
-    from deltax.papers.vision.u_net import Restorer
+    from deltax.papers.vision.backbones.u_net import Restorer
+    from deltax.papers.vision.self_supervised.mae import MaskedAutoencoder, filled_in
 
     if hasattr(batch, "videos") and isinstance(model, Autoencoder):
         return {"Held-out videos, a frame a column, and under each what comes back": film(batch.videos[:4], model)}

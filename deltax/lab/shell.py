@@ -168,7 +168,7 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from deltax.lab.lab import Trained
-    from deltax.parts.generate import generate
+    from deltax.parts.training.generate import generate
 
     store = Store(arguments.store)
     result = store.find(arguments.of)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from deltax import contract, kernels
 from deltax.errors import UserError
-from deltax.parts.run import Run, told
+from deltax.parts.training.run import Run, told
 from deltax.recipe import Part
 from deltax.slots import SLOTS
 

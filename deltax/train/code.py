@@ -16,9 +16,6 @@ from pathlib import Path
 # What these make is a recipe, and a run's identity holds the recipe itself.
 _CORE = "recipe paper expression catalog claim contract address errors home slots"
 CORE = {f"deltax.{name}" for name in _CORE.split()}
-    f"deltax.{name}"
-    for name in ("recipe", "paper", "expression", "catalog", "claim", "errors", "home", "slots", "contract", "address")
-}
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 

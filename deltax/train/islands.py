@@ -23,8 +23,8 @@ from torch import Tensor
 
 from deltax import kernels
 from deltax.errors import UserError
-from deltax.papers.optimization.local_sgd import LocalSteps
-from deltax.parts.replicas import assign, flat
+from deltax.papers.optimization.local_updates.local_sgd import LocalSteps
+from deltax.parts.distributed.replicas import assign, flat
 from deltax.train import checkpoint, mesh
 from deltax.train.initialise import reseed, stream
 from deltax.train.job import Job, loop_of, task_of

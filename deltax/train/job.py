@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deltax.errors import UserError
-from deltax.parts.run import Loop, Run
+from deltax.parts.training.run import Loop, Run
 from deltax.recipe import Part, from_json, to_json
 from deltax.train import code
 

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from deltax import kernels
 from deltax.errors import UserError
-from deltax.parts.run import Run
+from deltax.parts.training.run import Run
 from deltax.recipe import Part
 from deltax.tasks.evaluation import Evaluation
 from deltax.train import causality, checkpoint, mesh

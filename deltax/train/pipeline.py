@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from deltax.errors import UserError
-from deltax.parts.language_model import LanguageModel, Tied
+from deltax.parts.model.language_model import LanguageModel, Tied
 
 
 class Passed(nn.Module):

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 import torch
 from torch import Tensor, distributed, nn
 
-from deltax.parts.replicas import flat
+from deltax.parts.distributed.replicas import flat
 
 ROW = 4 << 20  # bytes of a process's row: what is larger is summed piece by piece
 LINE = 8  # numbers of 8 bytes in a line of the cache: no two processes count in one

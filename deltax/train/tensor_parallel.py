@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from deltax.errors import UserError
-from deltax.parts.scores import of_heads
+from deltax.parts.attention.scores import of_heads
 
 _PER_HEAD = {"project", "query_norm", "key_norm", "position", "score"}  # what works on each head by itself
 

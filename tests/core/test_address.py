@@ -8,8 +8,8 @@ from torch import nn
 
 from deltax import UserError, address, catalog, part
 from deltax.expression import load
-from deltax.papers.language.dyt import DyT
-from deltax.papers.language.gpt import gpt
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.norm.dyt import DyT
 from deltax.recipe import Part, from_json, to_json
 from deltax.train.job import Job
 
@@ -94,7 +94,7 @@ def test_an_address_reaches_only_parts(text):
 def test_what_a_module_imported_is_never_called(monkeypatch):
     called = []
     harmless = lambda *_, **__: called.append(1)
-    monkeypatch.setattr("deltax.papers.language.dyt.harmless", harmless, raising=False)
+    monkeypatch.setattr("deltax.papers.language.norm.dyt.harmless", harmless, raising=False)
     with pytest.raises(UserError, match="may name only what deltax defines"):
         from_json({"make": "deltax.papers.language.dyt:harmless", "given": {}})
     stored = Job(gpt).to_json()
@@ -116,7 +116,7 @@ def test_torch_is_reached_by_its_modules_and_activations():
 def test_a_moved_definition_is_found(monkeypatch):
     monkeypatch.setitem(address.MOVED, "parts.optimizers:Tanh", "papers.squash:Squash")
     monkeypatch.setitem(address.MOVED, "papers.squash:Squash", "papers.dyt:DyT")
-    assert address.find("deltax.parts.optimizers:Tanh") is DyT
+    assert address.find("deltax.parts.training.optimizers:Tanh") is DyT
     assert address.find("deltax.papers.norm.family.dyt:DyT") is DyT
 
 

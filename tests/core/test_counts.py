@@ -6,8 +6,8 @@ import torch
 from deltax import UserError, catalog, contract, recipe
 from deltax.papers.generative.ddim import ddim, encode
 from deltax.papers.generative.flow_matching import sample
-from deltax.papers.language.grpo import advantages_of
-from deltax.papers.language.rope import Rotary
+from deltax.papers.language.position.rope import Rotary
+from deltax.papers.language.post_training.grpo import advantages_of
 from deltax.recipe import Part
 from deltax.train.job import task_of
 from deltax.train.loop import build

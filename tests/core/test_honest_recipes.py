@@ -9,20 +9,20 @@ import pytest
 
 from deltax import Part, UserError, catalog, diff, paper, part, recipe
 from deltax.expression import load
-from deltax.papers.language.dyt import DyT, dyt
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.grpo import grpo
-from deltax.papers.language.rms_norm import RMSNorm, rms_norm
-from deltax.papers.language.rope import rope
-from deltax.papers.optimization.adamw import adamw
-from deltax.papers.optimization.diloco import diloco
-from deltax.papers.optimization.local_sgd import local_sgd
-from deltax.papers.optimization.nesterov_outer import outer_nesterov
-from deltax.papers.optimization.sgd import sgd
-from deltax.papers.vision.mae import mae
-from deltax.papers.vision.vit import vit
-from deltax.parts.optimizers import adamw as adamw_optimizer
-from deltax.parts.optimizers import sgd as sgd_optimizer
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.norm.dyt import DyT, dyt
+from deltax.papers.language.norm.rms_norm import RMSNorm, rms_norm
+from deltax.papers.language.position.rope import rope
+from deltax.papers.language.post_training.grpo import grpo
+from deltax.papers.optimization.local_updates.diloco import diloco
+from deltax.papers.optimization.local_updates.local_sgd import local_sgd
+from deltax.papers.optimization.local_updates.nesterov_outer import outer_nesterov
+from deltax.papers.optimization.optimizers.adamw import adamw
+from deltax.papers.optimization.optimizers.sgd import sgd
+from deltax.papers.vision.backbones.vit import vit
+from deltax.papers.vision.self_supervised.mae import mae
+from deltax.parts.training.optimizers import adamw as adamw_optimizer
+from deltax.parts.training.optimizers import sgd as sgd_optimizer
 from deltax.recipe import takes
 
 PAIRS, TRIPLES = 400, 400

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from deltax import UserError, diff, part, recipe
-from deltax.papers.language.alibi import alibi
-from deltax.papers.language.dyt import DyT, dyt
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.grpo import grpo
-from deltax.papers.language.rms_norm import RMSNorm, rms_norm
-from deltax.papers.language.rope import rope
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.parts.stack import Block, PreNorm, Stack
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.norm.dyt import DyT, dyt
+from deltax.papers.language.norm.rms_norm import RMSNorm, rms_norm
+from deltax.papers.language.position.alibi import alibi
+from deltax.papers.language.position.rope import rope
+from deltax.papers.language.post_training.grpo import grpo
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.parts.model.stack import Block, PreNorm, Stack
 from deltax.recipe import from_json, to_json
 
 

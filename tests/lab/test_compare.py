@@ -219,7 +219,7 @@ def tiny_flops(tiny) -> int:
 
 
 def test_a_second_knob_costs_every_arm_the_same(tiny, store, world, monkeypatch):
-    from deltax.parts.optimizers import sgd
+    from deltax.parts.training.optimizers import sgd
 
     monkeypatch.setattr(sgd, "second_knob", "momentum", raising=False)
     made = world({"gpt+dyt": Truth()})

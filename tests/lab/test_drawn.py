@@ -17,10 +17,10 @@ from deltax.cli import main
 from deltax.lab import report
 from deltax.lab.pictures import pictures, shortened
 from deltax.lab.store import Store
-from deltax.parts.boxes import Detections
-from deltax.parts.masks import Segments
-from deltax.tasks.masks import draw_masks
-from deltax.tasks.scenes import HIDDEN, draw, framed
+from deltax.parts.detection.boxes import Detections
+from deltax.parts.detection.masks import Segments
+from deltax.tasks.detection.masks import draw_masks
+from deltax.tasks.detection.scenes import HIDDEN, draw, framed
 from deltax.train.job import task_of
 from deltax.train.loop import build
 

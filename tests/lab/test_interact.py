@@ -8,8 +8,8 @@ from fake_runs import Truth
 from deltax.errors import UserError
 from deltax.lab.interact import interact
 from deltax.lab.store import Store
-from deltax.papers.language.alibi import alibi
-from deltax.papers.language.dyt import dyt
+from deltax.papers.language.norm.dyt import dyt
+from deltax.papers.language.position.alibi import alibi
 
 
 def truths(together: float) -> dict[str, Truth]:

@@ -102,7 +102,7 @@ def test_score_at_other_settings_is_measured_once(text, lab, monkeypatch):
     at = run.score_at(context=24)
     expected = task_of(tiny(text, "gpt+alibi", "task.context=24")).evaluate(run.model, tiny(text)["objective"]).score
     assert at == expected != run.score
-    monkeypatch.setattr("deltax.tasks.text.Text.evaluate", None)
+    monkeypatch.setattr("deltax.tasks.language.text.Text.evaluate", None)
     assert lab.train(tiny(text, "gpt+alibi"), seed=1000, steps=6).score_at(context=24) == at
     sentence(lambda: run.score_at(contxt=24), "task.contxt", "task.context")
 
@@ -209,7 +209,7 @@ A transformer, but tested.
 """
 
 from deltax import Part, claim, paper
-from deltax.papers.language.gpt import gpt
+from deltax.papers.language.models.gpt import gpt
 
 
 @paper(on=gpt, year=2020)

@@ -6,7 +6,7 @@ from torch import nn
 
 from deltax import recipe
 from deltax.lab import measure
-from deltax.papers.language.softmax_attention import attend
+from deltax.papers.language.attention.softmax_attention import attend
 from deltax.train.job import task_of
 from deltax.train.loop import build
 from deltax.train.machine import Machine
@@ -32,7 +32,7 @@ def test_counting_three_examples_is_counting_all(tiny):
 
 def test_an_optimizers_products_are_counted_once_a_step(tiny, monkeypatch):
     """A constant part does not grow with the batch, and is not lost either."""
-    from deltax.parts import optimizers
+    from deltax.parts.training import optimizers
 
     class Squaring(torch.optim.SGD):
         def step(self):

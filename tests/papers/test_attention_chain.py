@@ -10,17 +10,20 @@ from torch.nn import functional
 
 from deltax import UserError, kernels, part, recipe
 from deltax.claims.agreement import agree, every_rule
-from deltax.papers.language.alibi import Distance
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems.activation_checkpointing import activation_checkpointing, checkpoint, segments
-from deltax.papers.systems.bpt import bpt
-from deltax.papers.systems.flash_attention import flash, flash_attention
-from deltax.papers.systems.flash_attention_2 import flash_2, flash_attention_2
-from deltax.papers.systems.memory_efficient_attention import memory_efficient, memory_efficient_attention
-from deltax.papers.systems.ring_attention import ring, ring_attention
-from deltax.parts.context import Context, DecodingState
-from deltax.parts.scores import Rules, causal, window
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.position.alibi import Distance
+from deltax.papers.systems.attention_kernels.bpt import bpt
+from deltax.papers.systems.attention_kernels.flash_attention import flash, flash_attention
+from deltax.papers.systems.attention_kernels.flash_attention_2 import flash_2, flash_attention_2
+from deltax.papers.systems.attention_kernels.memory_efficient_attention import (
+    memory_efficient,
+    memory_efficient_attention,
+)
+from deltax.papers.systems.attention_kernels.ring_attention import ring, ring_attention
+from deltax.papers.systems.performance.activation_checkpointing import activation_checkpointing, checkpoint, segments
+from deltax.parts.attention.context import Context, DecodingState
+from deltax.parts.attention.scores import Rules, causal, window
 
 KERNELS = {
     "memory-efficient-attention": part(memory_efficient_attention, queries=7, keys=12),

@@ -14,11 +14,11 @@ from deltax.papers.detection.faster_r_cnn import RPN
 from deltax.papers.detection.fpn import Pyramid
 from deltax.papers.detection.r_cnn import Crops, r_cnn
 from deltax.papers.detection.retinanet import retinanet
-from deltax.parts.boxes import corners, iou
-from deltax.parts.detector import Anchors, Windows, region_loss
-from deltax.parts.regions import Regions
+from deltax.parts.detection.boxes import corners, iou
+from deltax.parts.detection.detector import Anchors, Windows, region_loss
+from deltax.parts.detection.regions import Regions
 from deltax.recipe import diff
-from deltax.tasks.scenes import Scenes
+from deltax.tasks.detection.scenes import Scenes
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 
@@ -133,7 +133,7 @@ def test_a_region_is_taught_what_it_overlaps():
             self.proposals = Windows(1, anchors=r_cnn["model.proposals.anchors"])
 
         def forward(self, images, boxes, real):
-            from deltax.parts.detector import Proposals, Said
+            from deltax.parts.detection.detector import Proposals, Said
 
             regions = Regions(torch.tensor([[4.0, 4, 12, 16], [20, 20, 30, 30]]), torch.tensor([0, 0]))
             logits = torch.tensor([[0.0, 99, 0], [0, 0, 99]])
@@ -157,7 +157,7 @@ def test_recall_of_small_objects_counts_classes_and_sizes():
         class model:
             @staticmethod
             def detect(images):
-                from deltax.parts.boxes import Detections
+                from deltax.parts.detection.boxes import Detections
 
                 batch = next(b for b in Run.task.held_out_batches(32) if len(b.images) == len(images))
                 small = batch.boxes[..., 3] * 64 < 9

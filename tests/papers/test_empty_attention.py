@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from deltax.kernels.attention import sdpa
-from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems.flash_attention import flash_attention
-from deltax.papers.systems.flash_attention_2 import flash_attention_2
-from deltax.papers.systems.flex_attention import flex_attention
-from deltax.papers.systems.memory_efficient_attention import memory_efficient_attention
-from deltax.papers.systems.ring_attention import ring_attention
-from deltax.papers.systems.sage_attention import sage_attention
-from deltax.papers.systems.sage_attention_2 import sage_attention_2
-from deltax.parts.scores import Rules, causal, everywhere
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.systems.attention_kernels.flash_attention import flash_attention
+from deltax.papers.systems.attention_kernels.flash_attention_2 import flash_attention_2
+from deltax.papers.systems.attention_kernels.flex_attention import flex_attention
+from deltax.papers.systems.attention_kernels.memory_efficient_attention import memory_efficient_attention
+from deltax.papers.systems.attention_kernels.ring_attention import ring_attention
+from deltax.papers.systems.attention_kernels.sage_attention import sage_attention
+from deltax.papers.systems.attention_kernels.sage_attention_2 import sage_attention_2
+from deltax.parts.attention.scores import Rules, causal, everywhere
 
 TRAINED = (attend, sdpa, flash_attention, flash_attention_2, memory_efficient_attention, flex_attention, ring_attention)
 

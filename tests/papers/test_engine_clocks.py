@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from deltax.claims.systems import ddp as ddp_claims
-from deltax.claims.systems import gpipe as gpipe_claims
+from deltax.claims.systems.parallelism import ddp as ddp_claims
+from deltax.claims.systems.parallelism import gpipe as gpipe_claims
 from deltax.lab.lab import Lab
 from deltax.lab.store import Store
-from deltax.papers.systems import ddp, gpipe
-from deltax.parts import ring
-from deltax.parts.ring import in_processes
+from deltax.papers.systems.parallelism import ddp, gpipe
+from deltax.parts.distributed import ring
+from deltax.parts.distributed.ring import in_processes
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import torch
 
 from deltax import UserError, kernels, part
 from deltax.lab.measure import flops_per_step
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems.flash_attention import flash, flash_attention, fold
-from deltax.papers.systems.online_softmax import softmax
-from deltax.parts.context import Context, DecodingState
-from deltax.parts.scores import Rules, causal, window
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.systems.attention_kernels.flash_attention import flash, flash_attention, fold
+from deltax.papers.systems.attention_kernels.online_softmax import softmax
+from deltax.parts.attention.context import Context, DecodingState
+from deltax.parts.attention.scores import Rules, causal, window
 
 
 def test_allowed_is_where_scores_stay_finite():

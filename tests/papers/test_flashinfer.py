@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from deltax import UserError
-from deltax.claims.systems.flashinfer import ASKED, drawn
-from deltax.papers.systems.flashinfer import Chunk, alone, flashinfer, plan, shared
-from deltax.parts.pages import PagedState, Pages
+from deltax.claims.systems.attention_kernels.flashinfer import ASKED, drawn
+from deltax.papers.systems.attention_kernels.flashinfer import Chunk, alone, flashinfer, plan, shared
+from deltax.parts.attention.pages import PagedState, Pages
 
 
 def written(*lengths: int, count: int = 10, size: int = 4) -> Pages:

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from deltax import UserError
-from deltax.papers.language.gpt import gpt
-from deltax.papers.systems.flex_attention import block_mask, either, flex, flex_attention, masks
-from deltax.papers.systems.float_formats import FORMATS, bits, mixed_step, nearest
-from deltax.papers.systems.roofline import MACHINES, Work, roofline
-from deltax.parts.scores import Rules
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.systems.attention_kernels.flex_attention import block_mask, either, flex, flex_attention, masks
+from deltax.papers.systems.performance.float_formats import FORMATS, bits, mixed_step, nearest
+from deltax.papers.systems.performance.roofline import MACHINES, Work, roofline
+from deltax.parts.attention.scores import Rules
 
 
 def test_blocks_of_blind_queries_are_empty_and_give_zeros():

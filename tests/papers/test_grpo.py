@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from deltax import UserError, recipe
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.grpo import grpo, log_probs, rollouts
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.post_training.grpo import grpo, log_probs, rollouts
 from deltax.papers.multimodal.loretta import through_the_link
-from deltax.tasks.arithmetic import Arithmetic
-from deltax.tasks.linked_digits import VOCAB, LinkedDigits
-from deltax.tasks.text import Text
+from deltax.tasks.language.arithmetic import Arithmetic
+from deltax.tasks.language.text import Text
+from deltax.tasks.multimodal.linked_digits import VOCAB, LinkedDigits
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 

@@ -9,11 +9,11 @@ from deltax.papers.detection.fast_r_cnn import roi_pool
 from deltax.papers.detection.fpn import Pyramid
 from deltax.papers.detection.maskformer import PixelPyramid
 from deltax.papers.detection.retinanet import OneStage
-from deltax.papers.vision.resnet import Backbone
-from deltax.parts.convolution import ConvNet, SmallStem
-from deltax.parts.detector import Anchors, RegionDetector, Windows, grids
-from deltax.parts.masks import panoptic, resized, semantic
-from deltax.parts.regions import Regions, roi_align, stride_of
+from deltax.papers.vision.backbones.resnet import Backbone
+from deltax.parts.detection.detector import Anchors, RegionDetector, Windows, grids
+from deltax.parts.detection.masks import panoptic, resized, semantic
+from deltax.parts.detection.regions import Regions, roi_align, stride_of
+from deltax.parts.model.convolution import ConvNet, SmallStem
 from deltax.recipe import part
 
 SIZES = [(20, 300), (300, 20), (33, 47), (5, 5), *((n, n) for n in range(17, 23))]

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from deltax.errors import UserError
-from deltax.papers.language.dyt import dyt
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.lora import LoRA, lora
-from deltax.papers.language.rms_norm import rms_norm
-from deltax.papers.optimization.layer_norm import layer_norm
-from deltax.papers.optimization.muon import muon
+from deltax.papers.language.adaptation.lora import LoRA, lora
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.norm.dyt import dyt
+from deltax.papers.language.norm.rms_norm import rms_norm
+from deltax.papers.optimization.normalization.layer_norm import layer_norm
+from deltax.papers.optimization.optimizers.muon import muon
 from deltax.recipe import from_json, to_json
 from deltax.train.job import Job, task_of
 from deltax.train.loop import build, train

@@ -8,9 +8,9 @@ from deltax.errors import UserError
 from deltax.expression import recipe
 from deltax.papers.detection.mask2former import anywhere, inside, mask2former
 from deltax.papers.detection.maskformer import maskformer
-from deltax.parts.masks import PixelClassifier, classify_pixels
+from deltax.parts.detection.masks import PixelClassifier, classify_pixels
 from deltax.recipe import diff
-from deltax.tasks.masks import MaskScenes
+from deltax.tasks.detection.masks import MaskScenes
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 

@@ -8,17 +8,17 @@ from torch import nn
 from deltax import UserError
 from deltax.claims.multimodal.imagebind import _tiny as tiny_bound
 from deltax.claims.multimodal.loretta import _tiny as tiny_gpt
-from deltax.claims.vision.cla_visual_circuits import _tiny as tiny_resnet
-from deltax.claims.vision.tracks_to_4d import optimised
+from deltax.claims.vision.circuits.cla_visual_circuits import _tiny as tiny_resnet
+from deltax.claims.vision.video.tracks_to_4d import optimised
 from deltax.papers.multimodal.imagebind import bind
 from deltax.papers.multimodal.loretta import linked
-from deltax.papers.vision.cla_visual_circuits import cla_visual_circuits
-from deltax.papers.vision.tracks_to_4d import Scene, tracks_to_4d
-from deltax.parts.objectives import next_token
-from deltax.tasks.linked_digits import LENGTHS, SOUND, START, WORD, LinkedDigits, read, spell
-from deltax.tasks.sounds import HOP, WIDTH, spectrograms, tones, waveform
-from deltax.tasks.spoken_numbers import FRAMES, NAMES, SpokenNumbers, found_among
-from deltax.tasks.tracks import Tracks, depth_error, image_error
+from deltax.papers.vision.circuits.cla_visual_circuits import cla_visual_circuits
+from deltax.papers.vision.video.tracks_to_4d import Scene, tracks_to_4d
+from deltax.parts.training.objectives import next_token
+from deltax.tasks.images.tracks import Tracks, depth_error, image_error
+from deltax.tasks.multimodal.linked_digits import LENGTHS, SOUND, START, WORD, LinkedDigits, read, spell
+from deltax.tasks.multimodal.sounds import HOP, WIDTH, spectrograms, tones, waveform
+from deltax.tasks.multimodal.spoken_numbers import FRAMES, NAMES, SpokenNumbers, found_among
 
 TASKS = (SpokenNumbers, LinkedDigits, Tracks)
 

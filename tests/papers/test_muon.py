@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from deltax.papers.language.gpt import gpt
-from deltax.papers.optimization.muon import Muon, muon, muon_and_adamw, newton_schulz
-from deltax.parts.roles import by_role, tag
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.optimization.optimizers.muon import Muon, muon, muon_and_adamw, newton_schulz
+from deltax.parts.training.roles import by_role, tag
 from deltax.train.job import Job
 from deltax.train.loop import train
 

@@ -8,13 +8,13 @@ import torch
 from torch import distributed
 
 from deltax import UserError, part, recipe
-from deltax.papers.optimization.local_sgd import LocalSteps
-from deltax.papers.optimization.muloco import TwoBits
-from deltax.papers.systems.intellect_1 import Int8
-from deltax.papers.systems.opendiloco import Half
-from deltax.papers.systems.topk_compression import Remembered, TopK
-from deltax.parts.exchange import Ring, ring_bytes
-from deltax.parts.stale import Stale
+from deltax.papers.optimization.local_updates.local_sgd import LocalSteps
+from deltax.papers.optimization.local_updates.muloco import TwoBits
+from deltax.papers.systems.decentralized.intellect_1 import Int8
+from deltax.papers.systems.decentralized.opendiloco import Half
+from deltax.papers.systems.decentralized.topk_compression import Remembered, TopK
+from deltax.parts.distributed.exchange import Ring, ring_bytes
+from deltax.parts.training.stale import Stale
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 

@@ -8,17 +8,17 @@ import torch
 
 from deltax import UserError, part
 from deltax.claim import Verdict
-from deltax.claims.systems import sage_attention as first_claims
-from deltax.claims.systems import sage_attention_2 as second_claims
-from deltax.papers.language.alibi import Distance
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems import sage_attention as first
-from deltax.papers.systems import sage_attention_2 as second
-from deltax.papers.systems.kernel_fusion import encoder_layer, fuse, fused, moved
-from deltax.papers.systems.online_softmax_cuda import softmax
-from deltax.parts.context import Context, DecodingState
-from deltax.parts.scores import Rules, causal, window
+from deltax.claims.systems.attention_kernels import sage_attention as first_claims
+from deltax.claims.systems.attention_kernels import sage_attention_2 as second_claims
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.position.alibi import Distance
+from deltax.papers.systems.attention_kernels import sage_attention as first
+from deltax.papers.systems.attention_kernels import sage_attention_2 as second
+from deltax.papers.systems.attention_kernels.online_softmax_cuda import softmax
+from deltax.papers.systems.performance.kernel_fusion import encoder_layer, fuse, fused, moved
+from deltax.parts.attention.context import Context, DecodingState
+from deltax.parts.attention.scores import Rules, causal, window
 
 
 @pytest.mark.parametrize("kernel", [first.sage_attention, second.sage_attention_2], ids=["sage", "sage_2"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deltax import UserError
-from deltax.papers.systems.tree_evaluation import Node, Registers, extension, tree_evaluation
+from deltax.papers.systems.performance.tree_evaluation import Node, Registers, extension, tree_evaluation
 
 AND = ((0,), (0,), (0,), (1,))
 LESS = ((0,), (1,), (0,), (0,))

@@ -16,14 +16,14 @@ import torch
 from deltax import UserError, kernels, part
 from deltax.kernels import choice
 from deltax.kernels.attention import sdpa
-from deltax.papers.language.alibi import Distance
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems import online_softmax
-from deltax.papers.systems.flash_attention import flash
-from deltax.papers.systems.sage_attention import in_8_bits, sage, sage_attention, smooth
-from deltax.papers.systems.sage_attention_2 import sage_2, sage_attention_2
-from deltax.parts.scores import Rules, causal, window
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.position.alibi import Distance
+from deltax.papers.systems.attention_kernels import online_softmax
+from deltax.papers.systems.attention_kernels.flash_attention import flash
+from deltax.papers.systems.attention_kernels.sage_attention import in_8_bits, sage, sage_attention, smooth
+from deltax.papers.systems.attention_kernels.sage_attention_2 import sage_2, sage_attention_2
+from deltax.parts.attention.scores import Rules, causal, window
 
 triton = pytest.importorskip("triton")
 from deltax.kernels import triton_attention, triton_sage, triton_softmax  # noqa: E402

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from deltax import UserError
-from deltax.claims.systems.toploc import int_by_rows
+from deltax.claims.systems.decentralized.toploc import int_by_rows
 from deltax.errors import StoreError
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.grpo import grpo
-from deltax.papers.systems.prime_rl import Lagging, faults, prime_rl, seed_of, two_sided, work
-from deltax.papers.systems.shardcast import Choice, Relay, Server, cut, fetch, keep, manifest, shardcast
-from deltax.papers.systems.toploc import (
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.post_training.grpo import grpo
+from deltax.papers.systems.decentralized.prime_rl import Lagging, faults, prime_rl, seed_of, two_sided, work
+from deltax.papers.systems.decentralized.shardcast import Choice, Relay, Server, cut, fetch, keep, manifest, shardcast
+from deltax.papers.systems.decentralized.toploc import (
     PRIME,
     Errors,
     Limits,
@@ -33,7 +33,7 @@ from deltax.papers.systems.toploc import (
     toploc,
     verify,
 )
-from deltax.tasks.arithmetic import Arithmetic
+from deltax.tasks.language.arithmetic import Arithmetic
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 

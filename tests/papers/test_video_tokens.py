@@ -10,18 +10,18 @@ from deltax.claims.checking import randomise
 from deltax.expression import recipe as read
 from deltax.papers.generative.fsq import FSQ, fsq
 from deltax.papers.generative.vq_vae import Codebook, ConvEncoder, MovingCodebook, nearest, usage, vq_vae
-from deltax.papers.language.softmax_attention import Attention
-from deltax.papers.vision.cosmos_tokenizer import CosmosDecoder, CosmosEncoder, cosmos_tokenizer
-from deltax.papers.vision.factorized_spacetime import AlongTime, PastConv, WithinFrames, factorized_spacetime
-from deltax.papers.vision.haar_wavelet_tokenizer import Haar, analysed, haar_wavelet_tokenizer, synthesised
-from deltax.papers.vision.rope_3d import Rotary3D, groups, turns, unravelled
-from deltax.papers.vision.vit import vit
-from deltax.papers.vision.vitok import CubeEncoder, floats, standing, vitok
-from deltax.parts.autoencoder import Autoencoder, Gaussian, Open, absolute, decibels, rebuild, squared
-from deltax.parts.context import Context
-from deltax.parts.scores import causal, everywhere
-from deltax.parts.videos import Cubes, as_maps, as_stream, cubed, film, uncubed
-from deltax.tasks.videos import Batch, MovingDigits
+from deltax.papers.language.attention.softmax_attention import Attention
+from deltax.papers.vision.backbones.vit import vit
+from deltax.papers.vision.video.cosmos_tokenizer import CosmosDecoder, CosmosEncoder, cosmos_tokenizer
+from deltax.papers.vision.video.factorized_spacetime import AlongTime, PastConv, WithinFrames, factorized_spacetime
+from deltax.papers.vision.video.haar_wavelet_tokenizer import Haar, analysed, haar_wavelet_tokenizer, synthesised
+from deltax.papers.vision.video.rope_3d import Rotary3D, groups, turns, unravelled
+from deltax.papers.vision.video.vitok import CubeEncoder, floats, standing, vitok
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.scores import causal, everywhere
+from deltax.parts.model.autoencoder import Autoencoder, Gaussian, Open, absolute, decibels, rebuild, squared
+from deltax.parts.model.videos import Cubes, as_maps, as_stream, cubed, film, uncubed
+from deltax.tasks.images.videos import Batch, MovingDigits
 from deltax.train.job import Job
 from deltax.train.loop import train
 from deltax.train.machine import Machine

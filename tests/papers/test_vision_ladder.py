@@ -5,21 +5,21 @@ import torch
 from torch import nn
 
 from deltax import UserError, catalog, part
-from deltax.claims.optimization.entropy_minimisation import _error, _gaussians, _logistic
+from deltax.claims.optimization.losses.entropy_minimisation import _error, _gaussians, _logistic
 from deltax.expression import recipe
 from deltax.papers.generative.ddpm import ddpm
-from deltax.papers.optimization.batch_norm import BatchNorm
-from deltax.papers.optimization.dropout import Dropout, Thinned
-from deltax.papers.vision.lecun1989_rerun import RUNGS, STOPS
-from deltax.papers.vision.lenet_1989 import lenet_1989
-from deltax.papers.vision.moco import Momentum
-from deltax.papers.vision.model_soup import soup, uniform
-from deltax.papers.vision.simclr import simclr
-from deltax.papers.vision.u_net import Conditioned, UNet
-from deltax.parts.convolution import GroupNorm
-from deltax.parts.perceptron import Perceptron, classifier
-from deltax.parts.views import jittered
-from deltax.tasks.digits import Digits
+from deltax.papers.optimization.losses.dropout import Dropout, Thinned
+from deltax.papers.optimization.normalization.batch_norm import BatchNorm
+from deltax.papers.vision.backbones.lecun1989_rerun import RUNGS, STOPS
+from deltax.papers.vision.backbones.lenet_1989 import lenet_1989
+from deltax.papers.vision.backbones.u_net import Conditioned, UNet
+from deltax.papers.vision.self_supervised.moco import Momentum
+from deltax.papers.vision.self_supervised.simclr import simclr
+from deltax.papers.vision.training.model_soup import soup, uniform
+from deltax.parts.model.convolution import GroupNorm
+from deltax.parts.model.perceptron import Perceptron, classifier
+from deltax.parts.training.views import jittered
+from deltax.tasks.images.digits import Digits
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 

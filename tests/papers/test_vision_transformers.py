@@ -9,22 +9,30 @@ import torch
 
 from deltax import UserError, part
 from deltax.claims.checking import assert_equal, randomise
-from deltax.claims.vision import vit as vit_claims
-from deltax.claims.vision.mae import probe, reconstructions
+from deltax.claims.vision.backbones import vit as vit_claims
+from deltax.claims.vision.self_supervised.mae import probe, reconstructions
 from deltax.expression import recipe as read
 from deltax.paper import paper_of
-from deltax.papers.language.softmax_attention import Attention, attend
-from deltax.papers.language.transformer import sinusoids
-from deltax.papers.vision import vit as vit_module
-from deltax.papers.vision.hiera import InUnits, OverlappingPatches, hiera
-from deltax.papers.vision.mae import Filled, MaskedAutoencoder, keep, mae, masked_error, standardised, take
-from deltax.papers.vision.mlp_mixer import mlp_mixer
-from deltax.papers.vision.q_pooled_attention import q_pooled_attention, z_order
-from deltax.papers.vision.register_tokens import register_tokens
-from deltax.papers.vision.swin import PatchMerging, RelativeBias, Windows, partition, regions, swin, unite
-from deltax.papers.vision.vit import ViT, mean_pooled, resized, vit
-from deltax.parts.context import Context
-from deltax.parts.patches import (
+from deltax.papers.language.attention.softmax_attention import Attention, attend
+from deltax.papers.language.models.transformer import sinusoids
+from deltax.papers.vision.backbones import vit as vit_module
+from deltax.papers.vision.backbones.hiera import InUnits, OverlappingPatches, hiera
+from deltax.papers.vision.backbones.mlp_mixer import mlp_mixer
+from deltax.papers.vision.backbones.q_pooled_attention import q_pooled_attention, z_order
+from deltax.papers.vision.backbones.register_tokens import register_tokens
+from deltax.papers.vision.backbones.swin import PatchMerging, RelativeBias, Windows, partition, regions, swin, unite
+from deltax.papers.vision.backbones.vit import ViT, mean_pooled, resized, vit
+from deltax.papers.vision.self_supervised.mae import (
+    Filled,
+    MaskedAutoencoder,
+    keep,
+    mae,
+    masked_error,
+    standardised,
+    take,
+)
+from deltax.parts.attention.context import Context
+from deltax.parts.model.patches import (
     ClassToken,
     GridSinusoids,
     LearnedGrid,
@@ -32,14 +40,14 @@ from deltax.parts.patches import (
     patchify,
     unpatchify,
 )
-from deltax.parts.stack import Alternating, Block
-from deltax.tasks.borders import Borders
-from deltax.tasks.digits import DigitDrawings, Digits
-from deltax.tasks.pictures import Drawings
+from deltax.parts.model.stack import Alternating, Block
+from deltax.tasks.images.borders import Borders
+from deltax.tasks.images.digits import DigitDrawings, Digits
+from deltax.tasks.images.pictures import Drawings
 from deltax.train.job import Job
 from deltax.train.loop import train
 from deltax.train.machine import Machine
-from deltax.weights.vision import vit as vit_weights
+from deltax.weights.vision.backbones import vit as vit_weights
 
 RECIPES = [
     "vit",

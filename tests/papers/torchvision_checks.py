@@ -25,8 +25,8 @@ from deltax.papers.detection.fast_r_cnn import RoIPool, roi_pool
 from deltax.papers.detection.faster_r_cnn import RPN
 from deltax.papers.detection.fpn import ByLevel, Pyramid, level_of
 from deltax.papers.detection.retinanet import DenseHead, TopConvolutions, focal
-from deltax.papers.vision.resnet import Backbone
-from deltax.parts.boxes import (
+from deltax.papers.vision.backbones.resnet import Backbone
+from deltax.parts.detection.boxes import (
     IGNORED,
     NOTHING,
     Detections,
@@ -41,8 +41,8 @@ from deltax.parts.boxes import (
     rescue,
     suppress,
 )  # fmt: skip
-from deltax.parts.detector import Anchors, by_cell
-from deltax.parts.regions import Regions, roi_align
+from deltax.parts.detection.detector import Anchors, by_cell
+from deltax.parts.detection.regions import Regions, roi_align
 
 F64 = torch.float64
 

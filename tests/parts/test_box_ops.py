@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltax.parts.boxes import (
+from deltax.parts.detection.boxes import (
     IGNORED,
     NOTHING,
     Detections,
@@ -23,7 +23,7 @@ from deltax.parts.boxes import (
     sample,
     suppress,
 )  # fmt: skip
-from deltax.parts.regions import Regions, roi_align, stride_of
+from deltax.parts.detection.regions import Regions, roi_align, stride_of
 
 
 def boxes_of(n: int, side: float = 20.0) -> torch.Tensor:

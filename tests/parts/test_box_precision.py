@@ -9,14 +9,14 @@ from deltax.papers.detection.detr import match, matching_cost, set_loss
 from deltax.papers.detection.fast_r_cnn import roi_pool
 from deltax.papers.detection.fpn import level_of
 from deltax.papers.detection.r_cnn import warp
-from deltax.parts import boxes as B
-from deltax.parts import masks as M
-from deltax.parts.boxes import Detections
-from deltax.parts.context import Context
-from deltax.parts.deformable import DeformableAttention
-from deltax.parts.regions import Regions, roi_align
-from deltax.tasks.masks import MaskScenes
-from deltax.tasks.scenes import Scenes
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.deformable import DeformableAttention
+from deltax.parts.detection import boxes as B
+from deltax.parts.detection import masks as M
+from deltax.parts.detection.boxes import Detections
+from deltax.parts.detection.regions import Regions, roi_align
+from deltax.tasks.detection.masks import MaskScenes
+from deltax.tasks.detection.scenes import Scenes
 
 HALF = [torch.float16, torch.bfloat16]
 F32, F64 = torch.float32, torch.float64

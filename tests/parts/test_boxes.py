@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltax.parts.boxes import Detections, area, centred, corners, giou, iou, nms, suppress
+from deltax.parts.detection.boxes import Detections, area, centred, corners, giou, iou, nms, suppress
 
 SIDE = 9
 

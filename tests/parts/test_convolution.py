@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from deltax.parts.convolution import FrozenBatchNorm
+from deltax.parts.model.convolution import FrozenBatchNorm
 
 
 def test_frozen_batch_norm_is_batch_norm_in_use():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from deltax.parts.context import Context
-from deltax.parts.deformable import DeformableAttention, centres, read, weighted_rows
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.deformable import DeformableAttention, centres, read, weighted_rows
 
 GRIDS = ((2, 3), (5, 4), (7, 9))
 

@@ -3,7 +3,7 @@ import torch
 
 from deltax.papers.generative.ddpm import ddpm
 from deltax.papers.generative.flow_matching import flow_matching, sample
-from deltax.parts.denoiser import Unlabelled
+from deltax.parts.model.denoiser import Unlabelled
 from deltax.tasks.evaluation import energy_distance
 from deltax.train.initialise import construct
 from deltax.train.job import Job

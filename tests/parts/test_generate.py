@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from deltax.errors import UserError
-from deltax.papers.language.alibi import alibi
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.rope import rope
-from deltax.parts.generate import choose, generate
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.position.alibi import alibi
+from deltax.papers.language.position.rope import rope
+from deltax.parts.training.generate import choose, generate
 
 RECIPES = {"gpt": gpt, "rope": gpt + rope, "alibi": gpt + alibi}
 

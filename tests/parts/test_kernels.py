@@ -13,12 +13,12 @@ from deltax.kernels.losses import chances_kept
 from deltax.kernels.mlp import SlopeKept
 from deltax.kernels.projections import SideBySide, _joined
 from deltax.kernels.short_attention import FEW, suits, weights_kept
-from deltax.papers.language.softmax_attention import Projections, attend
-from deltax.parts.linear import Matrix, OutMatrix
-from deltax.parts.mlp import MLP, gelu
-from deltax.parts.objectives import next_token
-from deltax.parts.scores import Rules, causal, window
-from deltax.parts.scratch import VIEWS_KEPT, scratch
+from deltax.papers.language.attention.softmax_attention import Projections, attend
+from deltax.parts.attention.scores import Rules, causal, window
+from deltax.parts.attention.scratch import VIEWS_KEPT, scratch
+from deltax.parts.model.linear import Matrix, OutMatrix
+from deltax.parts.model.mlp import MLP, gelu
+from deltax.parts.training.objectives import next_token
 
 
 def gradients(outputs, inputs):

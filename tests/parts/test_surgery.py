@@ -7,17 +7,17 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from deltax.errors import UserError
-from deltax.papers.language.alibi import alibi
-from deltax.papers.language.dyt import DyT, dyt
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.lora import LoRA, lora, merge
-from deltax.papers.language.rms_norm import RMSNorm, rms_norm
-from deltax.papers.language.rope import rope
-from deltax.papers.optimization.muon import muon
-from deltax.parts.linear import Matrix
-from deltax.parts.living import Fused, gain
-from deltax.parts.mlp import relu
-from deltax.parts.surgery import apply
+from deltax.papers.language.adaptation.lora import LoRA, lora, merge
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.norm.dyt import DyT, dyt
+from deltax.papers.language.norm.rms_norm import RMSNorm, rms_norm
+from deltax.papers.language.position.alibi import alibi
+from deltax.papers.language.position.rope import rope
+from deltax.papers.optimization.optimizers.muon import muon
+from deltax.parts.model.linear import Matrix
+from deltax.parts.model.mlp import relu
+from deltax.parts.rewriting.living import Fused, gain
+from deltax.parts.rewriting.surgery import apply
 from deltax.recipe import Part
 
 transformers = pytest.importorskip("transformers")

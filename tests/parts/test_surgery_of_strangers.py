@@ -13,12 +13,12 @@ from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 import deltax
 from deltax import catalog, cli
 from deltax.errors import UserError
-from deltax.papers.language.dyt import DyT, dyt
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.lora import LoRA, lora, merge
-from deltax.papers.language.rms_norm import RMSNorm, rms_norm
-from deltax.papers.systems.subspace_networks import subspace_networks
-from deltax.parts.surgery import apply
+from deltax.papers.language.adaptation.lora import LoRA, lora, merge
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.norm.dyt import DyT, dyt
+from deltax.papers.language.norm.rms_norm import RMSNorm, rms_norm
+from deltax.papers.systems.decentralized.subspace_networks import subspace_networks
+from deltax.parts.rewriting.surgery import apply
 from deltax.recipe import Part
 
 transformers = pytest.importorskip("transformers")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from deltax import UserError
-from deltax.tasks.arithmetic import END, WORDS, Arithmetic
+from deltax.tasks.language.arithmetic import END, WORDS, Arithmetic
 
 
 class Fixed(nn.Module):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltax.tasks.cart_pole import LIMIT, pushed, started
+from deltax.tasks.control.cart_pole import LIMIT, pushed, started
 
 
 def test_episodes_are_gymnasiums():

@@ -11,9 +11,9 @@ from PIL import Image
 from deltax import UserError
 from deltax.errors import DataWarning
 from deltax.expression import recipe
-from deltax.parts.boxes import corners
-from deltax.tasks.coco import CocoScenes, load
-from deltax.tasks.scenes import Scenes
+from deltax.parts.detection.boxes import corners
+from deltax.tasks.detection.coco import CocoScenes, load
+from deltax.tasks.detection.scenes import Scenes
 from deltax.train.job import Job
 from deltax.train.loop import train
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from deltax.tasks.counting import counting_bits
-from deltax.tasks.text import SEPARATOR, Text
+from deltax.tasks.language.counting import counting_bits
+from deltax.tasks.language.text import SEPARATOR, Text
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

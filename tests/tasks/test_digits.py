@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from deltax import UserError
-from deltax.parts.objectives import classify
-from deltax.tasks.digits import SPLITS, DigitDrawings, Digits
+from deltax.parts.training.objectives import classify
+from deltax.tasks.images.digits import SPLITS, DigitDrawings, Digits
 
 
 def linear() -> nn.Module:

@@ -9,10 +9,10 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deltax import UserError
-from deltax.parts.boxes import corners
-from deltax.parts.masks import Segments, instances, panoptic
-from deltax.tasks.coco import CocoScenes, Outline
-from deltax.tasks.masks import (
+from deltax.parts.detection.boxes import corners
+from deltax.parts.detection.masks import Segments, instances, panoptic
+from deltax.tasks.detection.coco import CocoScenes, Outline
+from deltax.tasks.detection.masks import (
     MaskScenes,
     draw_masks,
     fitted,

@@ -8,12 +8,12 @@ from torch import nn
 
 from deltax import UserError, part
 from deltax.expression import recipe
-from deltax.parts.objectives import classify
-from deltax.tasks import pictures
-from deltax.tasks.digits import Digits
-from deltax.tasks.few_labels import UNLABELLED, FewLabels, LinearProbe
-from deltax.tasks.pictures import Drawings, Pictures, read_picture
-from deltax.tasks.zip_codes import ZipCodes
+from deltax.parts.training.objectives import classify
+from deltax.tasks.images import pictures
+from deltax.tasks.images.digits import Digits
+from deltax.tasks.images.few_labels import UNLABELLED, FewLabels, LinearProbe
+from deltax.tasks.images.pictures import Drawings, Pictures, read_picture
+from deltax.tasks.images.zip_codes import ZipCodes
 from deltax.train.job import Job
 from deltax.train.loop import train
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from deltax.errors import UserError
-from deltax.parts.boxes import Detections, corners, iou
-from deltax.tasks import scenes
-from deltax.tasks.scenes import NOTHING, Batch, Scenes, average_precision, draw
+from deltax.parts.detection.boxes import Detections, corners, iou
+from deltax.tasks.detection import scenes
+from deltax.tasks.detection.scenes import NOTHING, Batch, Scenes, average_precision, draw
 
 
 @pytest.fixture(scope="module")

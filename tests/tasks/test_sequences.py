@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltax.errors import UserError
-from deltax.tasks.sequences import END, PADDING, START, ZERO, Batch, Reversal
+from deltax.tasks.language.sequences import END, PADDING, START, ZERO, Batch, Reversal
 
 
 def digits(tokens: torch.Tensor) -> list[int]:

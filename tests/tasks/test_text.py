@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltax.errors import UserError
-from deltax.tasks import sources
-from deltax.tasks.corpus import SPLITS, Corpus
-from deltax.tasks.sources import load
-from deltax.tasks.text import Batch, Text
+from deltax.tasks.language import sources
+from deltax.tasks.language.corpus import SPLITS, Corpus
+from deltax.tasks.language.sources import load
+from deltax.tasks.language.text import Batch, Text
 
 LINES = [f"line {i} of a text that is long enough to learn from, number {i * i}\n\n" for i in range(400)]
 PROSE = "".join(LINES)
@@ -60,7 +60,9 @@ def test_default_text_holds_prose_and_code_and_no_tests():
 
 
 def test_default_text_is_the_same_in_another_process_and_loads_no_torch():
-    code = "import sys; from deltax.tasks.sources import load; print(load().fingerprint, 'torch' in sys.modules)"
+    code = (
+        "import sys; from deltax.tasks.language.sources import load; print(load().fingerprint, 'torch' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [load().fingerprint, "False"]
 

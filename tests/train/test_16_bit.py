@@ -8,13 +8,13 @@ import torch
 from deltax import Part, catalog, recipe
 from deltax.papers.detection.maskformer import pairs
 from deltax.papers.generative.vq_vae import MovingCodebook, nearest
-from deltax.papers.vision.moco import info_nce
-from deltax.papers.vision.simclr import nt_xent
-from deltax.papers.vision.tracks_to_4d import Scene, scene_of
-from deltax.parts.deformable import read
-from deltax.parts.masks import binary_cross_entropy, dice_of_pairs, semantic
-from deltax.parts.precision import of_length_one, similarity
-from deltax.tasks.spoken_numbers import found_among
+from deltax.papers.vision.self_supervised.moco import info_nce
+from deltax.papers.vision.self_supervised.simclr import nt_xent
+from deltax.papers.vision.video.tracks_to_4d import Scene, scene_of
+from deltax.parts.attention.deformable import read
+from deltax.parts.detection.masks import binary_cross_entropy, dice_of_pairs, semantic
+from deltax.parts.numerics.precision import of_length_one, similarity
+from deltax.tasks.multimodal.spoken_numbers import found_among
 from deltax.train.initialise import construct
 from deltax.train.job import Job, task_of
 from deltax.train.loop import train

@@ -6,7 +6,7 @@ from torch import nn
 
 from deltax import UserError, recipe
 from deltax.lab import measure
-from deltax.papers.optimization.muon import Muon
+from deltax.papers.optimization.optimizers.muon import Muon
 from deltax.train.job import Job
 from deltax.train.loop import train
 from deltax.train.machine import Machine

@@ -6,11 +6,11 @@ from torch import nn
 
 from deltax import UserError, catalog, contract, kernels, part, recipe
 from deltax.lab.comparison import looks_ahead
-from deltax.papers.language.gpt import gpt
-from deltax.parts.context import Context
-from deltax.parts.scores import everywhere
-from deltax.parts.stack import Stack
-from deltax.tasks.text import Text
+from deltax.papers.language.models.gpt import gpt
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.scores import everywhere
+from deltax.parts.model.stack import Stack
+from deltax.tasks.language.text import Text
 from deltax.train import causality, islands, loop
 from deltax.train.job import Job, task_of
 

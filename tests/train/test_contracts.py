@@ -16,11 +16,11 @@ import torch
 
 from deltax import UserError, catalog, contract, part, recipe
 from deltax.expression import load
-from deltax.papers.language.gpt import gpt
-from deltax.parts.objectives import classify, next_token
-from deltax.parts.patches import ImageClassifier
-from deltax.parts.run import Run
-from deltax.tasks.pictures import Pictures
+from deltax.papers.language.models.gpt import gpt
+from deltax.parts.model.patches import ImageClassifier
+from deltax.parts.training.objectives import classify, next_token
+from deltax.parts.training.run import Run
+from deltax.tasks.images.pictures import Pictures
 from deltax.train.job import task_of
 from deltax.train.loop import build
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deltax import UserError, recipe
-from deltax.parts.exchange import ring_bytes
+from deltax.parts.distributed.exchange import ring_bytes
 from deltax.train import checkpoint
 from deltax.train.job import Job
 from deltax.train.loop import train

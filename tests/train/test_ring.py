@@ -9,17 +9,17 @@ from torch import nn
 from torch.nn import functional
 
 from deltax import UserError, part
-from deltax.claims.systems.ring_attention import shared
-from deltax.papers.language.alibi import Distance
-from deltax.papers.language.gpt import gpt
-from deltax.papers.language.softmax_attention import attend
-from deltax.papers.systems import ring_attention as paper
-from deltax.papers.systems.ring_attention import ring, ring_attention
-from deltax.parts import ring as rings
-from deltax.parts.context import Context
-from deltax.parts.ring import BrokenRing, Processes, in_processes, in_threads, joined, share
-from deltax.parts.ring_trace import Traced, Transfer, drawn
-from deltax.parts.scores import Rules, causal, everywhere, window
+from deltax.claims.systems.attention_kernels.ring_attention import shared
+from deltax.papers.language.attention.softmax_attention import attend
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.position.alibi import Distance
+from deltax.papers.systems.attention_kernels import ring_attention as paper
+from deltax.papers.systems.attention_kernels.ring_attention import ring, ring_attention
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.scores import Rules, causal, everywhere, window
+from deltax.parts.distributed import ring as rings
+from deltax.parts.distributed.ring import BrokenRing, Processes, in_processes, in_threads, joined, share
+from deltax.parts.distributed.ring_trace import Traced, Transfer, drawn
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from deltax import claim, part
 from deltax.papers.detection.detr import DETR, Predictions, detr, grid_sinusoids, match, set_loss
-from deltax.papers.language.softmax_attention import Attention, CrossAttention
-from deltax.papers.vision.resnet import Backbone
-from deltax.parts.boxes import corners, giou, iou, suppress
-from deltax.parts.context import Context
-from deltax.tasks.scenes import Batch, draw
+from deltax.papers.language.attention.softmax_attention import Attention, CrossAttention
+from deltax.papers.vision.backbones.resnet import Backbone
+from deltax.parts.attention.context import Context
+from deltax.parts.detection.boxes import corners, giou, iou, suppress
+from deltax.tasks.detection.scenes import Batch, draw
 from deltax.weights.detection.detr import from_hf
 
 

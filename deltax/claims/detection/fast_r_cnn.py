@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from deltax import claim
 from deltax.papers.detection.fast_r_cnn import JointHead, fast_r_cnn, roi_pool
 from deltax.papers.detection.r_cnn import SeparateHead, r_cnn
-from deltax.parts.boxes import corners
-from deltax.parts.regions import Regions
+from deltax.parts.detection.boxes import corners
+from deltax.parts.detection.regions import Regions
 from deltax.shapes import Images
 
 

@@ -7,7 +7,7 @@ from deltax import claim
 from deltax.papers.detection.fast_r_cnn import fast_r_cnn
 from deltax.papers.detection.faster_r_cnn import RPN, faster_r_cnn
 from deltax.papers.detection.r_cnn import r_cnn
-from deltax.parts.boxes import (
+from deltax.parts.detection.boxes import (
     IGNORED,
     NOTHING,
     anchor_grid,
@@ -15,9 +15,9 @@ from deltax.parts.boxes import (
     iou,
     rescue,
 )
-from deltax.parts.detector import Proposals, truth
+from deltax.parts.detection.detector import Proposals, truth
 from deltax.shapes import Images, Maps
-from deltax.tasks.scenes import draw
+from deltax.tasks.detection.scenes import draw
 
 
 @claim

@@ -8,11 +8,11 @@ from deltax.papers.detection.fast_r_cnn import RoIPool, fast_r_cnn
 from deltax.papers.detection.faster_r_cnn import faster_r_cnn
 from deltax.papers.detection.fpn import ByLevel, Pyramid, fpn, level_of, top_down
 from deltax.papers.detection.r_cnn import r_cnn
-from deltax.parts.boxes import corners, iou
-from deltax.parts.detector import Anchors
-from deltax.parts.regions import Regions
+from deltax.parts.detection.boxes import corners, iou
+from deltax.parts.detection.detector import Anchors
+from deltax.parts.detection.regions import Regions
 from deltax.shapes import Maps
-from deltax.tasks.scenes import Scenes
+from deltax.tasks.detection.scenes import Scenes
 
 
 @claim

@@ -12,11 +12,11 @@ from deltax.papers.detection.maskformer import (
     mask_set_loss,
     maskformer,
 )
-from deltax.papers.vision.resnet import Backbone
-from deltax.parts.convolution import GroupNorm
-from deltax.parts.deformable import DeformableAttention, centres, read
-from deltax.parts.masks import binary_cross_entropy
-from deltax.tasks.masks import draw_masks
+from deltax.papers.vision.backbones.resnet import Backbone
+from deltax.parts.attention.deformable import DeformableAttention, centres, read
+from deltax.parts.detection.masks import binary_cross_entropy
+from deltax.parts.model.convolution import GroupNorm
+from deltax.tasks.detection.masks import draw_masks
 from deltax.weights.detection.mask2former import from_hf
 
 

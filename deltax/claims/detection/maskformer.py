@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from deltax import Part, claim, part
 from deltax.claims.agreement import randomised
 from deltax.papers.detection.maskformer import MaskPredictions, mask_set_loss, maskformer
-from deltax.papers.vision.resnet import Backbone
-from deltax.parts.convolution import GroupNorm
-from deltax.parts.masks import (
+from deltax.papers.vision.backbones.resnet import Backbone
+from deltax.parts.detection.masks import (
     PixelClassifier,
     classify_pixels,
     panoptic,
     semantic,
 )
-from deltax.tasks.masks import MaskBatch, draw_masks, panoptic_quality, whose
+from deltax.parts.model.convolution import GroupNorm
+from deltax.tasks.detection.masks import MaskBatch, draw_masks, panoptic_quality, whose
 from deltax.weights.detection.maskformer import from_hf
 
 

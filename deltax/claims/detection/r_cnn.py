@@ -8,9 +8,9 @@ from torch import nn
 
 from deltax import claim
 from deltax.papers.detection.r_cnn import SeparateHead, warp
-from deltax.parts.boxes import corners, decode, encode, iou, nms
-from deltax.parts.regions import Regions
-from deltax.tasks.scenes import draw
+from deltax.parts.detection.boxes import corners, decode, encode, iou, nms
+from deltax.parts.detection.regions import Regions
+from deltax.tasks.detection.scenes import draw
 
 
 @claim

@@ -5,7 +5,7 @@ from torch import nn
 
 from deltax import claim
 from deltax.papers.detection.retinanet import DenseHead, focal, one_stage, retinanet
-from deltax.tasks.scenes import Scenes, draw
+from deltax.tasks.detection.scenes import Scenes, draw
 
 
 @claim

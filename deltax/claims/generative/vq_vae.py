@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deltax import claim
 from deltax.papers.generative.vq_vae import Codebook, MovingCodebook, usage
-from deltax.parts.autoencoder import decibels, squared
+from deltax.parts.model.autoencoder import decibels, squared
 
 
 @torch.no_grad()

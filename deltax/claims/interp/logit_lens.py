@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from deltax import claim
 from deltax.papers.interp.logit_lens import distance_to_last, logit_lens, picture
-from deltax.papers.language.gpt import gpt
-from deltax.parts.language_model import LanguageModel
+from deltax.papers.language.models.gpt import gpt
+from deltax.parts.model.language_model import LanguageModel
 
 
 @claim
@@ -38,7 +38,7 @@ def equals_transformers():
     """The lens reads what last norm and head make of transformers' hidden states, in their models and in ours."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    from deltax.weights.language.gpt import to_hf
+    from deltax.weights.language.models.gpt import to_hf
 
     ours, tokens = _tiny()
     sizes = {"vocab_size": 11, "bos_token_id": None, "eos_token_id": None}

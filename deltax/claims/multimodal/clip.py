@@ -9,8 +9,8 @@ from deltax import Part, claim, part
 from deltax.claims.checking import assert_equal, gradients, randomise
 from deltax.paper import paper_of
 from deltax.papers.multimodal.clip import clip, symmetric
-from deltax.parts.pairs import Temperature
-from deltax.tasks.pairs import ColouredPairs
+from deltax.parts.model.pairs import Temperature
+from deltax.tasks.multimodal.pairs import ColouredPairs
 from deltax.weights.multimodal.clip import from_hf, to_hf
 
 

@@ -10,7 +10,7 @@ from deltax.claims.checking import gradients, randomise
 from deltax.paper import paper_of
 from deltax.papers.multimodal.clip import clip, symmetric
 from deltax.papers.multimodal.imagebind import bind, bind_sounds, imagebind, onto_frozen
-from deltax.tasks.spoken_numbers import BoundBatch, SpokenNumbers, found_among
+from deltax.tasks.multimodal.spoken_numbers import BoundBatch, SpokenNumbers, found_among
 
 
 @claim

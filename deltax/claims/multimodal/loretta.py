@@ -6,11 +6,22 @@ import torch
 from torch import nn
 
 from deltax import claim
-from deltax.papers.language.gpt import gpt
+from deltax.papers.language.models.gpt import gpt
 from deltax.papers.multimodal.loretta import LINK, either_way, linked, span_moved, through_the_link
-from deltax.parts.objectives import next_token
-from deltax.tasks.linked_digits import FILL, IMAGE, LENGTHS, MARK, PADDING, SOUND, START, LinkedDigits, padded, spell
-from deltax.tasks.text import IGNORED
+from deltax.parts.training.objectives import next_token
+from deltax.tasks.language.text import IGNORED
+from deltax.tasks.multimodal.linked_digits import (
+    FILL,
+    IMAGE,
+    LENGTHS,
+    MARK,
+    PADDING,
+    SOUND,
+    START,
+    LinkedDigits,
+    padded,
+    spell,
+)
 
 
 @claim

@@ -12,8 +12,8 @@ from deltax.claims.multimodal.clip import tiny
 from deltax.paper import paper_of
 from deltax.papers.multimodal.clip import clip
 from deltax.papers.multimodal.siglip import Biased, around_the_ring, each_alone, siglip
-from deltax.parts.ring import Ring, in_threads
-from deltax.tasks.pairs import ColouredPairs
+from deltax.parts.distributed.ring import Ring, in_threads
+from deltax.tasks.multimodal.pairs import ColouredPairs
 from deltax.weights.multimodal.siglip import from_hf, released_towers, to_hf
 
 

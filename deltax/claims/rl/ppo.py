@@ -5,7 +5,7 @@ from torch import nn
 
 from deltax import claim
 from deltax.papers.rl.ppo import ppo
-from deltax.tasks import cart_pole
+from deltax.tasks.control import cart_pole
 
 
 @claim

@@ -22,24 +22,24 @@ from torch import Tensor, nn
 
 from deltax import Part, UserError, paper, part
 from deltax.contract import IMAGES_TO_OBJECTS, needs
-from deltax.papers.language.softmax_attention import Attention, CrossAttention
-from deltax.papers.language.transformer import sinusoids, transformer
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.papers.vision.resnet import resnet
-from deltax.parts.boxes import Detections, corners, giou, of_found
-from deltax.parts.context import Context
-from deltax.parts.convolution import SmallStem
-from deltax.parts.language_model import Embedding
-from deltax.parts.linear import Glorot
-from deltax.parts.optimizers import adamw
-from deltax.parts.precision import at_least_float32
-from deltax.parts.run import Loop, Run, from_task
-from deltax.parts.schedules import cosine
-from deltax.parts.scores import everywhere
-from deltax.parts.stack import Stack
+from deltax.papers.language.attention.softmax_attention import Attention, CrossAttention
+from deltax.papers.language.models.transformer import sinusoids, transformer
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.papers.vision.backbones.resnet import resnet
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.scores import everywhere
+from deltax.parts.detection.boxes import Detections, corners, giou, of_found
+from deltax.parts.model.convolution import SmallStem
+from deltax.parts.model.language_model import Embedding
+from deltax.parts.model.linear import Glorot
+from deltax.parts.model.stack import Stack
+from deltax.parts.numerics.precision import at_least_float32
+from deltax.parts.training.optimizers import adamw
+from deltax.parts.training.run import Loop, Run, from_task
+from deltax.parts.training.schedules import cosine
 from deltax.shapes import Features, Images, PerExample
-from deltax.tasks.coco import CocoScenes
-from deltax.tasks.scenes import Batch
+from deltax.tasks.detection.coco import CocoScenes
+from deltax.tasks.detection.scenes import Batch
 
 
 class Predictions(NamedTuple):

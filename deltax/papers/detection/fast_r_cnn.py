@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from deltax import Part, paper, part
 from deltax.papers.detection.r_cnn import r_cnn
-from deltax.parts.linear import Glorot, Linear
-from deltax.parts.precision import at_least_float32
-from deltax.parts.regions import Regions, stride_of
-from deltax.parts.scratch import scratch
+from deltax.parts.attention.scratch import scratch
+from deltax.parts.detection.regions import Regions, stride_of
+from deltax.parts.model.linear import Glorot, Linear
+from deltax.parts.numerics.precision import at_least_float32
 from deltax.shapes import Images, Maps
 
 

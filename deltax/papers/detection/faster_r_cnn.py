@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deltax import Part, UserError, paper
 from deltax.papers.detection.fast_r_cnn import fast_r_cnn
-from deltax.parts.boxes import (
+from deltax.parts.detection.boxes import (
     IGNORED,
     NOTHING,
     Detections,
@@ -33,8 +33,8 @@ from deltax.parts.boxes import (
     sample,
     suppress,
 )
-from deltax.parts.detector import Proposals, by_cell, grids
-from deltax.parts.precision import at_least_float32
+from deltax.parts.detection.detector import Proposals, by_cell, grids
+from deltax.parts.numerics.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 
 

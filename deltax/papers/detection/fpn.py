@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from deltax import Part, paper, part
 from deltax.papers.detection.fast_r_cnn import fast_r_cnn
 from deltax.papers.detection.faster_r_cnn import faster_r_cnn
-from deltax.parts.detector import Anchors
-from deltax.parts.precision import at_least_float32
-from deltax.parts.regions import Regions
+from deltax.parts.detection.detector import Anchors
+from deltax.parts.detection.regions import Regions
+from deltax.parts.numerics.precision import at_least_float32
 from deltax.shapes import Images, Maps
 
 

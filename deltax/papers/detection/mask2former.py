@@ -24,13 +24,13 @@ from deltax.papers.detection.maskformer import (
     maskformer,
     places,
 )
-from deltax.papers.language.transformer import DecoderBlock, transformer
-from deltax.parts.context import Context
-from deltax.parts.convolution import ConvNorm, GroupNorm
-from deltax.parts.deformable import DeformableAttention
-from deltax.parts.language_model import Embedding
-from deltax.parts.masks import binary_cross_entropy, resized
-from deltax.parts.stack import Stack
+from deltax.papers.language.models.transformer import DecoderBlock, transformer
+from deltax.parts.attention.context import Context
+from deltax.parts.attention.deformable import DeformableAttention
+from deltax.parts.detection.masks import binary_cross_entropy, resized
+from deltax.parts.model.convolution import ConvNorm, GroupNorm
+from deltax.parts.model.language_model import Embedding
+from deltax.parts.model.stack import Stack
 from deltax.shapes import Maps, Stream
 
 LEVELS = 3

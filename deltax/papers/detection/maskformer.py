@@ -29,13 +29,10 @@ from deltax.contract import IMAGES_TO_MASKS, needs
 from deltax.papers.detection.detr import class_loss, detr, grid_sinusoids, match
 from deltax.papers.detection.fpn import top_down
 from deltax.papers.detection.retinanet import focal
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.papers.vision.resnet import Backbone
-from deltax.parts.context import Context
-from deltax.parts.convolution import ConvNorm, GroupNorm, SmallStem
-from deltax.parts.language_model import Embedding
-from deltax.parts.linear import Glorot
-from deltax.parts.masks import (
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.papers.vision.backbones.resnet import Backbone
+from deltax.parts.attention.context import Context
+from deltax.parts.detection.masks import (
     Segments,
     dice,
     dice_of_pairs,
@@ -44,10 +41,13 @@ from deltax.parts.masks import (
     resized,
     share,
 )
-from deltax.parts.precision import at_least_float32, in_float32, in_full
-from deltax.parts.run import Loop
+from deltax.parts.model.convolution import ConvNorm, GroupNorm, SmallStem
+from deltax.parts.model.language_model import Embedding
+from deltax.parts.model.linear import Glorot
+from deltax.parts.numerics.precision import at_least_float32, in_float32, in_full
+from deltax.parts.training.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
-from deltax.tasks.masks import MaskBatch, MaskScenes
+from deltax.tasks.detection.masks import MaskBatch, MaskScenes
 
 
 class MaskPredictions(NamedTuple):

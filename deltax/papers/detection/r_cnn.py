@@ -15,16 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, paper, part
-from deltax.parts.boxes import centred, corners
-from deltax.parts.convolution import ConvNet
-from deltax.parts.detector import Anchors, RegionDetector, Windows, region_loss
-from deltax.parts.linear import Linear
-from deltax.parts.optimizers import adamw
-from deltax.parts.regions import Regions, roi_align
-from deltax.parts.run import Loop, Run, from_task
-from deltax.parts.schedules import cosine
+from deltax.parts.detection.boxes import centred, corners
+from deltax.parts.detection.detector import Anchors, RegionDetector, Windows, region_loss
+from deltax.parts.detection.regions import Regions, roi_align
+from deltax.parts.model.convolution import ConvNet
+from deltax.parts.model.linear import Linear
+from deltax.parts.training.optimizers import adamw
+from deltax.parts.training.run import Loop, Run, from_task
+from deltax.parts.training.schedules import cosine
 from deltax.shapes import Images, Maps
-from deltax.tasks.coco import CocoScenes
+from deltax.tasks.detection.coco import CocoScenes
 
 
 class Pixels(nn.Module):

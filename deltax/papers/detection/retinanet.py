@@ -20,9 +20,9 @@ from deltax import Part, paper, part
 from deltax.contract import IMAGES_TO_ANCHORS, needs
 from deltax.papers.detection.fpn import Pyramid, fpn
 from deltax.papers.detection.r_cnn import r_cnn
-from deltax.parts.boxes import IGNORED, Detections, assign, decode, encode, iou, of_found
-from deltax.parts.detector import Anchors, by_cell, detections, grids, truth
-from deltax.parts.precision import at_least_float32
+from deltax.parts.detection.boxes import IGNORED, Detections, assign, decode, encode, iou, of_found
+from deltax.parts.detection.detector import Anchors, by_cell, detections, grids, truth
+from deltax.parts.numerics.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 
 

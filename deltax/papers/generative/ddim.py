@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltax import paper
 from deltax.papers.generative.ddpm import STEPS, ddpm, signal
-from deltax.parts.counts import between
+from deltax.parts.numerics.counts import between
 
 
 @paper(on=ddpm, year=2020, arxiv="2010.02502")

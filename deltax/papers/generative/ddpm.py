@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from deltax import Part, UserError, paper, part
 from deltax.contract import NOISE_TO_IMAGES, needs
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.parts.denoiser import Denoiser, PixelBlock, Pixels
-from deltax.parts.optimizers import adamw
-from deltax.parts.run import Loop, Run, from_task
-from deltax.parts.schedules import cosine
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.parts.model.denoiser import Denoiser, PixelBlock, Pixels
+from deltax.parts.training.optimizers import adamw
+from deltax.parts.training.run import Loop, Run, from_task
+from deltax.parts.training.schedules import cosine
 from deltax.shapes import PerExample
-from deltax.tasks.digits import DigitDrawings
+from deltax.tasks.images.digits import DigitDrawings
 
 STEPS = 1000
 

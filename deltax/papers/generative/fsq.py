@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deltax import Part, paper
 from deltax.errors import UserError
 from deltax.papers.generative.vq_vae import straight_through, vq_vae
-from deltax.parts.autoencoder import Latent, Passed
+from deltax.parts.model.autoencoder import Latent, Passed
 
 MARGIN = 1e-3  # how far the outermost numbers lie beyond the last level, so that rounding cannot tie
 

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from deltax import Part, paper, part
 from deltax.errors import UserError
-from deltax.parts.autoencoder import Autoencoder, Latent, Passed, rebuild
-from deltax.parts.optimizers import adamw
-from deltax.parts.precision import in_float32
-from deltax.parts.roles import tag
-from deltax.parts.run import Loop, Run, from_task
-from deltax.parts.schedules import cosine
+from deltax.parts.model.autoencoder import Autoencoder, Latent, Passed, rebuild
+from deltax.parts.numerics.precision import in_float32
+from deltax.parts.training.optimizers import adamw
+from deltax.parts.training.roles import tag
+from deltax.parts.training.run import Loop, Run, from_task
+from deltax.parts.training.schedules import cosine
 from deltax.shapes import Images, Maps
-from deltax.tasks.pictures import Drawings
+from deltax.tasks.images.pictures import Drawings
 
 Table = Float[Tensor, "V D"]
 Vectors = Float[Tensor, "*B D"]

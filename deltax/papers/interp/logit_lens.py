@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import UserError, paper
-from deltax.papers.language.gpt import gpt
-from deltax.parts.language_model import LanguageModel
+from deltax.papers.language.models.gpt import gpt
+from deltax.parts.model.language_model import LanguageModel
 from deltax.shapes import Logits, Stream, Tokens
 
 Lens = Float[Tensor, "layers B T V"]

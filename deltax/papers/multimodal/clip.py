@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from deltax import Part, paper, part
 from deltax.contract import PAIRS_TO_LOGITS, needs
 from deltax.paper import paper_of
-from deltax.papers.language.gpt import gpt
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.papers.vision.simclr import simclr
-from deltax.papers.vision.vit import vit
-from deltax.parts.linear import Matrix
-from deltax.parts.nothing import Nothing
-from deltax.parts.optimizers import adamw
-from deltax.parts.pairs import DualEncoder, TextEncoder
-from deltax.parts.patches import First, ImageClassifier, Patches
-from deltax.parts.run import Run
+from deltax.papers.language.models.gpt import gpt
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.papers.vision.backbones.vit import vit
+from deltax.papers.vision.self_supervised.simclr import simclr
+from deltax.parts.model.linear import Matrix
+from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.pairs import DualEncoder, TextEncoder
+from deltax.parts.model.patches import First, ImageClassifier, Patches
+from deltax.parts.training.optimizers import adamw
+from deltax.parts.training.run import Run
 from deltax.shapes import PerExample
-from deltax.tasks.pairs import PairBatch, Pairs
+from deltax.tasks.multimodal.pairs import PairBatch, Pairs
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ that lie where their image lies lie together, so sounds find texts though no sou
 vectors of different senses can be added. A sound is a spectrogram, cut into patches as an image is; each sense has a
 fixed temperature. The paper has six senses, and begins with the encoders of OpenCLIP, which it leaves as they are:
 that is `onto_frozen`. Here a number is seen as two digits, read, and heard as tones that stand for letters; all that
-is but the digits is made (`deltax.tasks.spoken_numbers`).
+is but the digits is made (`deltax.tasks.multimodal.spoken_numbers`).
 """
 
 from typing import Any
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from deltax import Part, paper
 from deltax.contract import PAIRS_TO_LOGITS, SENSES_TO_LOGITS, needs
 from deltax.papers.multimodal.clip import clip, symmetric
-from deltax.papers.vision.vit import mean_pooled
-from deltax.parts.linear import Matrix
-from deltax.parts.pairs import Vectors
-from deltax.parts.patches import Grid, Patches
-from deltax.parts.precision import of_length_one, similarity
+from deltax.papers.vision.backbones.vit import mean_pooled
+from deltax.parts.model.linear import Matrix
+from deltax.parts.model.pairs import Vectors
+from deltax.parts.model.patches import Grid, Patches
+from deltax.parts.numerics.precision import of_length_one, similarity
 from deltax.shapes import Images, PerExample, Tokens
-from deltax.tasks.spoken_numbers import BoundBatch, SpokenNumbers
+from deltax.tasks.multimodal.spoken_numbers import BoundBatch, SpokenNumbers
 
 Sounds = Float[Tensor, "B 1 bands frames"]
 

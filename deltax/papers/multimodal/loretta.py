@@ -19,12 +19,13 @@ from torch import nn
 
 from deltax import Part, paper
 from deltax.contract import TOKENS_TO_LOGITS, needs
-from deltax.papers.language.gpt import gpt
+from deltax.papers.language.models.gpt import gpt
 from deltax.papers.multimodal.imagebind import imagebind
-from deltax.parts.generate import generate
-from deltax.parts.modes import evaluating
+from deltax.parts.training.generate import generate
+from deltax.parts.training.modes import evaluating
 from deltax.shapes import Tokens
-from deltax.tasks.linked_digits import (
+from deltax.tasks.language.text import Batch
+from deltax.tasks.multimodal.linked_digits import (
     FILL,
     IMAGE,
     LENGTHS,
@@ -37,7 +38,6 @@ from deltax.tasks.linked_digits import (
     padded,
     spell,
 )
-from deltax.tasks.text import Batch
 
 LINK = WORD
 Pair = tuple[tuple[int, Rows], tuple[int, Rows]]

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from deltax import Part, paper, part
 from deltax.contract import PAIRS_TO_LOGITS, needs
-from deltax.papers.language.softmax_attention import CrossAttention
+from deltax.papers.language.attention.softmax_attention import CrossAttention
 from deltax.papers.multimodal.clip import clip
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.parts.context import Context
-from deltax.parts.mlp import MLP
-from deltax.parts.pairs import Temperature
-from deltax.parts.patches import Pooled
-from deltax.parts.precision import similarity
-from deltax.parts.ring import Ring
-from deltax.parts.roles import tag
-from deltax.parts.stack import PreNorm
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.parts.attention.context import Context
+from deltax.parts.distributed.ring import Ring
+from deltax.parts.model.mlp import MLP
+from deltax.parts.model.pairs import Temperature
+from deltax.parts.model.patches import Pooled
+from deltax.parts.model.stack import PreNorm
+from deltax.parts.numerics.precision import similarity
+from deltax.parts.training.roles import tag
 from deltax.shapes import PerExample, Stream
-from deltax.tasks.pairs import PairBatch
+from deltax.tasks.multimodal.pairs import PairBatch
 
 
 class Biased(Temperature):

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from deltax import UserError, paper
-from deltax.papers.language.gpt import gpt
+from deltax.papers.language.models.gpt import gpt
 
 Numbers = Sequence[float] | np.ndarray
 

@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from deltax.weights.vision.resnet import backbone_from_hf
+from deltax.weights.vision.backbones.resnet import backbone_from_hf
 
 BLOCKS_FROM_HF = (
     (r"self_attn_layer_norm\.", "mixer_residual.norm."),

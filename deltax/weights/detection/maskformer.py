@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from deltax.weights.detection.detr import BLOCKS_FROM_HF, renamed
-from deltax.weights.vision.resnet import backbone_from_hf
+from deltax.weights.vision.backbones.resnet import backbone_from_hf
 
 _HF = (
     (r"model\.pixel_level_module\.decoder\.", "pixel_pyramid."),

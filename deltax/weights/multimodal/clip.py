@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from deltax.weights.vision import vit as vision_weights
+from deltax.weights.vision.backbones import vit as vision_weights
 
 HF = (
     ("logit_scale", "logits.log"),

@@ -5,16 +5,16 @@ from torch import Tensor
 
 from deltax import Part, part
 from deltax.papers.multimodal.siglip import AttentionPool
-from deltax.papers.optimization.layer_norm import LayerNorm
-from deltax.parts.linear import Linear
-from deltax.parts.mlp import gelu_tanh
-from deltax.parts.nothing import Nothing
-from deltax.parts.pairs import at_last
-from deltax.parts.patches import NoClassToken, Patches
-from deltax.parts.scores import everywhere
+from deltax.papers.optimization.normalization.layer_norm import LayerNorm
+from deltax.parts.attention.scores import everywhere
+from deltax.parts.model.linear import Linear
+from deltax.parts.model.mlp import gelu_tanh
+from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.pairs import at_last
+from deltax.parts.model.patches import NoClassToken, Patches
 from deltax.weights.multimodal.clip import HF as CLIP
 from deltax.weights.multimodal.clip import hf_name, squares
-from deltax.weights.vision import vit as vision_weights
+from deltax.weights.vision.backbones import vit as vision_weights
 
 
 def released_towers(recipe: Part) -> Part:

@@ -1,0 +1,136 @@
+"""Attention Is All You Need, section 3.2.
+Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, 2017. arXiv:1706.03762
+
+A weighted mean of values, but the weights are a softmax of what each query says to each key, in several heads at once.
+
+Every position asks, every position answers, and nobody waits for a recurrence. Heads split the width, so each may look
+elsewhere. Divided by sqrt(K), the products start with variance one and the softmax does not start saturated.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deltax import Part, paper, part
+from deltax.parts.attention.context import Context, placed
+from deltax.parts.attention.scores import Rules, among, causal, everywhere, unchanged
+from deltax.parts.model.linear import Linear, Out
+from deltax.parts.model.nothing import Nothing
+from deltax.shapes import Heads, Keys, Memory, OtherStream, Queries, Stream, Values
+
+
+def attend(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
+    """softmax(rules(q k' / sqrt(K))) v for each head (Eq. 1); the reference for every attention kernel.
+
+    Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K).
+    """
+    groups = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
+    scores = torch.einsum("bthk,bshk->bhts", q, k) / math.sqrt(q.shape[-1])
+    scores = (rules or Rules())(scores)
+    blind = scores.isneginf().all(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+    return torch.einsum("bhts,bshk->bthk", weights, v)
+
+
+class Projections(nn.Module):
+    """Stream to heads and back. Stream (B, T, D) -> q, k, v (B, T, H, K), and (B, T, H, K) -> (B, T, D)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        query: Part = part(Linear),
+        key: Part = part(Linear),
+        value: Part = part(Linear),
+        out: Part = part(Out),
+    ):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.query, self.key, self.value = query(dim, dim), key(dim, dim), value(dim, dim)
+        self.out = out(dim, dim)
+
+    def split(
+        self, x: Stream, memory: Memory | None = None, values: Memory | None = None
+    ) -> tuple[Queries, Keys, Values]:
+        """Queries of x, keys of the memory, which is x by default, and values of `values`, the memory by default."""
+        memory = x if memory is None else memory
+        values = memory if values is None else values
+        heads = lambda y: y.unflatten(-1, (self.heads, -1))
+        return heads(self.query(x)), heads(self.key(memory)), heads(self.value(values))
+
+    def join(self, heads: Heads) -> Stream:
+        return self.out(heads.flatten(-2))
+
+
+class Attention(nn.Module):
+    """project -> qk_norm -> qk_position -> kernel(score, mask) -> project back. Stream (B, T, D) -> (B, T, D).
+
+    Under a decoding state it keeps the keys and values it has seen.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        project: Part = part(Projections),
+        qk_norm: Part = part(Nothing),
+        qk_position: Part = part(Nothing),
+        score: Part = part(unchanged),
+        mask: Part = part(everywhere),
+        kernel: Part = part(attend),
+    ):
+        super().__init__()
+        self.project = project(dim, heads)
+        self.query_norm, self.key_norm = qk_norm(dim // heads), qk_norm(dim // heads)
+        self.position = qk_position(dim // heads)
+        self.score = score(heads) if isinstance(score.make, type) else score
+        self.mask = mask
+        self.kernel = kernel
+
+    def forward(self, x: Stream, ctx: Context) -> OtherStream:
+        q, k, v = self.heads(x, ctx)
+        rules = self.rules(ctx)
+        if ctx.state is not None:
+            here = ctx.where(x)
+            k, v, seen = ctx.state.append(self, (k, v, here), axes=(1, 1, -1))
+            rules = Rules(self.score, self.mask, here, seen)
+        return self.project.join(self.kernel(q, k, v, rules))
+
+    def heads(self, x: Stream, ctx: Context) -> tuple[Float[Tensor, "B _ H K"], Keys, Values]:
+        """What the stream asks and says, normalised and placed. A projection may ask less often than at every T."""
+        standing = placed(x, ctx.place)
+        q, k, v = self.project.split(standing, standing, x)
+        here = ctx.where(x)
+        return self.position(self.query_norm(q), here), self.position(self.key_norm(k), here), v
+
+    def rules(self, ctx: Context) -> Rules:
+        """Who sees whom, outside decoding."""
+        return Rules(self.score, self.mask, ctx.positions, ctx.positions, ctx.segments, ctx.segments)
+
+
+class CrossAttention(nn.Module):
+    """Attention whose keys and values are the memory's. Stream (B, T, D), memory (B, S, D) in ctx -> (B, T, D)."""
+
+    def __init__(self, dim: int, *, heads: int = 4, project: Part = part(Projections), kernel: Part = part(attend)):
+        super().__init__()
+        self.project = project(dim, heads)
+        self.kernel = kernel
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        keys = placed(ctx.memory, ctx.memory_place)
+        q, k, v = self.project.split(placed(x, ctx.place), keys, ctx.memory)
+        seen = part(everywhere) if ctx.memory_seen is None else among(ctx.memory_seen)
+        rules = Rules(mask=seen, q_segments=ctx.segments, k_segments=ctx.memory_segments)
+        return self.project.join(self.kernel(q, k, v, rules))
+
+
+@paper(year=2017, arxiv="1706.03762")
+def softmax_attention(recipe: Part, *, heads: int = 4) -> Part:
+    return recipe.fill("mixer", Attention, heads=heads, mask=causal)

@@ -1,0 +1,33 @@
+"""Optimizers that torch ships, handed each parameter's role."""
+
+import torch
+from torch import nn
+
+from deltax.parts.numerics.counts import at_least, below
+from deltax.parts.training.roles import by_role
+
+
+def adamw(
+    model: nn.Module, *, rate: float = 3e-3, beta1: float = 0.9, beta2: float = 0.95, decay: float = 0.1
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), fused, with decay on matrices only."""
+    at_least(0, rate=rate, decay=decay)
+    below(0, 1, beta1=beta1, beta2=beta2)
+    roles = by_role(model)
+    groups = [{"params": p, "weight_decay": decay if role == "matrix" else 0.0} for role, p in roles.items() if p]
+    return torch.optim.AdamW(groups, lr=rate, betas=(beta1, beta2), fused=True)
+
+
+def sgd(model: nn.Module, *, rate: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum."""
+    at_least(0, rate=rate)
+    below(0, 1, momentum=momentum)
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate, momentum=momentum)
+
+
+def nesterov(model: nn.Module, *, rate: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum."""
+    at_least(0, rate=rate)
+    below(0, 1, momentum=momentum)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(weights, lr=rate, momentum=momentum, nesterov=True)

@@ -1,0 +1,32 @@
+"""Weight maps of mae, from and to the state dicts of other libraries."""
+
+from torch import Tensor
+
+from deltax.weights.vision.backbones.vit import from_hf as vit_from_hf
+from deltax.weights.vision.backbones.vit import renamed
+
+_HF_DECODER = (
+    ("decoder.decoder_embed", "pixel_decoder.enter"),
+    ("decoder.mask_token", "pixel_decoder.mask_token"),
+    ("decoder.decoder_layers", "pixel_decoder.stack.blocks"),
+    ("decoder.decoder_norm", "pixel_decoder.norm"),
+    ("decoder.decoder_pred", "pixel_decoder.predict"),
+)
+
+
+def from_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
+    """The state of a `transformers` ViTMAEForPreTraining as that of a `MaskedAutoencoder`.
+
+    Positions are not in the state; the released ones are those of `GridSinusoids`. `transformers` gives the channels of
+    a pixel last, we first.
+    """
+    trunk = vit_from_hf({k: v for k, v in state.items() if k.startswith("vit.")})
+    del trunk["position.table"]
+    ours = {f"trunk.{k}": v for k, v in trunk.items()}
+    for name, value in state.items():
+        if name.startswith("decoder.") and not name.endswith("decoder_pos_embed"):
+            if name.startswith("decoder.decoder_pred"):
+                value = value.unflatten(0, (-1, channels)).transpose(0, 1).flatten(0, 1)
+            name = renamed(renamed(name, _HF_DECODER))
+            ours[name] = value.flatten() if name.endswith("mask_token") else value
+    return {k: v.contiguous() for k, v in ours.items()}
