@@ -13,6 +13,7 @@ Importing deltax loads neither torch nor any paper.
 
 from typing import Any
 
+from deltax import moved
 from deltax.claim import Claim, Verdict, claim
 from deltax.errors import UserError
 from deltax.expression import recipe
@@ -35,6 +36,8 @@ __all__ = [
     "verify",
 ]
 __version__ = "0.1.0"
+
+moved.install()
 
 # By module: `deltax.lab.compare` is a file of that package, so its name there cannot stand for the function.
 _LATER = {"applied": "deltax.parts.rewriting.surgery", "compare": "deltax.lab.compare", "verify": "deltax.lab.verify"}

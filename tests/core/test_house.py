@@ -12,7 +12,7 @@ from deltax.home import home
 from deltax.slots import SLOTS
 
 HOUSE = Path(deltax.__file__).parent
-CORE = {"address", "recipe", "paper", "claim", "catalog", "expression", "contract", "errors", "home", "slots"}
+CORE = {"address", "moved", "recipe", "paper", "claim", "catalog", "expression", "contract", "errors", "home", "slots"}
 FLOORS = {
     **dict.fromkeys(CORE, 0),
     "shapes": 0,
