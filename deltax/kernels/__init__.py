@@ -8,31 +8,8 @@ from typing import Any
 
 import torch
 
-from deltax.kernels.attention import sdpa
-from deltax.kernels.choice import auto, has_triton
-from deltax.kernels.losses import chances_kept
-from deltax.kernels.mlp import SlopeKept
-from deltax.kernels.projections import SideBySide
-from deltax.papers.language.attention.softmax_attention import Projections, attend
-from deltax.parts.model.mlp import MLP
-from deltax.parts.training.objectives import next_token
+from deltax.kernels.twins import twins_of
 from deltax.recipe import Part, part, takes
-
-# Reference -> its twin, and why it is taken.
-_TWINS = {
-    attend: (sdpa, "torch's fused kernel, kept weights where few look back, attend itself where a score is no bias"),
-    Projections: (SideBySide, "one product for query, key and value"),
-}
-_ON_A_CPU = {
-    MLP: (SlopeKept, "the slope of GELU is made on the way forward"),
-    next_token: (chances_kept, "the chances are kept, so that the way back is one product"),
-}
-_ON_A_GPU = {attend: (auto, "chosen for each shape when it is called: see deltax.kernels.choice.picked")}
-_IN_TRITON = {  # where the reference is -> module and function of its twin
-    "deltax.papers.systems.attention_kernels.flash_attention.flash_attention": ("triton_attention", "flash"),
-    "deltax.papers.systems.attention_kernels.sage_attention.sage_attention": ("triton_sage", "sage"),
-    "deltax.papers.systems.attention_kernels.sage_attention_2.sage_attention_2": ("triton_sage", "sage_2"),
-}
 
 
 def fastest(recipe: Part, device: torch.device) -> Part:
@@ -64,14 +41,9 @@ def reference(recipe: Part) -> Part:
     return recipe.rewrite(lambda _, old: part(named(old)) if callable(named(old)) else old)
 
 
-def _twin(make: Any, device: torch.device) -> tuple[Callable[..., Any] | None, str]:
-    own = {"cpu": _ON_A_CPU, "cuda": _ON_A_GPU}.get(device.type, {})
-    for table in (own, _TWINS):
-        if make in table:
-            return table[make]
-    place = _IN_TRITON.get(f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', '')}")
-    if device.type == "cuda" and place and has_triton():
-        import importlib
-
-        return getattr(importlib.import_module(f"deltax.kernels.{place[0]}"), place[1]), "its Triton kernel"
+def _twin(make: Callable[..., Any], device: torch.device) -> tuple[Callable[..., Any] | None, str]:
+    """The fast twin that computes in place of `make` on a device, and why; None where there is none."""
+    for twin in twins_of(make):
+        if twin.runs_on(device.type):
+            return twin.load(), twin.why
     return None, ""

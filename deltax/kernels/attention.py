@@ -4,11 +4,16 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from deltax.kernels.short_attention import suits, weights_kept
+from deltax.kernels.twins import twin
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.parts.attention.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
 
 
+@twin(
+    "papers.softmax_attention:attend",
+    why="torch's fused kernel, kept weights where few look back, attend itself where a score is no bias",
+)
 def sdpa(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
     """`attend` by torch's scaled_dot_product_attention, or `attend` itself where a score is not a bias.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deltax.kernels.attention import sdpa
+from deltax.kernels.twins import twin
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.parts.attention.scores import Rules
 from deltax.recipe import Part
@@ -33,6 +34,11 @@ _picked: dict[Hashable, Choice] = {}
 _timed: dict[Hashable, Choice] = {}
 
 
+@twin(
+    "papers.softmax_attention:attend",
+    on="cuda",
+    why="chosen for each shape when it is called: see deltax.kernels.choice.picked",
+)
 def auto(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
     """`attend` by the kernel that `choose` names for these arguments. Shapes and gradients are those of `attend`."""
     return choose(q, k, v, rules).kernel(q, k, v, rules or Rules())

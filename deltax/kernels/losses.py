@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from deltax.contract import TOKENS_TO_LOGITS, needs
+from deltax.kernels.twins import twin
 from deltax.parts.attention.scratch import is_plain_training
 from deltax.parts.training.objectives import per_sequence
 from deltax.shapes import PerExample
@@ -15,6 +16,7 @@ from deltax.shapes import PerExample
 IGNORED = -100  # the target that torch's cross_entropy does not count
 
 
+@twin("parts.objectives:next_token", on="cpu", why="probabilities are saved, so that the backward pass is one product")
 @needs("inputs", "targets", model=TOKENS_TO_LOGITS)
 def chances_kept(model: nn.Module, batch: Any) -> PerExample:
     """`next_token`, which keeps the chance of every token, so that the way back is one product."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltax.kernels.projections import is_linear
+from deltax.kernels.twins import twin
 from deltax.parts.attention.scratch import is_plain_training, scratch
 from deltax.parts.model.mlp import MLP, gelu_tanh
 from deltax.recipe import Part
@@ -18,6 +19,7 @@ OUTER, INNER = 2 * math.sqrt(2 / math.pi), 0.044715
 _OUTER_TENSOR = torch.tensor(OUTER, dtype=torch.float64, device="cpu")  # addcmul takes no number
 
 
+@twin("parts.mlp:MLP", on="cpu", why="the derivative of GELU is computed in the forward pass")
 class SlopeKept(MLP):
     """`MLP`, with the same parameters, whose forward pass also makes GELU's slope, so that the way back is products.
 

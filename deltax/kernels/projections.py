@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from deltax.kernels.twins import twin
 from deltax.papers.language.attention.softmax_attention import Projections
 from deltax.parts.attention.scratch import is_plain_training
 from deltax.shapes import Keys, Memory, Queries, Stream, Values
 
 
+@twin("papers.softmax_attention:Projections", why="one product for query, key and value")
 class SideBySide(Projections):
     """`Projections`, with the same parameters, that multiply one x by all three matrices at once where they can.
 

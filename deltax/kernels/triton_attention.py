@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from deltax.errors import UserError
 from deltax.kernels.attention import sdpa
 from deltax.kernels.terms import Terms, refusal, terms
+from deltax.kernels.twins import twin
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.parts.attention.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
@@ -24,6 +25,7 @@ from deltax.shapes import Heads, Keys, Queries, Values
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@twin("papers.flash_attention:flash_attention", on="triton", why="its Triton kernel")
 def flash(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, block: int | None = None) -> Heads:
     """`attend` in tiles that stay on chip, forward and backward; `sdpa` where `unfit` says why not.
 

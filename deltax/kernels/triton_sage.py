@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deltax.kernels.terms import Terms, refusal, terms
 from deltax.kernels.triton_attention import keys_seen, load_rows, ruled
+from deltax.kernels.twins import twin
 from deltax.papers.systems.attention_kernels.sage_attention import (
     KEYS,
     QUERIES,
@@ -28,6 +29,7 @@ from deltax.parts.attention.scores import Rules
 from deltax.shapes import Heads, Keys, Queries, Values
 
 
+@twin("papers.sage_attention:sage_attention", on="triton", why="its Triton kernel")
 def sage(
     q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, queries: int = QUERIES, keys: int = KEYS
 ) -> Heads:
@@ -43,6 +45,7 @@ def sage(
 sage.looks_ahead = sage_attention.looks_ahead
 
 
+@twin("papers.sage_attention_2:sage_attention_2", on="triton", why="its Triton kernel")
 def sage_2(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, largest: int = 7) -> Heads:
     """`sage_attention_2` in tiles that stay on chip, itself where `unfit` says why not. Shapes and errors are its."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deltax.errors import UserError
+from deltax.kernels.twins import twins_of
 from deltax.parts.training.run import Loop, Run
 from deltax.recipe import Part, from_json, to_json
 from deltax.train import code
@@ -99,5 +100,6 @@ def _task(task: Part) -> Any:
 def code_version(recipe: Part) -> str:
     """A hash of every definition that the recipe's parts and the training loop reach, and of nothing else."""
     makers = {recipe.make, *(v.make for _, v in recipe.walk() if isinstance(v, Part))}
-    named = (code.Name(m.__module__, m.__qualname__.partition(".")[0]) for m in makers)
-    return code.version([code.Name("deltax.train.loop", "train"), *named])
+    named = [code.Name(m.__module__, m.__qualname__.partition(".")[0]) for m in makers]
+    twins = [code.Name(twin.module, twin.name) for m in makers for twin in twins_of(m)]
+    return code.version([code.Name("deltax.train.loop", "train"), *named, *twins])

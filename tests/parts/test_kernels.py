@@ -228,3 +228,26 @@ def test_a_logit_that_is_not_finite_is_as_bad_as_in_cross_entropy(strange):
     ours, theirs = (objective(nn.Identity(), batch) for objective in (chances_kept, next_token))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     assert not ours.isfinite().all()
+
+
+def test_every_twin_names_a_reference_that_is_there():
+    from deltax import address
+    from deltax.kernels import twins
+
+    declared = twins._declared()
+    assert {"papers.softmax_attention:attend", "parts.mlp:MLP", "papers.flash_attention:flash_attention"} <= set(
+        declared
+    )
+    for of, found in declared.items():
+        assert twins.twins_of(address.find(of)) == found
+        for twin in found:
+            assert twin.on in ("any", "cpu", "cuda", "triton") and twin.why
+            assert twin.on == "triton" or twin.load().__name__ == twin.name
+
+
+def test_a_twin_of_one_device_comes_before_that_of_any():
+    from deltax.kernels.twins import twins_of
+    from deltax.papers.language.attention.softmax_attention import attend
+
+    pick = lambda device: next(twin.name for twin in twins_of(attend) if twin.runs_on(device))
+    assert (pick("cpu"), pick("cuda")) == ("sdpa", "auto")

@@ -45,6 +45,7 @@ def edited(monkeypatch):
         ("/dyt.py", "torch.tanh(", "torch.sin("),
         ("/dyt.py", "torch.ones(dim)", "torch.zeros(dim)"),
         ("/parts/model/mlp.py", "self.down(", "-self.down("),
+        ("/kernels/mlp.py", "def forward", "def forwards"),
         ("/train/loop.py", "progress.step += 1", "progress.step += 2"),
         ("/softmax_attention.py", "softmax(", "sigmoid("),
     ],
@@ -63,7 +64,7 @@ def test_editing_what_trains_names_another_run(edited, file, old, new):
         ("/claims/language/norm/dyt.py", "assert", "assert True or"),
         ("/papers/vision/backbones/swin.py", "class ", "class Other"),
         ("/papers/language/adaptation/lora.py", "self.", "self.other."),
-        ("/weights/language/gpt.py", "state", "stated"),
+        ("/weights/language/models/gpt.py", "state", "stated"),
         ("/lab/compare.py", "def ", "def other_"),
     ],
 )
