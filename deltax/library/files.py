@@ -63,14 +63,19 @@ def load(path: Path) -> Text:
 
 
 def decode(path: str, data: bytes) -> Text:
-    """Bytes as lines. Bytes that are not UTF-8 become U+FFFD, and each line that has some is named."""
+    """Bytes as lines. Bytes that are not UTF-8 become U+FFFD, and each line that has some is named; a bibliography that
+    is not UTF-8 is latin-1, as older programs write it."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path} is UTF-16: save it as UTF-8")
     body = data.removeprefix(b"\xef\xbb\xbf")
     remarks = []
     try:
         lines = split(body.decode("utf-8"))
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if path.lower().endswith(BIBLIOGRAPHIES):
+            number = body.count(b"\n", 0, error.start) + 1
+            remarks.append(Remark(path, number, number, "not UTF-8: the file is read as latin-1 (Windows-1252)"))
+            return Text(path, split(body.decode("cp1252", "replace")), data, tuple(remarks))
         lines = []
         for number, raw in enumerate(split_bytes(body), 1):
             try:

@@ -10,7 +10,7 @@ from deltax.library import files, readers
 from deltax.library.model import Reading, Remark
 from deltax.library.store import Library
 
-READERS = "2"
+READERS = "3"
 """Raised when reading changes, so that files are read again."""
 
 _BATCH = 256

@@ -5,15 +5,14 @@ from pathlib import PurePath
 
 from deltax.library import frontmatter, tasks
 from deltax.library.frontmatter import FrontMatter
-from deltax.library.identifiers import arxiv, doi, from_url, unique
+from deltax.library.identifiers import from_fields, from_url, unique
 from deltax.library.markdown import LONG, Block, dedent, inline, mentions
 from deltax.library.model import Entry, Identifier, Link, Origin, Reference, Task
 
 _URLS = ("url", "link", "source", "paper", "pdf", "openreview")
-_ARXIV = ("arxiv", "arxiv_id", "arxiv-id", "arxivid", "eprint")
 _USED = {
     *_URLS,
-    *_ARXIV,
+    *("arxiv", "arxiv_id", "arxiv-id", "arxivid", "eprint"),
     "doi",
     "title",
     "authors",
@@ -90,9 +89,4 @@ def _authors(values: dict) -> tuple[str, ...]:
 
 
 def _ids(values: dict) -> tuple[Identifier, ...]:
-    found = [from_url(value) for key in (*_URLS, *_ARXIV, "doi") for value in frontmatter.strings(values.get(key))]
-    found += [
-        arxiv(value.lower().removeprefix("arxiv:")) for key in _ARXIV for value in frontmatter.strings(values.get(key))
-    ]
-    found += [doi(value) for value in frontmatter.strings(values.get("doi"))]
-    return unique(found)
+    return from_fields((key, text) for key, value in values.items() for text in frontmatter.strings(value))

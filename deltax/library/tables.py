@@ -21,7 +21,7 @@ _NAMES = {
     "tags": {"tags", "tag", "topic", "topics", "section", "category", "field"},
     "priority": {"priority"},
 }
-_STATES = {"x": "done", "✅": "done", "✓": "done", "yes": "done", "read": "done", "done": "done", "[x]": "done"} | {
+STATES = {"x": "done", "✅": "done", "✓": "done", "yes": "done", "read": "done", "done": "done", "[x]": "done"} | {
     "": "", "-": "", "no": "todo", "unread": "todo", "todo": "todo", "[ ]": "todo", "to read": "todo",
     "reading": "doing", "[/]": "doing",
 }  # fmt: skip
@@ -53,8 +53,8 @@ def entry(roles: list[str], cells: list[str]) -> tuple[Entry, list[str]] | None:
     rest = [f"{role[1:]}: {value}" if role[1:] else value for role, value in values.items() if role.startswith(":")]
     if "state" in values:
         key = values["state"].casefold()
-        if key in _STATES:
-            state = _STATES[key]
+        if key in STATES:
+            state = STATES[key]
         else:
             rest.append(f"Status: {values['state']}")
             problems.append(f"status {values['state']!r} is not known: kept in the text")

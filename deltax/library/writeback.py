@@ -4,19 +4,19 @@ import difflib
 import os
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from deltax.errors import UserError
 from deltax.library import tasks
 from deltax.library.edits import WRITTEN
 from deltax.library.markdown import common_indent
-from deltax.library.model import Entry
+from deltax.library.model import Entry, Task
 from deltax.library.store import Item
 from deltax.library.tags import slug
 
 _LINES = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 _BOX = re.compile(r"(?P<before>^[\s>]*(?:[-*+]|\d+[.)])[ \t]+\[)(?P<symbol>.)(?P<after>\])")
-_DATES = ("created", "start", "scheduled", "due", "done", "cancelled")
 
 
 def write(before: Entry, after: Item) -> tuple[str, ...]:
@@ -77,59 +77,58 @@ def _line(raw: bytes, before: Entry, after: Entry) -> bytes:
     body = body[: len(body) - len(trailing)]
     where = f"{before.origin.path}:{before.origin.line}"
     box = _BOX.match(body)
+    table = before.origin.shape == "table"
     if box is None:
         if before.task != after.task and before.text == after.text and before.tags == after.tags:
             raise UserError(f"{where} has no checkbox: its state and dates are kept in the library only")
-        if before.origin.shape == "table" and before.tags != after.tags:
+        if table and before.tags != after.tags:
             raise UserError(f"{where} is a row of a table: its tags are kept in the library only")
-    elif before.state != after.state:
-        body = body[: box.start("symbol")] + after.task.symbol + body[box.end("symbol") :]
-    for old, new, marks in _marks(before, after) if box else ():
-        body = _replace(body, old, new, marks)
-    sections = {slug(part) for part in before.origin.section}
-    for tag in (t for t in before.tags if t not in after.tags):
-        shorter = re.sub(rf"(?:(?<=\s)|^)#{re.escape(tag)}(?=\s|$)[ \t]?", "", body, count=1).rstrip(" \t")
-        if shorter == body:
+    added = tuple(t for t in after.tags if t not in before.tags)
+    removed = tuple(t for t in before.tags if t not in after.tags)
+    start = box.end() if box else 0
+    said = tasks.peel(body[start:], box["symbol"] if box else "")
+    for tag in removed:
+        if tag not in said.tags:
+            sections = {slug(part) for part in before.origin.section}
             reason = "a heading" if tag in sections else "the front matter"
             raise UserError(f"the tag {tag} of {where} comes from {reason}: change it there")
-        body = shorter
-    for tag in (t for t in after.tags if t not in before.tags):
-        body = f"{body} #{tag}"
+    task = after.task if box else said.task
+    if box:
+        _as_tasks_would(where, before, after)
+        symbol = after.task.symbol if before.state != after.state else box["symbol"]
+        body = body[: box.start("symbol")] + symbol + body[box.end("symbol") :]
+    old = replace(said.task, dates=replace(said.task.dates, noted=before.task.dates.noted))
+    body = body[:start] + tasks.with_fields(body[start:], old, task, added, removed)
+    _same(where, said, tasks.peel(body[start:], task.symbol), task, before, after)
     return (body + trailing + end).encode("utf-8", "surrogateescape")
 
 
-def _marks(before: Entry, after: Entry) -> list[tuple[str, str, str]]:
-    """(old, new, pattern of the mark) for each field that differs: "" where there is none."""
-    found = []
-    priorities = {name: mark for mark, name in tasks.PRIORITY_MARKS.items()}
-    if before.task.priority != after.task.priority:
-        old, new = (priorities.get(entry.task.priority, "") for entry in (before, after))
-        found.append((re.escape(old) + "\ufe0f?" if old else "", new, "priority"))
-    for key in _DATES:
-        old, new = getattr(before.task.dates, key), getattr(after.task.dates, key)
-        if old != new:
-            marks = [mark for mark, name in tasks.DATE_MARKS.items() if name == key]
-            pattern = rf"(?:{'|'.join(marks)})\ufe0f?[ \t\u00a0]*{re.escape(old)}" if old else ""
-            found.append((pattern, f"{marks[0]} {new}" if new else "", key))
-    return found
+def _as_tasks_would(where: str, before: Entry, after: Entry) -> None:
+    """Raises UserError for a tick that makes Obsidian Tasks do more than tick."""
+    said = dict(before.task.fields)
+    if after.state != "done" or before.state == "done":
+        return
+    if rule := said.get("repeat"):
+        raise UserError(
+            f"{where} repeats ({rule}), and Obsidian Tasks writes the next one when it is ticked: tick it there; "
+            "your edit is kept in the library"
+        )
+    if said.get("onCompletion", "").casefold() == "delete":
+        raise UserError(
+            f"{where} is deleted by Obsidian Tasks when it is ticked: tick it there; your edit is kept in the library"
+        )
 
 
-def _replace(body: str, pattern: str, new: str, name: str) -> str:
-    if not pattern:
-        return f"{body} {new}"
-    places = list(re.finditer(pattern, body))
-    if not places:
-        inline = list(re.finditer(rf"[\[(]{'completion' if name == 'done' else name}:: *[^\])]*[\])]", body))
-        if not inline:
-            raise UserError(f"the {name} of {body.strip()!r} is not written as a mark: change it in the file")
-        places = inline
-        value = new.split(" ")[-1] if name != "priority" else tasks.PRIORITY_MARKS.get(new, "normal")
-        new = f"{places[-1][0].split('::')[0]}:: {value}{places[-1][0][-1]}" if new else ""
-    start, end = places[-1].span()
-    if not new:
-        while start and body[start - 1] in " \t":
-            start -= 1
-    return body[:start] + new + body[end:]
+def _same(where: str, said: tasks.Line, now: tasks.Line, task: Task, before: Entry, after: Entry) -> None:
+    """Raises UserError unless the line reads as what was to be written."""
+    dates = replace(now.task.dates, noted=task.dates.noted)
+    tags = {*after.tags} - {*before.tags} <= {*now.tags} and not ({*before.tags} - {*after.tags}) & {*now.tags}
+    fields = sorted(now.task.fields) == sorted(said.task.fields)
+    words = now.text == said.text or before.tags != after.tags
+    if not (dates == task.dates and now.task.priority == task.priority and tags and fields and words):
+        raise UserError(
+            f"{where} is not written so that the edit can stand in it: change it in the file; your edit is kept"
+        )
 
 
 def _body(lines: list[bytes], before: Entry, after: Entry, moved: int) -> list[bytes]:
