@@ -180,6 +180,15 @@ def urls(text: str) -> list[str]:
     return [_closed(match[0]) for match in URL.finditer(text)]
 
 
+def year_of(ids: Iterable[Identifier]) -> int | None:
+    """The year in which a paper came to arXiv, as its id says it."""
+    for identifier in ids:
+        if identifier.scheme == "arxiv":
+            two = int(identifier.value.split("/")[-1][:2])
+            return (2000 if two < 91 else 1900) + two
+    return None
+
+
 def same_url(url: str) -> str:
     """A URL without what does not change the page: scheme, www, trailing slash, fragment, tracking."""
     try:

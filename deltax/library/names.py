@@ -7,6 +7,7 @@ _PARTICLE = re.compile(
     r"d['’]|'t)\s+|d['’]|al-)+"
 )
 _SUFFIX = re.compile(r"(?:Jr|Sr)\.?|I{2,3}|IV|VI{0,3}")
+_INITIALS = re.compile(r"(?:[A-Z]\.?[ -]?){1,4}")
 _GROUP = re.compile(
     r"(?i)^the\b|\b(?:team|group|collaboration|consortium|project|community|authors|committee|institute|laborator(?:y|ies)"
     r"|labs?|inc\.?|company|foundation|society|university|organization|organisation|research|network|initiative)$"
@@ -90,6 +91,8 @@ def people(cell: str) -> tuple[Name, ...]:
         if found and _SUFFIX.fullmatch(piece):
             before = found.pop()
             found.append(Name(before.family, before.given, before.particle, piece))
+        elif found and _INITIALS.fullmatch(piece) and not found[-1].given:
+            found.append(Name(found.pop().family, piece))
         elif piece and piece.casefold() not in ("others", "et al", "et al."):
             found.append(inverted(piece))
     return tuple(found)

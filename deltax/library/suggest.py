@@ -116,9 +116,7 @@ def _parents(works: dict[int, _Work], catalogue: Catalogue) -> dict[str, set[str
     for number, work in works.items():
         for item in work.items:
             change = change_of(item.entry)
-            base = change and (
-                by_name.get(normal_title(change.base)) or catalogue.by_title.get(normal_title(change.base))
-            )
+            base = change and (by_name.get(normal_title(change.base)) or catalogue.named(change.base))
             if base and base != _node(number, work):
                 out.setdefault(_node(number, work), set()).add(base)
     return out
