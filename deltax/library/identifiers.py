@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from html import unescape
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -81,6 +82,7 @@ def doi(text: str) -> Identifier | None:
     return Identifier("doi", text.lower())
 
 
+@lru_cache(maxsize=8192)
 def from_url(url: str) -> Identifier | None:
     """The paper that a URL names, or None."""
     try:

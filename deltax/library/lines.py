@@ -9,6 +9,7 @@ never a title. What is neither title nor label nor authors nor venue is kept as 
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from deltax.library import days, names
@@ -132,6 +133,7 @@ class Head:
     papers: bool = False
 
 
+@lru_cache(maxsize=8192)
 def is_label(text: str) -> bool:
     """Whether a link's words only say what it leads to."""
     text = text.strip().strip("[](){}<>📄📃📑💻🔗🌐🎥📺🐦🤗▶️📝 ").strip()
@@ -151,6 +153,7 @@ def is_label(text: str) -> bool:
     return bool(said) and all(word in _LABELS or word == "venue" for word in said) and (len(said) < 5)
 
 
+@lru_cache(maxsize=8192)
 def leads_to_paper(url: str, label: str = "") -> bool:
     """Whether a link leads to a paper: by an identifier, by its host or path, or by its label."""
     if from_url(url):
@@ -168,6 +171,7 @@ def leads_to_paper(url: str, label: str = "") -> bool:
     return is_label(label) and bool(words & _PAPER_LABELS or (_VENUES.search(label) and _any_year(label)))
 
 
+@lru_cache(maxsize=4096)
 def are_people(text: str) -> bool:
     """Whether a text is only names of people: `J. Doe et al.`, `Jane Doe, Max Moe and Ann Roe`."""
     text = text.strip().strip(".,;:*_()").strip()

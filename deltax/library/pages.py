@@ -211,13 +211,22 @@ def weighed(
     top = next((block for block in tree if block.kind != "hr"), None)
     if top is None:
         return None
+    heading = top.kind == "heading" and top.level < 7
+    opening = lines.parse(inline(top.content)) if heading else _opening(top)
+    leads = bool(opening and opening.papers and opening.title and not lines.is_label(opening.title))
+    if entries and not leads:
+        return None
+    papers = [
+        e for e in entries if any(lines.leads_to_paper(k.url, k.label) for k in e.reference.links if k.role == "own")
+    ]
+    if len(papers) > 4:
+        return None
     found = facts(front.values, rows, front.lines)
     ids = unique(from_url(link.url) for link in mentions(rows[front.lines :]))
     heads = [block for block in tree if block.kind == "heading" and block.level < 7]
     first = heads[0] if heads and heads[0] is top else None
     boxes = sum(bool(e.task.symbol) for e in entries)
-    opening = lines.parse(inline(first.content)) if first else _opening(top)
-    if opening and opening.papers and opening.title and not lines.is_label(opening.title):
+    if leads:
         others = [e for e in papers if e.origin.line != top.start + 1]
         equals = [h for h in heads if h is not first and h.level <= (first.level if first else 7)]
         under = first is None or all(SECTIONS.fullmatch(inline(h.content).text.strip()) for h in equals) or not equals

@@ -667,7 +667,7 @@ class _Page:
                 year = year or lines_._any_year(found.first("year") or found.first("date"))
                 venue = venue or found.first("venue")
                 ids = ids or pages._ids(found)
-            elif not authors and text[0].isupper():
+            elif not authors and text[0].isupper() and not _NO_NAMES.search(text) and ("," in text or " " in text):
                 shown = inline(text).text
                 if lines_.are_people(lines_._less_year(shown)):
                     authors = lines_.names.people(lines_._less_year(shown))
@@ -712,6 +712,10 @@ class _Page:
         while end > start + 1 and not self.lines[end - 1].strip():
             end -= 1
         self.remarks.append(Remark(self.path, start + 1, end, reason, "\n".join(self.lines[start:end])))
+
+
+_NO_NAMES = re.compile(r"[?!$={}+^]|\b[a-z]{4,}\b.*\b[a-z]{4,}\b.*\b[a-z]{4,}\b")
+"""What no line of names holds: signs, or three longer words in small letters."""
 
 
 def _content(item: Block) -> str:

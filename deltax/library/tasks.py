@@ -7,6 +7,7 @@ selector (U+FE0F) after a mark and no-break spaces are accepted, which the plugi
 import re
 from dataclasses import dataclass, fields, replace
 from datetime import date
+from functools import lru_cache
 
 from deltax.library.model import PRIORITIES, Dates, Task
 
@@ -68,6 +69,7 @@ def symbol_of(state: str) -> str:
     return _SYMBOLS.get(state, " ")
 
 
+@lru_cache(maxsize=2048)
 def peel(line: str, symbol: str = "") -> Line:
     """Take the fields off the end of `line`. An impossible date stays among `fields` and is named in `problems`."""
     rest = line.rstrip(" \t\u00a0")
