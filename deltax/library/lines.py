@@ -17,21 +17,24 @@ from deltax.library.identifiers import from_text, from_url
 from deltax.library.markdown import Inline, Part
 from deltax.library.model import Link
 
-_LABELS = {
-    *["paper", "papers", "pdf", "pdfs", "arxiv", "preprint", "html", "abs", "abstract", "doi", "bib", "bibtex", "bibliography", "openreview", "acl", "anthology", "ps", "link"],
-    *["links", "here", "url", "uri", "website", "web", "webpage", "page", "pages", "homepage", "home", "site", "project", "code", "codes", "github", "gitlab", "bitbucket"],
-    *["repo", "repository", "implementation", "implementations", "impl", "official", "unofficial", "pytorch", "tensorflow", "tf", "jax", "keras", "theano", "mxnet"],
-    *["caffe", "torch", "matlab", "colab", "notebook", "model", "models", "weights", "checkpoint", "checkpoints", "data", "dataset", "datasets", "benchmark", "blog"],
-    *["blogpost", "post", "posts", "article", "medium", "video", "videos", "youtube", "talk", "talks", "slides", "slide", "poster", "presentation", "demo", "demos", "tweet"],
-    *["tweets", "twitter", "thread", "x", "reddit", "hn", "linkedin", "podcast", "note", "notes", "summary", "review", "reviews", "discussion", "supp", "suppl"],
-    *["supplementary", "supplement", "supplemental", "appendix", "material", "materials", "full", "text", "version", "extended", "short", "long", "original"],
-    *["source", "sources", "author", "authors'", "hf", "huggingface", "spaces", "space", "pwc", "paperswithcode", "semantic", "scholar", "google", "alphaxiv", "ar5iv"],
-    *["scihub", "download", "annotated", "publication", "publisher", "journal", "conference", "proceedings", "proc", "nature", "science", "ieee", "xplore", "acm"],
-    *["springer", "elsevier", "sciencedirect", "researchgate", "wiley", "mlr", "pmlr", "cvf", "openaccess", "neurips", "nips", "icml", "iclr", "cvpr", "iccv", "eccv", "acl"],
-    *["emnlp", "naacl", "aaai", "ijcai", "read", "more", "view", "details", "docs", "doc", "documentation", "wiki", "zotero", "playground", "app", "press", "news", "explainer"],
-    *["tutorial", "walkthrough", "report", "tech", "technical", "release", "announcement", "live", "interactive", "readme", "slideslive", "bilibili", "zhihu"],
-    *["companion", "archive", "mirror", "backup", "cached", "file", "online", "free", "access", "chinese", "english", "translation", "website's", "interview"],
-}  # fmt: skip
+_LABEL_WORDS = """
+paper papers pdf pdfs arxiv preprint html abs abstract doi bib bibtex bibliography openreview acl anthology ps
+link links here url uri website web webpage page pages homepage home site project code codes github gitlab
+bitbucket repo repository implementation implementations impl official unofficial pytorch tensorflow tf jax
+keras theano mxnet caffe torch matlab colab notebook model models weights checkpoint checkpoints data dataset
+datasets benchmark blog blogpost post posts article medium video videos youtube talk talks slides slide poster
+presentation demo demos tweet tweets twitter thread x reddit hn linkedin podcast note notes summary review
+reviews discussion supp suppl supplementary supplement supplemental appendix material materials full text
+version extended short long original source sources author authors' hf huggingface spaces space pwc
+paperswithcode semantic scholar google alphaxiv ar5iv scihub download annotated publication publisher journal
+conference proceedings proc nature science ieee xplore acm springer elsevier sciencedirect researchgate wiley
+mlr pmlr cvf openaccess neurips nips icml iclr cvpr iccv eccv emnlp naacl aaai ijcai read more view details docs
+doc documentation wiki zotero playground app press news explainer tutorial walkthrough report tech technical
+release announcement live interactive readme slideslive bilibili zhihu companion archive mirror backup cached
+file online free access chinese english translation website's interview workshop oral spotlight bibtex's 论文 代码
+主页 项目 链接 视频 数据集 解读 原文 论文链接 代码链接 论文下载链接 项目主页 中文解读 论文解读 github链接 无 笔记 博客 开源代码 dataset's
+"""
+_LABELS = frozenset(_LABEL_WORDS.split())
 """Words that say what a link leads to."""
 
 _SMALL = {
@@ -163,6 +166,8 @@ def leads_to_paper(url: str, label: str = "") -> bool:
     except ValueError:
         return False
     host = (parts.hostname or "").removeprefix("www.")
+    if not host and re.search(r"\.pdf$", parts.path.lower()):
+        return True
     if host and not _NO_PAPER.search(host) and (_PAPER_HOST.search(host) or _PAPER_PATH.search(parts.path.lower())):
         return True
     if host and _NO_PAPER.search(host):
@@ -174,7 +179,7 @@ def leads_to_paper(url: str, label: str = "") -> bool:
 @lru_cache(maxsize=4096)
 def are_people(text: str) -> bool:
     """Whether a text is only names of people: `J. Doe et al.`, `Jane Doe, Max Moe and Ann Roe`."""
-    text = text.strip().strip(".,;:*_()").strip()
+    text = text.strip().strip(".,;:*_()\"“” ").strip()
     more = bool(_ET_AL.search(text))
     text = _ET_AL.sub("", text).strip(" ,;.&")
     if not text or len(text) > 600 or re.search(r"[?!:\"“”/\\\[\]{}<>=+]|\d", text):
@@ -182,6 +187,10 @@ def are_people(text: str) -> bool:
     pieces = [p.strip() for p in re.split(r"\s*(?:,|;|&|\band\b|·|•)\s*", text) if p.strip()]
     if not pieces:
         return False
+    if names.reversed_first(pieces, more):
+        pieces[:2] = [f"{pieces[1]} {pieces[0]}"]
+        if len(pieces) == 1:
+            return more
     if more and len(pieces) == 1:
         return len(pieces[0].split()) <= 3 and pieces[0][0].isupper()
     good = initials = 0
@@ -208,13 +217,16 @@ def are_people(text: str) -> bool:
     return good >= max(1, len(pieces) - (1 if initials or more else 0)) and (len(pieces) > 1 or initials > 0 or more)
 
 
-_COMMON = {
-    *["learning", "networks", "network", "neural", "deep", "model", "models", "language", "attention", "transformer", "transformers", "vision", "image", "video"],
-    *["the", "a", "an", "of", "for", "with", "towards", "toward", "and", "in", "on", "to", "from", "by", "via", "using", "beyond", "survey", "review", "adaptive", "efficient", "fast"],
-    *["large", "scale", "generative", "diffusion", "training", "representation", "representations", "graph", "data", "robust", "self", "supervised"],
-    *["reinforcement", "optimization", "inference", "generation", "detection", "segmentation", "classification", "recognition", "policy", "world"],
-    *["convolutional", "recurrent", "adversarial", "gradient", "stochastic", "variational", "bayesian", "probabilistic", "sequence", "speech", "text"],
-}  # fmt: skip
+_COMMON_WORDS = """
+learning networks network neural deep model models language attention transformer transformers vision image
+video the a an of for with towards toward and in on to from by via using beyond survey review adaptive efficient
+fast large scale generative diffusion training representation representations graph data robust self supervised
+reinforcement optimization inference generation detection segmentation classification recognition policy world
+convolutional recurrent adversarial gradient stochastic variational bayesian probabilistic sequence speech text
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
+"""Words of titles that no name of a person is."""
+  # fmt: skip
 
 
 def parse(shown: Inline) -> Head:
@@ -261,6 +273,12 @@ def _decorations(parts: list[Part], head: Head) -> list[Part]:
         part = parts[0]
         if part.kind == "text":
             text = part.text.lstrip(" \t\u00a0.,;|")
+            if part.bold and len(parts) > 1 and re.fullmatch(r"\W*\d{1,4}\W*", text) and not _any_year(text):
+                parts = parts[1:]
+                continue
+            if part.bold and len(parts) > 1 and (short := re.fullmatch(r"\[([^\[\]]{1,30})\]\W*", text)) and not _badge(text, head):
+                head.name, parts = head.name or short[1].strip(), parts[1:]
+                continue
             if part.bold and not _badge(text, head):
                 parts[0] = Part(part.kind, text, part.url, True, part.slanted)
                 return parts
@@ -393,7 +411,8 @@ def _linked(parts: list[Part], head: Head) -> list[Part]:
     if part.kind == "link":
         head.links.insert(0, Link(part.url, "" if part.text == part.url else title))
     inner = _peel_text(title, head, last=True) if part.kind == "link" else title
-    head.title = _trailing_year(inner or title, head)
+    _trailing_year(inner or title, head)
+    head.title = inner or title
     if _NUMBER.match(part.text) is None and head.title != title and not head.title:
         head.title = title
     return parts[1:]
@@ -483,9 +502,13 @@ def _plain(parts: list[Part], head: Head) -> list[Part]:
                 return _linked(rest, head)
         if part.kind == "code" and run and _badge(part.text, head):
             break
-        if part.bold and run and is_title(part.text) and are_people(_less_year("".join(p.text for p in run))):
-            head.authors = names.people(_less_year("".join(p.text for p in run)))
-            return _bold(rest, head)
+        if part.bold and run:
+            before = "".join(p.text for p in run).strip(" \"“”")
+            if are_people(_less_year(before)):
+                _take_rest(before, head)
+                return _bold(rest, head)
+            if _badge(part.text, head) or not is_title(part.text):
+                break
         if part.slanted and part.kind == "text" and run:
             before = "".join(p.text for p in run).strip(" .,;:")
             if len(part.text.split()) > 2 and are_people(_less_year(before)):
@@ -560,10 +583,13 @@ def _split_title(text: str, head: Head, tail_links: bool) -> tuple[str, str]:
             break
     if match := _SEPARATOR.search(text):
         left, right = text[: match.start()], text[match.end() :]
-        if not (len(left.split()) == 1 and is_title(right) and not are_people(right)):
+        whole = is_title(right) and not are_people(right) and not _VENUES.match(right)
+        if not (whole and (len(left.split()) == 1 or tail_links)):
             cuts.append(match.start())
     if match := re.search(r"[,;:.]?\s*[(\[]?\s*\b(?:doi|arxiv)\s*:\s*\d", text, re.I):
         cuts.append(match.start() or len(text))
+    if (match := re.search(r"(?<=\w)\s{2,}(?=[A-Z])", text)) and len(text) - match.end() > 60:
+        cuts.append(match.start())
     if "\n" in text:
         cuts.append(text.index("\n"))
     end = min(cuts)
@@ -623,6 +649,10 @@ def _rest(parts: list[Part], head: Head) -> None:
             if (part.kind == "code" or part.slanted) and _badge(part.text, head):
                 _take(part.text, head)
                 continue
+            if part.kind == "code" and _any_year(part.text) and len(part.text.split()) < 6:
+                head.year = head.year or _any_year(part.text)
+                head.venue = head.venue or _less_year(part.text).strip(" ,.")
+                continue
             if part.slanted and _VENUES.search(part.text) and len(part.text.split()) < 9:
                 head.year = head.year or _any_year(part.text)
                 head.venue = head.venue or _less_year(part.text).strip(" ,.")
@@ -633,6 +663,8 @@ def _rest(parts: list[Part], head: Head) -> None:
     text = re.sub(r"(?:\s*[,|/·•;&]?\s*\x00)+", "\x00", text)
     pieces = [_facts(piece, head) for piece in text.split("\x00")]
     head.summary = " ".join(piece for piece in pieces if piece)
+    if head.year is None and len(head.summary) < 80:
+        head.year = _any_year(head.summary)
 
 
 def _facts(text: str, head: Head) -> str:

@@ -29,6 +29,7 @@ _TAG = re.compile(
     re.I,
 )
 _BREAK = re.compile(r"\s*(?<!\\)<br\s*/?>\s*", re.I)
+_KEY = re.compile(r"(?<!\\)<kbd>([^<>`]{1,80})</kbd>", re.I)
 _LIST_TAG = re.compile(r"<(/?)(ul|ol|li)\b[^<>]*>", re.I)
 
 
@@ -258,7 +259,7 @@ def _shown(match: re.Match) -> str:
 def _without_html(content: str) -> str:
     """A line whose HTML links, bold words and breaks are Markdown's, less its other tags of layout."""
     content = _ANCHOR.sub(lambda m: f"[{_TAG.sub('', m[2]).strip()}](<{m[1]}>)", content)
-    content = _BREAK.sub("\n", content)
+    content = _BREAK.sub("\n", _KEY.sub(lambda m: f"`{m[1].strip('` ')}`", content))
     return _TAG.sub("", _STRONG.sub("**", content))
 
 

@@ -84,7 +84,9 @@ def people(cell: str) -> tuple[Name, ...]:
     cell = re.sub(r"\s+(?:and|&)\s+|,\s*(?:and|&)\s+", "; " if ";" in cell else ", ", cell)
     one = cell.partition(",")[0].strip()
     reversed_ = cell.count(",") == 1 and " " not in one and bool(one)
-    pieces = cell.split(";") if ";" in cell or reversed_ else cell.split(",")
+    pieces = cell.split(";") if ";" in cell or reversed_ else [piece.strip() for piece in cell.split(",")]
+    if reversed_first(pieces):
+        pieces[:2] = [f"{pieces[0]}, {pieces[1]}"]
     found = []
     for piece in pieces:
         piece = re.sub(r"\[\[(?:[^|\]]*\|)?([^\]]*)\]\]", r"\1", piece).strip().strip("*_").strip()
@@ -96,6 +98,16 @@ def people(cell: str) -> tuple[Name, ...]:
         elif piece and piece.casefold() not in ("others", "et al", "et al."):
             found.append(inverted(piece))
     return tuple(found)
+
+
+def reversed_first(pieces: list[str], more: bool = False) -> bool:
+    """Whether a list of names opens with one the other way round: `LeCun, Yann, Yoshua Bengio and Geoffrey Hinton`."""
+    if len(pieces) < 2 or any(" " in piece and not re.fullmatch(r"[A-Z][\w-]+ [A-Z]\.?", piece) for piece in pieces[:2]):
+        return False
+    if " " in pieces[0] or _INITIALS.fullmatch(pieces[1]):
+        return False
+    rest = pieces[2:]
+    return all(" " in piece or "." in piece for piece in rest) if rest else more
 
 
 def structured(authors: tuple[str, ...]) -> list[list[str]]:

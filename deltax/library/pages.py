@@ -171,13 +171,22 @@ def decided(path: str, rows: list[str], front: FrontMatter, tree: tuple[Block, .
         and bool(found.own & {"authors", "link", "arxiv", "doi", "venue"})
         and bool(ids or "authors" in found.own)
     )
+    labelled = bool(found.first("title")) and _own_label(rows, front.lines)
     keyed = bool(found.first("citekey") or found.first("kind")) and bool(titled or found.values.get("aliases"))
     logseq = "title" in found.colons and bool(ids or found.own & {"authors", "link", "status"})
-    if not (described or named or about or keyed or logseq):
+    if not (described or named or about or keyed or logseq or labelled):
         return None
     if not (described or keyed or logseq) and _lists(tree) > 4:
         return None
     return entry(path, rows, front, tree, found)
+
+
+_PAPER_LABEL = re.compile(r"(?i)^\s*(?:[-*+]\s+)?\[(?:link to (?:the )?)?(?:original )?paper(?: link)?\]\(\S+\)\s*$")
+
+
+def _own_label(rows: list[str], start: int) -> bool:
+    """Whether just one line of a file that has a title is only the link to "the paper"."""
+    return sum("](" in row and len(row) < 2000 and bool(_PAPER_LABEL.match(row)) for row in rows[start:]) == 1
 
 
 def _lists(tree: tuple[Block, ...]) -> int:
@@ -291,7 +300,7 @@ def label_links(row: str) -> list[Link]:
     if not links or not all(part.text == part.url or lines.is_label(part.text) for part in links):
         return []
     bare = re.sub(r"[\W_]+", " ", words).strip()
-    if bare and not lines.is_label(bare):
+    if bare and not lines.is_label(bare) and not lines._badge(words.strip(" []()|,;."), lines.Head()):
         return []
     before = ""
     found = []

@@ -117,6 +117,7 @@ class _Page:
         self.all = _Rhythm()
         self.levels: dict[int, list[bool]] = {}
         self.reading = self.titled = False
+        self.titled_paragraphs = 0
 
     # The rhythm of the file.
 
@@ -133,14 +134,34 @@ class _Page:
             elif block.kind == "table":
                 rows = [[cell.content for cell in row.children] for row in block.children if row.kind == "row"][1:]
                 self.all.papers += sum("://" in " ".join(row) and tables.papers([row], 0) for row in rows[:50])
-            elif block.kind == "paragraph" and "://" in block.content:
+            elif block.kind == "paragraph" and ("://" in block.content or "](" in block.content):
                 head = self.head(block.content.split("\n")[0].rstrip("\\").rstrip(), block.start)
                 self.all.papers += head.papers and head.style == "link"
+                found = self.titled_paragraph(block)
+                self.titled_paragraphs += found
+                self.all.papers += found
         for at, block in enumerate(tree):
             if block.kind == "heading":
                 entry = self._is_entry_heading(tree, at)
                 self.levels.setdefault(block.level, []).append(entry)
                 self.all.papers += entry
+
+    def titled_paragraph(self, block: Block) -> bool:
+        """Whether a paragraph opens with the title of a paper and holds labelled links to it."""
+        rows = block.content.split("\n")
+        if not _opens(rows[0]) or len(block.content) > 4000:
+            return False
+        head = self.head(tasks.peel(rows[0].rstrip("\\").rstrip()).text, block.start)
+        if not head.title or lines_.is_label(head.title) or head.title.rstrip().endswith(":"):
+            return False
+        titled = lines_.is_title(head.title) or head.style in ("quote", "bold") or bool(head.authors)
+        if not titled or head.style == "link":
+            return False
+        if head.links:
+            return head.papers and (len(head.summary) < 120 or bool(head.authors))
+        told = [link for row in rows[1:6] for link in pages.label_links(row)]
+        paper = any(lines_.leads_to_paper(link.url, link.label) for link in told)
+        return paper or bool(told and self.titled_paragraphs > 3)
 
     def rhythm(self, block: Block, deep: bool = False) -> _Rhythm:
         found = _Rhythm()
@@ -375,6 +396,8 @@ class _Page:
 
     def _leads(self, block: Block) -> list[int]:
         found = []
+        if self.titled_paragraphs > 1 and self.titled_paragraph(block):
+            return [block.start]
         for number in range(block.start, block.end):
             row = self.lines[number]
             if "://" not in row or len(row) > LONG:
@@ -383,9 +406,6 @@ class _Page:
             shown = inline(text)
             head = self.head(text, number)
             if not _bare(shown):
-                titled = lines_.is_title(head.title) or head.style in ("bold", "quote")
-                if head.papers and head.style != "plain" and titled and not head.summary and number == block.start:
-                    found.append(number)
                 continue
             label = shown.links[0].label
             dated = self.day is not None and number == block.start and not (label and lines_.is_label(label))
@@ -574,6 +594,11 @@ class _Page:
             return None
         if linked and not _is_entry(head) and not match["year"]:
             return None
+        titled = not match["title"].rstrip().endswith(":") or "](" in match["title"] or lines_.is_title(head.title)
+        if not match["year"] and (not titled or (match["title"].endswith(":") and not head.papers and not linked)):
+            return None
+        if linked and not head.papers and not match["year"] and match["title"].rstrip().endswith(":"):
+            return None
         head = replace(head, title=head.title.strip("\\*").strip())
         return self.make(head, line, place, "bold", section, within)
 
@@ -667,6 +692,8 @@ class _Page:
                 year = year or lines_._any_year(found.first("year") or found.first("date"))
                 venue = venue or found.first("venue")
                 ids = ids or pages._ids(found)
+            elif "](" in text and lines_._badge(said := text.split("[")[0].strip(" .,;"), lines_.Head()):
+                year, venue = year or lines_._any_year(said), venue or lines_._less_year(said).strip(" .,")
             elif not authors and text[0].isupper() and not _NO_NAMES.search(text) and ("," in text or " " in text):
                 shown = inline(text).text
                 if lines_.are_people(lines_._less_year(shown)):
@@ -722,6 +749,10 @@ def _content(item: Block) -> str:
     return item.children[0].content if item.children and item.children[0].kind in ("paragraph", "heading") else ""
 
 
+def _opens(content: str) -> bool:
+    return content.lstrip().startswith(("**", "__", "[", '"', "“")) or bool(re.match(r"\s*(?:\d+[.)]|\S+, )", content))
+
+
 def _goes_on(first: str, following: str, rest: list[str]) -> bool:
     """Whether a line of an item is the wrapped end of the one before: a bracket or bold words are open, or a title in
     small letters goes on before its links."""
@@ -736,7 +767,8 @@ def _goes_on(first: str, following: str, rest: list[str]) -> bool:
         or _LIST_MARK.match(following)
     ):
         return False
-    return following[:1].islower() and any("](" in row or "://" in row for row in rest[:3])
+    long = len(first) >= 70 and bool(re.search(r"\w$", first)) and lines_.is_title(following.split("](")[0])
+    return (following[:1].islower() or long) and any("](" in row or "://" in row for row in rest[:3])
 
 
 def _is_paper(head: lines_.Head) -> bool:
