@@ -326,7 +326,7 @@ def _peel_text(text: str, head: Head, last: bool) -> str:
     """A text less marks, numbers, dates and bracketed venues at its start."""
     for _ in range(12):
         before = text
-        text = text.lstrip(" \t\u00a0")
+        text = text.lstrip(" \t\u00a0*_~")
         while text and _mark(text[0]):
             text = text[1:].lstrip(" \t\u00a0")
         if match := _SHORTCODE.match(text):
@@ -371,7 +371,7 @@ def _take(text: str, head: Head) -> None:
     year = _any_year(text)
     head.year = head.year or year
     if venue := _VENUES.search(text):
-        words = _SHORT_YEAR.sub("", _YEAR.sub("", text)).strip(" ,.:;-–()[]")
+        words = _SHORT_YEAR.sub("", _YEAR.sub("", text)).strip(" ,.:;-–()[]\"“”'")
         head.venue = head.venue or (words if len(words) < 40 else venue[0])
 
 
@@ -663,8 +663,8 @@ def _rest(parts: list[Part], head: Head) -> None:
     text = re.sub(r"(?:\s*[,|/·•;&]?\s*\x00)+", "\x00", text)
     pieces = [_facts(piece, head) for piece in text.split("\x00")]
     head.summary = " ".join(piece for piece in pieces if piece)
-    if head.year is None and len(head.summary) < 80:
-        head.year = _any_year(head.summary)
+    if head.year is None and (len(head.summary) < 80 or head.authors):
+        head.year = _any_year(head.summary[:240])
 
 
 def _facts(text: str, head: Head) -> str:

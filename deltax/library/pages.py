@@ -43,7 +43,7 @@ _HEAD = 40
 """Lines from the first in which `Key: value` is looked for."""
 
 _GENERIC = re.compile(
-    r"(?i)(?:notes?|summary|abstract|papers?|metadata|paper notes?|introduction|overview|contents?|reading notes?|literature "
+    r"(?i)(?:notes?|summary|abstract|papers?|paper title|metadata|paper notes?|introduction|overview|contents?|reading notes?|literature "
     r"notes?|index|home|readme|tl;?dr|untitled|my notes?|links?|references?)"
 )
 SECTIONS = re.compile(
@@ -181,7 +181,7 @@ def decided(path: str, rows: list[str], front: FrontMatter, tree: tuple[Block, .
     return entry(path, rows, front, tree, found)
 
 
-_PAPER_LABEL = re.compile(r"(?i)^\s*(?:[-*+]\s+)?\[(?:link to (?:the )?)?(?:original )?paper(?: link)?\]\(\S+\)\s*$")
+_PAPER_LABEL = re.compile(r"(?i)^\s*(?:[-*+]\s+)?\[(?:link to (?:the )?)?(?:original )?paper(?: link)?\]\(\S*\)\s*$")
 
 
 def _own_label(rows: list[str], start: int) -> bool:
@@ -210,19 +210,24 @@ def _first_heading(tree: tuple[Block, ...]) -> str:
 
 
 def weighed(
-    path: str, rows: list[str], front: FrontMatter, tree: tuple[Block, ...], entries: list[Entry]
+    path: str, rows: list[str], front: FrontMatter, tree: tuple[Block, ...], entries: list[Entry], reading: re.Pattern
 ) -> Entry | None:
     """The entry of a file that is about one paper after all, from what its blocks hold; None for a list, or neither.
-    `entries` are those that the file has when it is read as a list."""
-    papers = [
-        e for e in entries if any(lines.leads_to_paper(k.url, k.label) for k in e.reference.links if k.role == "own")
-    ]
+    `entries` are those that the file has when it is read as a list; `reading` finds the words of a list's name."""
     top = next((block for block in tree if block.kind != "hr"), None)
     if top is None:
         return None
     heading = top.kind == "heading" and top.level < 7
     opening = lines.parse(inline(top.content)) if heading else _opening(top)
     leads = bool(opening and opening.papers and opening.title and not lines.is_label(opening.title))
+    told = str(front.values.get("title") or "")
+    post = lines.is_title(told) and not reading.search(told) and not any(e.task.symbol for e in entries)
+    if entries and post and len(entries) < 8:
+        taken = sum(e.origin.end - e.origin.line + 1 for e in entries if not e.origin.within)
+        if taken * 4 <= len(rows) - front.lines and any(
+            lines.leads_to_paper(k.url, k.label) for k in mentions(rows[front.lines :])
+        ):
+            return entry(path, rows, front, tree, facts(front.values, rows, front.lines))
     if entries and not leads:
         return None
     papers = [
@@ -257,7 +262,7 @@ def weighed(
         labelled = _labelled(rows[front.lines :])
         if len(ids) == 1 or labelled:
             return entry(path, rows, front, tree, found)
-    if len(ids) == 1:
+    if len(ids) == 1 or (first and _skeleton(first, heads, rows)):
         return entry(path, rows, front, tree, found)
     if first and first.level == 1 and sum(h.level == 1 for h in heads) == 1:
         after = tree[tree.index(first) + 1] if tree.index(first) + 1 < len(tree) else None
@@ -266,6 +271,25 @@ def weighed(
         if _labelled(rows[first.end : first.end + 6]):
             return entry(path, rows, front, tree, found)
     return None
+
+
+_PARTS = re.compile(
+    r"(?i)(?:\d+[.)]?\s*)?(?:abstract|key (?:points?|ideas?|contributions?|insights?|findings?)|contributions?|(?:the )?methods?|"
+    r"methodology|experiments?|results?|related work|technical details|main (?:ideas?|contributions?)|ablations?)\s*:?"
+)
+
+
+def _skeleton(first: Block, heads: list[Block], rows: list[str]) -> bool:
+    """Whether a file has the build of notes on one paper: a title, and a "TL;DR" or the parts of a paper below it."""
+    shown = inline(first.content)
+    title = lines.parse(shown).title if shown.links else shown.text
+    if not (lines.is_title(title) or shown.links) or _GENERIC.fullmatch(title.strip()):
+        return False
+    below = [h for h in heads if h is not first]
+    if any(h.level <= first.level and not SECTIONS.fullmatch(inline(h.content).text.strip()) for h in below):
+        return False
+    tldr = any(re.match(r"(?i)[\s>*_-]*tl;?dr\b", row) for row in rows[first.end : first.end + 10])
+    return tldr or sum(bool(_PARTS.fullmatch(inline(h.content).text.strip())) for h in below) > 1
 
 
 def _people_line(content: str) -> str:

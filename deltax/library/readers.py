@@ -69,7 +69,7 @@ def read(path: str, lines: list[str]) -> Reading:
     if described is None:
         page.survey(tree)
         page.walk(tree)
-        described = pages.weighed(path, rows, front, tree, page.entries)
+        described = pages.weighed(path, rows, front, tree, page.entries, _READING)
     entries, remarks = page.entries, page.remarks
     if described is not None:
         page.carried = {}
@@ -89,11 +89,13 @@ def read(path: str, lines: list[str]) -> Reading:
 @dataclass
 class _Rhythm:
     """What the lines of a list, or of a file, look like. `items`: how many; `papers`: those that link to a paper or name
-    one behind a title; `links`: those that open with another link; `bold`: those that open with bold words; `boxes`."""
+    one behind a title; `links`: those that open with another link, `local` those that open
+    with a title linked to a file beside them; `bold`: those that open with bold words; `boxes`."""
 
     items: int = 0
     papers: int = 0
     links: int = 0
+    local: int = 0
     bold: int = 0
     boxes: int = 0
 
@@ -127,6 +129,8 @@ class _Page:
         words = [str(self.front.values.get("title", "")), *(inline(block.content).text for block in tops)]
         name = re.split(r"[/\\]", self.path)[-1]
         self.reading = any(_READING.search(text) for text in (*words, name.replace("-", " ").replace("_", " ")))
+        intro = " ".join(row for row in self.lines[self.front.lines : self.front.lines + 20] if len(row) < 2000)
+        self.reading = self.reading or bool(re.search(r"(?i)\bpapers\b|reading list", intro))
         self.titled = any(block.level == 1 for block in tops)
         for block in tree:
             if block.kind == "list":
@@ -180,6 +184,8 @@ class _Page:
                     found.papers += 1
                 elif head.style == "link" and _external(tuple(head.links)) and not lines_.is_label(head.title):
                     found.links += 1
+                elif head.style == "link" and lines_.is_title(head.title):
+                    found.local += 1
             elif len(item.children) > 1 or "\n" in _content(item):
                 found.papers += any(lines_.leads_to_paper(k.url, k.label) for k in self._labels_below(item))
             if deep:
@@ -567,8 +573,16 @@ class _Page:
         if head.style == "link" and _external(tuple(head.links)):
             if lists and not papers and any(self.rhythm(child).papers for child in lists):
                 return None
-            titled = lines_.is_title(head.title) and (self.reading or rhythm.papers * 2 >= rhythm.items)
-            if not self.doubtful() or titled:
+            elsewhere = any(lines_._NO_PAPER.search(link.url.split("://")[-1].removeprefix("www.")) for link in head.links)
+            usual = rhythm.papers * 5 >= rhythm.items * 3 and rhythm.items > 2
+            most = self.all.papers >= self.all.links and (lines_.is_title(head.title) or not elsewhere)
+            titled = lines_.is_title(head.title) and not elsewhere and (self.reading or not self.doubtful())
+            if usual or most or titled:
+                return self.make(head, line, place, "list", section)
+            return None
+        local = rhythm.local * (2 if lines_.is_title(head.title) else 1) * 5 >= rhythm.items * 3
+        if head.style == "link" and local and rhythm.local:
+            if self.reading and not head.links[0].url.startswith("#"):
                 return self.make(head, line, place, "list", section)
             return None
         usual = rhythm.papers >= 2 and rhythm.papers * 5 >= rhythm.items * 3
@@ -597,8 +611,10 @@ class _Page:
         titled = not match["title"].rstrip().endswith(":") or "](" in match["title"] or lines_.is_title(head.title)
         if not match["year"] and (not titled or (match["title"].endswith(":") and not head.papers and not linked)):
             return None
-        if linked and not head.papers and not match["year"] and match["title"].rstrip().endswith(":"):
-            return None
+        if linked and not head.papers and not match["year"]:
+            labelled = "](" in match["title"] or any(lines_.is_label(k.label) and k.label for k in head.links)
+            if match["title"].rstrip().endswith(":") or not labelled:
+                return None
         head = replace(head, title=head.title.strip("\\*").strip())
         return self.make(head, line, place, "bold", section, within)
 
