@@ -229,6 +229,11 @@ _COMMON = frozenset(_COMMON_WORDS.split())
   # fmt: skip
 
 
+_ONE_PERSON = re.compile(r"[A-Z][\w'-]+, [A-Z][\w'-]*\.?(?: [A-Z]\.)*")
+"""`Coe, Carl`: a name the other way round, which words alone do not tell from two."""
+_PERSON = re.compile(r"[A-Z][\w'’-]+(?: [A-Z]\.| (?:van|von|de|der|den))* [A-Z][\w'’-]+")
+
+
 def parse(shown: Inline) -> Head:
     """A line taken apart."""
     head = Head()
@@ -504,7 +509,7 @@ def _plain(parts: list[Part], head: Head) -> list[Part]:
             break
         if part.bold and run:
             before = "".join(p.text for p in run).strip(" \"“”")
-            if are_people(_less_year(before)):
+            if are_people(_less_year(before)) or _ONE_PERSON.fullmatch(_less_year(before).strip(" .")):
                 _take_rest(before, head)
                 return _bold(rest, head)
             if _badge(part.text, head) or not is_title(part.text):
@@ -550,8 +555,8 @@ def _take_rest(text: str, head: Head) -> None:
     year = _any_year(text)
     head.year = head.year or year
     people = _less_year(text)
-    if are_people(people):
-        head.authors = head.authors or names.people(people)
+    if are_people(people) or _ONE_PERSON.fullmatch(people.strip(" .\"“")):
+        head.authors = head.authors or names.people(people.strip(" .\"“"))
     elif _badge(text, head):
         _take(text, head)
 
@@ -635,7 +640,7 @@ def _rest(parts: list[Part], head: Head) -> None:
                 if are_people(people):
                     head.authors = head.authors or names.people(people)
                     head.year = head.year or _any_year(part.text)
-                elif not _ARCHIVE.fullmatch(label.casefold()) and _badge(label, head):
+                elif not _ARCHIVE.fullmatch(label.casefold()) and not from_text(label) and _badge(label, head):
                     _take(label, head)
                 words.append("\x00")
             else:
@@ -652,6 +657,13 @@ def _rest(parts: list[Part], head: Head) -> None:
             if part.kind == "code" and _any_year(part.text) and len(part.text.split()) < 6:
                 head.year = head.year or _any_year(part.text)
                 head.venue = head.venue or _less_year(part.text).strip(" ,.")
+                continue
+            if part.slanted and not head.authors and _PERSON.fullmatch(part.text.strip(" .,*_")):
+                head.authors = (names.shown(part.text.strip(" .,*_")),)
+                continue
+            if part.slanted and are_people(_less_year(part.text)):
+                head.authors = head.authors or names.people(_less_year(part.text))
+                head.year = head.year or _any_year(part.text)
                 continue
             if part.slanted and _VENUES.search(part.text) and len(part.text.split()) < 9:
                 head.year = head.year or _any_year(part.text)
@@ -702,7 +714,7 @@ def _facts(text: str, head: Head) -> str:
     ]
     for piece in sorted(set(pieces), key=len, reverse=True):
         left = by[len(piece) :]
-        who = _less_year(_VENUES.split(piece)[0]).strip(" ,.;*_")
+        who = _less_year(_VENUES.split(piece)[0]).strip(" ,.;*_([")
         whole = piece.strip(" .,;*_")
         if are_people(who) and not re.search(r"\w", _less_badge(piece[len(who) :])):
             head.authors = head.authors or names.people(who)

@@ -54,7 +54,7 @@ SECTIONS = re.compile(
     r"open questions?|critique|criticisms?|pros|cons|strengths?|weaknesses?|ideas?|details|takeaways?|contributions?|analysis|"
     r"problem(?: statement)?|solution|setup|datasets?|training|inference|future work|follow[- ]?ups?|quotes?|highlights?|"
     r"annotations?|metadata|citation|bibtex|links?|resources|appendix|implementation|code|further reading|see also|"
-    r"what.{0,40}\?|why.{0,40}\?|how.{0,40}\?|to-?dos?|tasks|next steps|table of contents|contents|toc)\s*:?"
+    r"(?:what|why|how)(?: (?:is|are|does|do|did|was|it|this|the|i|we|they)\b[^A-Z]{0,40})?\?|to-?dos?|tasks|next steps|table of contents|contents|toc)\s*:?"
 )
 """Headings of the parts of one paper's notes."""
 

@@ -165,7 +165,7 @@ class _Page:
             return head.papers and (len(head.summary) < 120 or bool(head.authors))
         told = [link for row in rows[1:6] for link in pages.label_links(row)]
         paper = any(lines_.leads_to_paper(link.url, link.label) for link in told)
-        return paper or bool(told and self.titled_paragraphs > 3)
+        return paper or bool(told and self.titled_paragraphs >= 3)
 
     def rhythm(self, block: Block, deep: bool = False) -> _Rhythm:
         found = _Rhythm()
@@ -589,7 +589,8 @@ class _Page:
         if lists and not head.links and any(self.rhythm(child).papers for child in lists):
             return None
         named = lines_.is_title(head.title) or bool(head.authors) or bool(head.year and head.title)
-        if usual and named and not _is_sentence(first) and not first.rstrip().endswith(":"):
+        prose = _is_sentence(first) and not head.authors
+        if usual and named and not prose and not first.rstrip().endswith(":"):
             return self.make(head, line, place, "bold" if bold else "list", section)
         if head.links and head.style == "labels" and named and (rhythm.papers * 3 >= rhythm.items or self.reading):
             return self.make(head, line, place, "list", section)
