@@ -38,7 +38,8 @@ _MONTH = "|".join(_MONTHS)
 _YEAR_MONTH = re.compile(r"(?P<y>(?:19|20)\d{2})\s*[-./]\s*(?P<m>0?[1-9]|1[0-2])(?:[-./](?P<d>\d{1,2}))?")
 _MONTH_YEAR = re.compile(r"(?P<m>0?[1-9]|1[0-2])\s*/\s*(?P<y>(?:19|20)\d{2})")
 _WORDS = re.compile(
-    rf"(?i)(?P<y>(?:19|20)\d{{2}})\s*[-–—,:/ ]\s*(?P<m>{_MONTH})[a-z]*\.?|(?P<m2>{_MONTH})[a-z]*\.?,?\s+(?P<y2>(?:19|20)\d{{2}})"
+    rf"(?i)(?P<y>(?:19|20)\d{{2}})\s*[-–—,:/ ]\s*(?P<m>{_MONTH})[a-z]*\.?|"
+    rf"(?P<m2>{_MONTH})[a-z]*\.?,?\s+(?P<y2>(?:19|20)\d{{2}})"
 )
 _COUNT = re.compile(r"\s*[(\[]\s*\d+\s*(?:papers?|notes?|entries|items)?\s*[)\]]\s*$|\s*[:：]\s*$")
 

@@ -46,12 +46,21 @@ def find(paths: Iterable[str | Path]) -> Iterator[Path]:
                 yield Path(os.path.abspath(path))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, endings: tuple[str, ...] = MARKDOWN) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(MARKDOWN):
+            if not name.startswith(".") and name.lower().endswith(endings):
                 yield Path(root, name)
+
+
+def skipped(paths: Iterable[str | Path]) -> list[Path]:
+    """Bibliographies (.bib, .ris) in the folders among `paths`: `find` leaves them out."""
+    found = []
+    for folder in map(Path, paths):
+        if folder.expanduser().is_dir():
+            found += [Path(os.path.abspath(path)) for path in _walk(folder.expanduser(), (".bib", ".ris"))]
+    return found
 
 
 def load(path: Path) -> Text:

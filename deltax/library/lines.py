@@ -2,8 +2,8 @@
 
     [decorations] [date] [venue] title [(year)] [authors, venue, year] [labelled links] [summary]
 
-A link whose words only say what kind of page it leads to ("paper", "pdf", "code", "Link to the paper") is a label: it is
-never a title. What is neither title nor label nor authors nor venue is kept as the line's summary.
+A link whose words only say what kind of page it leads to ("paper", "pdf", "code", "Link to the paper") is a label: it
+is never a title. What is neither title nor label nor authors nor venue is kept as the line's summary.
 """
 
 import re
@@ -32,7 +32,8 @@ mlr pmlr cvf openaccess neurips nips icml iclr cvpr iccv eccv emnlp naacl aaai i
 doc documentation wiki zotero playground app press news explainer tutorial walkthrough report tech technical
 release announcement live interactive readme slideslive bilibili zhihu companion archive mirror backup cached
 file online free access chinese english translation website's interview workshop oral spotlight bibtex's 论文 代码
-主页 项目 链接 视频 数据集 解读 原文 论文链接 代码链接 论文下载链接 项目主页 中文解读 论文解读 github链接 无 笔记 博客 开源代码 dataset's
+主页 项目 链接 视频 数据集 解读 原文 论文链接 代码链接 论文下载链接 项目主页 中文解读 论文解读 github链接 无 笔记
+博客 开源代码 dataset's
 """
 _LABELS = frozenset(_LABEL_WORDS.split())
 """Words that say what a link leads to."""
@@ -74,13 +75,19 @@ _PAPER_LABELS = {
     *("springer", "proceedings", "nature", "science", "acl", "anthology", "cvf", "pmlr", "mlr", "elsevier", "journal"),
 }
 _VENUES = re.compile(
-    r"(?<![\w-])(?:CVPR|ICCV|ECCV|WACV|BMVC|ACCV|3DV|NeurIPS|NIPS|ICML|ICLR|AISTATS|UAI|COLT|COLM|ALT|ACL|EMNLP|NAACL|EACL|"
-    r"AACL|COLING|CoNLL|TACL|AAAI|IJCAI|AAMAS|ECAI|KDD|SIGKDD|WWW|TheWebConf|SIGIR|WSDM|CIKM|RecSys|ICDM|SDM|ICDE|VLDB|PVLDB|"
-    r"SIGMOD|PODS|SIGGRAPH(?: Asia)?|TOG|TVCG|TPAMI|T-PAMI|PAMI|IJCV|TIP|TMM|TNNLS|JMLR|TMLR|JAIR|CoRL|RSS|ICRA|IROS|IJRR|"
-    r"RA-L|RAL|T-RO|TRO|Interspeech|INTERSPEECH|ICASSP|TASLP|ISMIR|MICCAI|MIDL|IPMI|ISBI|MedIA|TMI|STOC|FOCS|SODA|OSDI|SOSP|NSDI|"
-    r"MLSys|SysML|ASPLOS|ISCA|HPCA|MICRO|SC|PPoPP|EuroSys|ATC|USENIX|FAST|CCS|S&P|NDSS|CHI|UIST|CSCW|IUI|ICSE|FSE|ASE|ISSTA|PLDI|"
+    r"(?<![\w-])(?:CVPR|ICCV|ECCV|WACV|BMVC|ACCV|3DV|NeurIPS|NIPS|ICML|ICLR|AISTATS|UAI|COLT|COLM|ALT|ACL|"
+    r"EMNLP|NAACL|EACL|"
+    r"AACL|COLING|CoNLL|TACL|AAAI|IJCAI|AAMAS|ECAI|KDD|SIGKDD|WWW|TheWebConf|SIGIR|WSDM|CIKM|RecSys|ICDM|"
+    r"SDM|ICDE|VLDB|PVLDB|"
+    r"SIGMOD|PODS|SIGGRAPH(?: Asia)?|TOG|TVCG|TPAMI|T-PAMI|PAMI|IJCV|TIP|TMM|TNNLS|JMLR|TMLR|JAIR|CoRL|RSS|"
+    r"ICRA|IROS|IJRR|"
+    r"RA-L|RAL|T-RO|TRO|Interspeech|INTERSPEECH|ICASSP|TASLP|ISMIR|MICCAI|MIDL|IPMI|ISBI|MedIA|TMI|STOC|"
+    r"FOCS|SODA|OSDI|SOSP|NSDI|"
+    r"MLSys|SysML|ASPLOS|ISCA|HPCA|MICRO|SC|PPoPP|EuroSys|ATC|USENIX|FAST|CCS|S&P|NDSS|CHI|UIST|CSCW|IUI|"
+    r"ICSE|FSE|ASE|ISSTA|PLDI|"
     r"POPL|ACM ?MM|ACM|IEEE|MM|PNAS|PLoS|eLife|CoRR|arXiv|ArXiv|ARXIV|bioRxiv|medRxiv|OpenReview|Preprint|Findings|"
-    r"Nature(?: \w+){0,2}|Science(?: \w+){0,2}|Cell(?: \w+)?|Neuron|Neural Computation|Machine Learning|Distill|Workshop)"
+    r"Nature(?: \w+){0,2}|Science(?: \w+){0,2}|Cell(?: \w+)?|Neuron|Neural Computation|Machine Learning|"
+    r"Distill|Workshop)"
     r"(?![\w-])"
 )
 _YEAR = re.compile(r"(?<![\w./-])(?:19[4-9]\d|20[0-4]\d)(?![\w/-])")
@@ -105,11 +112,16 @@ _LABEL_WORD = re.compile(
     r"(?i)^(title|paper|name|authors?|link|pdf|url|arxiv|venue|year|code|tl;?dr|summary|abstract)\s*:\s*$"
 )
 _PAPER_HOST = re.compile(
-    r"arxiv|openreview|(?:^|\.)doi\.|proceedings|^papers?\.|aclanthology|aclweb|ieeexplore|dl\.acm|springer|sciencedirect|jmlr|"
-    r"neurips\.cc|nips\.cc|openaccess|thecvf|semanticscholar|researchgate|biorxiv|medrxiv|ssrn|(?:^|\.)cell\.com|pnas|plos|"
-    r"mdpi\.|wiley|frontiersin|aaai|ijcai|usenix|mlr\.press|hal\.|iclr\.cc|icml\.cc|pubmed|ncbi\.nlm|tandfonline|sagepub|"
-    r"academic\.oup|jstor|isca-speech|transformer-circuits|distill\.pub|citeseer|eprint\.iacr|elifesciences|science\.org|"
-    r"paperswithcode|bmva|ecva|roboticsproceedings|jair\.org|dblp|sciencemag|royalsociety|aps\.org|iop\.org|projecteuclid"
+    r"arxiv|openreview|(?:^|\.)doi\.|proceedings|^papers?\.|aclanthology|aclweb|ieeexplore|dl\.acm|"
+    r"springer|sciencedirect|jmlr|"
+    r"neurips\.cc|nips\.cc|openaccess|thecvf|semanticscholar|researchgate|biorxiv|medrxiv|ssrn|(?:^|"
+    r"\.)cell\.com|pnas|plos|"
+    r"mdpi\.|wiley|frontiersin|aaai|ijcai|usenix|mlr\.press|hal\.|iclr\.cc|icml\.cc|pubmed|ncbi\.nlm|"
+    r"tandfonline|sagepub|"
+    r"academic\.oup|jstor|isca-speech|transformer-circuits|distill\.pub|citeseer|eprint\.iacr|"
+    r"elifesciences|science\.org|"
+    r"paperswithcode|bmva|ecva|roboticsproceedings|jair\.org|dblp|sciencemag|royalsociety|aps\.org|"
+    r"iop\.org|projecteuclid"
 )
 _PAPER_PATH = re.compile(r"\.pdf\b|\.ps(?:\.gz)?$|/pdf/|/papers?/|/articles/|/pubs?/|/publications?/|/abs/|/doi/")
 _ARCHIVE = re.compile(r"arxiv|corr|openreview|ieee|acm|preprint|biorxiv|medrxiv")
@@ -120,8 +132,8 @@ _NO_PAPER = re.compile(
 
 @dataclass
 class Head:
-    """What a line says. `style` is how the title stands: link, bold, quote, labels (plain words before labelled links) or
-    plain; `papers` whether a link of the line leads to a paper, or the line names one."""
+    """What a line says. `style` is how the title stands: link, bold, quote, labels (plain words before labelled links)
+    or plain; `papers` whether a link of the line leads to a paper, or the line names one."""
 
     title: str = ""
     name: str = ""
@@ -179,7 +191,7 @@ def leads_to_paper(url: str, label: str = "") -> bool:
 @lru_cache(maxsize=4096)
 def are_people(text: str) -> bool:
     """Whether a text is only names of people: `J. Doe et al.`, `Jane Doe, Max Moe and Ann Roe`."""
-    text = text.strip().strip(".,;:*_()\"“” ").strip()
+    text = text.strip().strip('.,;:*_()"“” ').strip()
     more = bool(_ET_AL.search(text))
     text = _ET_AL.sub("", text).strip(" ,;.&")
     if not text or len(text) > 600 or re.search(r"[?!:\"“”/\\\[\]{}<>=+]|\d", text):
@@ -226,7 +238,6 @@ convolutional recurrent adversarial gradient stochastic variational bayesian pro
 """
 _COMMON = frozenset(_COMMON_WORDS.split())
 """Words of titles that no name of a person is."""
-  # fmt: skip
 
 
 _ONE_PERSON = re.compile(r"[A-Z][\w'-]+, [A-Z][\w'-]*\.?(?: [A-Z]\.)*")
@@ -253,8 +264,8 @@ def parse(shown: Inline) -> Head:
 
 
 def informal(head: Head, shown: Inline) -> Head:
-    """A line of a person's own list of things to read, where a few words around a link are one phrase: `[levine](..) has
-    takes`. What reads as the title of a paper stays one."""
+    """A line of a person's own list of things to read, where a few words around a link are one phrase: `[levine](..)
+    has takes`. What reads as the title of a paper stays one."""
     words = shown.text.split()
     if not shown.parts or len(words) > 14 or is_title(head.title) or head.authors or head.venue:
         return head
@@ -281,7 +292,12 @@ def _decorations(parts: list[Part], head: Head) -> list[Part]:
             if part.bold and len(parts) > 1 and re.fullmatch(r"\W*\d{1,4}\W*", text) and not _any_year(text):
                 parts = parts[1:]
                 continue
-            if part.bold and len(parts) > 1 and (short := re.fullmatch(r"\[([^\[\]]{1,30})\]\W*", text)) and not _badge(text, head):
+            if (
+                part.bold
+                and len(parts) > 1
+                and (short := re.fullmatch(r"\[([^\[\]]{1,30})\]\W*", text))
+                and not _badge(text, head)
+            ):
                 head.name, parts = head.name or short[1].strip(), parts[1:]
                 continue
             if part.bold and not _badge(text, head):
@@ -353,6 +369,13 @@ def _mark(char: str) -> bool:
     return unicodedata.category(char) in ("So", "Sk", "Cf", "Mn") or char in "★☆✓✔✗•→▶*‣▪◦·►\ufe0f\u200d"
 
 
+_HONOURS = re.compile(
+    r"(?i)\b(?:oral|spotlight|poster|workshops?|best paper|award|highlight|findings|main|long|short|"
+    r"survey|track|in|on|at|"
+    r"under review|submitted|accepted|preprint|demo|w|datasets?|and|benchmarks?|trans|proc)\b"
+)
+
+
 def _badge(text: str, head: Head) -> bool:
     """Whether a text is only a venue, a date or a kind of paper."""
     text = text.strip().strip("[](){}【】:.,-– ").strip()
@@ -361,9 +384,7 @@ def _badge(text: str, head: Head) -> bool:
     if _DATE_HEAD.fullmatch(text) or re.fullmatch(r"(?:19|20)?\d{2}[./-]\d{1,2}(?:[./-]\d{1,2})?|['’]\d\d", text):
         return True
     left = _SHORT_YEAR.sub("", _YEAR.sub("", _VENUES.sub("", text)))
-    left = re.sub(r"(?i)\b(?:oral|spotlight|poster|workshops?|best paper|award|highlight|findings|main|long|short|survey|"
-                  r"track|in|on|at|under review|submitted|accepted|preprint|demo|w|datasets?|and|benchmarks?|trans|proc)\b",
-                  "", left)  # fmt: skip
+    left = _HONOURS.sub("", left)
     return left != text and not re.sub(r"[\W\d_]+", "", left)
 
 
@@ -508,7 +529,7 @@ def _plain(parts: list[Part], head: Head) -> list[Part]:
         if part.kind == "code" and run and _badge(part.text, head):
             break
         if part.bold and run:
-            before = "".join(p.text for p in run).strip(" \"“”")
+            before = "".join(p.text for p in run).strip(' "“”')
             if are_people(_less_year(before)) or _ONE_PERSON.fullmatch(_less_year(before).strip(" .")):
                 _take_rest(before, head)
                 return _bold(rest, head)
@@ -555,8 +576,8 @@ def _take_rest(text: str, head: Head) -> None:
     year = _any_year(text)
     head.year = head.year or year
     people = _less_year(text)
-    if are_people(people) or _ONE_PERSON.fullmatch(people.strip(" .\"“")):
-        head.authors = head.authors or names.people(people.strip(" .\"“"))
+    if are_people(people) or _ONE_PERSON.fullmatch(people.strip(' ."“')):
+        head.authors = head.authors or names.people(people.strip(' ."“'))
     elif _badge(text, head):
         _take(text, head)
 
@@ -573,14 +594,15 @@ def _split_title(text: str, head: Head, tail_links: bool) -> tuple[str, str]:
     if len(sentences) > 1 and are_people(_less_year(sentences[0])):  # Authors (2017). Title. Venue.
         _take_rest(sentences[0], head)
         return sentences[1].rstrip("."), " ".join(sentences[2:])
-    if match := re.match(
-        r"(?P<who>[^()]{3,200}?)[,.]?\s*\((?P<year>(?:19|20)\d{2})[a-z]?\)[.,:]?\s+(?P<title>[^.]{8,})", text
-    ):
-        if are_people(match["who"]):
-            _take_rest(match["who"], head)
-            head.year = int(match["year"])
-            title, _, left = match["title"].partition(". ")
-            return title.rstrip("."), left + text[match.end() :]
+    if (
+        match := re.match(
+            r"(?P<who>[^()]{3,200}?)[,.]?\s*\((?P<year>(?:19|20)\d{2})[a-z]?\)[.,:]?\s+(?P<title>[^.]{8,})", text
+        )
+    ) and are_people(match["who"]):
+        _take_rest(match["who"], head)
+        head.year = int(match["year"])
+        title, _, left = match["title"].partition(". ")
+        return title.rstrip("."), left + text[match.end() :]
     cuts = [len(text)]
     for match in re.finditer(r"[,;:]?\s*[(\[【]([^()\[\]【】]{2,60})[)\]】]", text):
         if (_badge(match[1], head) or are_people(match[1])) and match.start() > 3:

@@ -48,8 +48,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a line of one kind: text, link (with its `url`), code, image, wiki or embed. `bold` and `slanted` say
-    how it is set."""
+    """A stretch of a line of one kind: text, link (with its `url`), code, image, wiki or embed. `bold` and `slanted`
+    say how it is set."""
 
     kind: str
     text: str

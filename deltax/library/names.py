@@ -102,7 +102,9 @@ def people(cell: str) -> tuple[Name, ...]:
 
 def reversed_first(pieces: list[str], more: bool = False) -> bool:
     """Whether a list of names opens with one the other way round: `LeCun, Yann, Yoshua Bengio and Geoffrey Hinton`."""
-    if len(pieces) < 2 or any(" " in piece and not re.fullmatch(r"[A-Z][\w-]+ [A-Z]\.?", piece) for piece in pieces[:2]):
+    if len(pieces) < 2 or any(
+        " " in piece and not re.fullmatch(r"[A-Z][\w-]+ [A-Z]\.?", piece) for piece in pieces[:2]
+    ):
         return False
     if " " in pieces[0] or _INITIALS.fullmatch(pieces[1]):
         return False

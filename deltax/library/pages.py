@@ -1,8 +1,8 @@
 """A file about one paper, or a section about one: its properties, however they are written, and its entry.
 
-Properties stand in front matter, as `key:: value` (Logseq, Dataview, also in callouts), as lines `Key: value` or bullets
-`- **Key:** value` below the title (Notion, Zotero), as definitions, or as `#+key: value`. Whether a file is a page is
-decided before anything in it is read as a list.
+Properties stand in front matter, as `key:: value` (Logseq, Dataview, also in callouts), as lines `Key: value` or
+bullets `- **Key:** value` below the title (Notion, Zotero), as definitions, or as `#+key: value`. Whether a file is a
+page is decided before anything in it is read as a list.
 """
 
 import re
@@ -19,7 +19,8 @@ from deltax.library.model import Dates, Entry, Link, Origin, Reference, Task
 
 _KEYS = {
     "title": "title", "paper": "link", "paper title": "title", "full title": "title", "papertitle": "title",
-    "author": "authors", "authors": "authors", "author(s)": "authors", "firstauthor": "authors", "first author": "authors",
+    "author": "authors", "authors": "authors", "author(s)": "authors",
+    "firstauthor": "authors", "first author": "authors",
     "year": "year", "date": "date", "published": "date", "publication date": "date", "publication year": "year",
     "pubdate": "date", "publishdate": "date", "issued": "date", "venue": "venue", "journal": "venue",
     "conference": "venue", "published in": "venue", "publication": "venue", "container-title": "venue",
@@ -27,7 +28,8 @@ _KEYS = {
     "url": "link", "link": "link", "links": "link", "source": "link", "pdf": "link", "paper link": "link",
     "paper url": "link", "link to paper": "link", "arxiv link": "link", "openreview": "link", "website": "aside",
     "arxiv": "arxiv", "arxiv id": "arxiv", "arxiv_id": "arxiv", "arxiv-id": "arxiv", "arxivid": "arxiv",
-    "eprint": "arxiv", "doi": "doi", "status": "status", "state": "status", "reading status": "status", "read": "status",
+    "eprint": "arxiv", "doi": "doi", "status": "status", "state": "status", "reading status": "status",
+    "read": "status",
     "tags": "tags", "tag": "tags", "keywords": "tags", "topics": "tags", "citekey": "citekey", "cite key": "citekey",
     "citation key": "citekey", "itemtype": "kind", "item type": "kind", "code": "aside", "github": "aside",
     "aliases": "aliases", "alias": "aliases", "dateread": "read on", "date read": "read on", "read on": "read on",
@@ -43,18 +45,25 @@ _HEAD = 40
 """Lines from the first in which `Key: value` is looked for."""
 
 _GENERIC = re.compile(
-    r"(?i)(?:notes?|summary|abstract|papers?|paper title|metadata|paper notes?|introduction|overview|contents?|reading notes?|literature "
+    r"(?i)(?:notes?|summary|abstract|papers?|paper title|metadata|paper notes?|introduction|overview|"
+    r"contents?|reading notes?|literature "
     r"notes?|index|home|readme|tl;?dr|untitled|my notes?|links?|references?)"
 )
 SECTIONS = re.compile(
-    r"(?i)(?:\d+[.)]?\s*)?(?:abstract|introduction|background|motivation|overview|summary|tl;?dr:?|key (?:points?|ideas?|insights?|"
-    r"takeaways?|contributions?|findings?|concepts?)|main (?:points?|ideas?|contributions?|results?)|approach|(?:the )?methods?|"
+    r"(?i)(?:\d+[.)]?\s*)?(?:abstract|introduction|background|motivation|overview|summary|tl;?dr:?|"
+    r"key (?:points?|ideas?|insights?|"
+    r"takeaways?|contributions?|findings?|concepts?)|main (?:points?|ideas?|contributions?|results?)|"
+    r"approach|(?:the )?methods?|"
     r"methodology|model|architecture|algorithm|experiments?|results?|evaluation|discussion|limitations?|conclusions?|"
-    r"related work|references|bibliography|thoughts?|my (?:thoughts?|take|notes?|comments?)|comments?|notes?|questions?|"
-    r"open questions?|critique|criticisms?|pros|cons|strengths?|weaknesses?|ideas?|details|takeaways?|contributions?|analysis|"
-    r"problem(?: statement)?|solution|setup|datasets?|training|inference|future work|follow[- ]?ups?|quotes?|highlights?|"
+    r"related work|references|bibliography|thoughts?|my (?:thoughts?|take|notes?|comments?)|comments?|"
+    r"notes?|questions?|"
+    r"open questions?|critique|criticisms?|pros|cons|strengths?|weaknesses?|ideas?|details|takeaways?|"
+    r"contributions?|analysis|"
+    r"problem(?: statement)?|solution|setup|datasets?|training|inference|future work|follow[- ]?ups?|"
+    r"quotes?|highlights?|"
     r"annotations?|metadata|citation|bibtex|links?|resources|appendix|implementation|code|further reading|see also|"
-    r"(?:what|why|how)(?: (?:is|are|does|do|did|was|it|this|the|i|we|they)\b[^A-Z]{0,40})?\?|to-?dos?|tasks|next steps|table of contents|contents|toc)\s*:?"
+    r"(?:what|why|how)(?: (?:is|are|does|do|did|was|it|this|the|i|we|they)\b[^A-Z]{0,40})?\?|to-?dos?|"
+    r"tasks|next steps|table of contents|contents|toc)\s*:?"
 )
 """Headings of the parts of one paper's notes."""
 
@@ -274,8 +283,10 @@ def weighed(
 
 
 _PARTS = re.compile(
-    r"(?i)(?:\d+[.)]?\s*)?(?:abstract|key (?:points?|ideas?|contributions?|insights?|findings?)|contributions?|(?:the )?methods?|"
-    r"methodology|experiments?|results?|related work|technical details|main (?:ideas?|contributions?)|ablations?)\s*:?"
+    r"(?i)(?:\d+[.)]?\s*)?(?:abstract|key (?:points?|ideas?|contributions?|insights?|findings?)|"
+    r"contributions?|(?:the )?methods?|"
+    r"methodology|experiments?|results?|related work|technical details|main (?:ideas?|contributions?)|"
+    r"ablations?)\s*:?"
 )
 
 

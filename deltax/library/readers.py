@@ -1,9 +1,9 @@
 """Markdown files -> entries, whatever shape the notes have.
 
-First it is decided what a file is. A page about one paper (pages.py) is one entry, and everything in it is its text. Else
-the file is read as a list, by its own rhythm: what most of its items, rows and headings look like tells what an entry of
-this file is, also where one has no link that is known. A line is taken apart by lines.py. What fits nothing, or is
-doubtful, is kept word for word in a remark.
+First it is decided what a file is. A page about one paper (pages.py) is one entry, and everything in it is its text.
+Else the file is read as a list, by its own rhythm: what most of its items, rows and headings look like tells what an
+entry of this file is, also where one has no link that is known. A line is taken apart by lines.py. What fits nothing,
+or is doubtful, is kept word for word in a remark.
 """
 
 import re
@@ -24,7 +24,8 @@ NOT_A_PAPER = "a box that names no paper: kept as the page's"
 LINK_ONLY = "a link among no papers: kept as the page's"
 NO_TABLE = "a table whose rows are no papers: kept"
 _READING = re.compile(
-    r"(?i)\b(?:papers?|reading|to[- ]?read|literature|bibliograph\w*|publications?|arxiv|articles?|preprints?|references|"
+    r"(?i)\b(?:papers?|reading|to[- ]?read|literature|bibliograph\w*|publications?|arxiv|articles?|"
+    r"preprints?|references|"
     r"awesome|surveys?|journal club|books?)\b|论文|文献"
 )
 _CHORE = re.compile(
@@ -39,7 +40,8 @@ _CHORES = re.compile(
     r"(?i)(?:to-?dos?|tasks?|next steps?|action items?|chores?|shopping|errands|backlog|roadmap|milestones?|plan)"
 )
 _STATE_HEADINGS = (
-    ("todo", r"(?:my )?(?:papers? |articles? )?(?:to[- ]?(?:be )?read|unread|want to read|to[- ]?read list|not (?:yet )?read|"
+    ("todo", r"(?:my )?(?:papers? |articles? )?(?:to[- ]?(?:be )?read|unread|want to read|not (?:yet )?read|"
+             r"to[- ]?read list|"
              r"reading queue|queue|backlog|up next|read(?:ing)? later|tbr)(?: papers?| list| next)?"),
     ("done", r"(?:already |have |papers? )?(?:read|done|finished|completed)(?: papers?| already| list)?"),
     ("doing", r"(?:currently |now |papers? )?(?:reading|in progress)(?: now| papers?| currently)?"),
@@ -88,8 +90,8 @@ def read(path: str, lines: list[str]) -> Reading:
 
 @dataclass
 class _Rhythm:
-    """What the lines of a list, or of a file, look like. `items`: how many; `papers`: those that link to a paper or name
-    one behind a title; `links`: those that open with another link, `local` those that open
+    """What the lines of a list, or of a file, look like. `items`: how many; `papers`: those that link to a paper or
+    name one behind a title; `links`: those that open with another link, `local` those that open
     with a title linked to a file beside them; `bold`: those that open with bold words; `boxes`."""
 
     items: int = 0
@@ -369,8 +371,8 @@ class _Page:
         return block.level <= level or (self._is_entry_heading(tree, at) and any(from_url(k.url) for k in shown.links))
 
     def paragraph(self, tree: tuple[Block, ...], at: int) -> int:
-        """A line that is only a link heads an entry: any link under a date, a paper's link elsewhere. So does a title with
-        labelled links."""
+        """A line that is only a link heads an entry: any link under a date, a paper's link elsewhere. So does a title
+        with labelled links."""
         block = tree[at]
         starts = self._leads(block)
         if not starts:
@@ -410,7 +412,6 @@ class _Page:
                 continue
             text = tasks.peel(row.strip().rstrip("\\")).text
             shown = inline(text)
-            head = self.head(text, number)
             if not _bare(shown):
                 continue
             label = shown.links[0].label
@@ -573,7 +574,9 @@ class _Page:
         if head.style == "link" and _external(tuple(head.links)):
             if lists and not papers and any(self.rhythm(child).papers for child in lists):
                 return None
-            elsewhere = any(lines_._NO_PAPER.search(link.url.split("://")[-1].removeprefix("www.")) for link in head.links)
+            elsewhere = any(
+                lines_._NO_PAPER.search(link.url.split("://")[-1].removeprefix("www.")) for link in head.links
+            )
             usual = rhythm.papers * 5 >= rhythm.items * 3 and rhythm.items > 2
             most = self.all.papers >= self.all.links and (lines_.is_title(head.title) or not elsewhere)
             titled = lines_.is_title(head.title) and not elsewhere and (self.reading or not self.doubtful())

@@ -8,14 +8,18 @@ from deltax.library.markdown import LONG
 from deltax.library.model import Entry
 
 _PREFIX = re.compile(
-    r"^(?:it'?s|it is|this is|that's|basically|essentially|just|simply|sort of|kind of|really|mostly|like|[-*+>]|\d+[.)]|"
-    r"tl;?dr\s*:?|in short\s*:|idea\s*:|summary\s*:|(?:the|their|this) (?:model|method|network|architecture|paper|approach) is|"
-    r"(?:the )?(?:exact )?same (?:thing |idea |model |architecture |method |setup )?as|an? (?:variant|version|extension) of|"
+    r"^(?:it'?s|it is|this is|that's|basically|essentially|just|simply|sort of|kind of|really|mostly|like|"
+    r"[-*+>]|\d+[.)]|"
+    r"tl;?dr\s*:?|in short\s*:|idea\s*:|summary\s*:|(?:the|their|this) (?:model|method|network|"
+    r"architecture|paper|approach) is|"
+    r"(?:the )?(?:exact )?same (?:thing |idea |model |architecture |method |setup )?as|an? (?:variant|"
+    r"version|extension) of|"
     r"(?:identical|similar|equal|close|equivalent)(?: idea| model| architecture| method)? to)[\s,]+",
     re.I,
 )
 _BUT = re.compile(
-    r",?\s+(?P<link>but (?:with(?!out\b)\b)?|but\b|except(?: (?:for|that))?\b|\+(?=\s)|plus\b|minus\b|without\b|with\b|whose\b|"
+    r",?\s+(?P<link>but (?:with(?!out\b)\b)?|but\b|except(?: (?:for|that))?\b|\+(?=\s)|plus\b|minus\b|"
+    r"without\b|with\b|whose\b|"
     r"in which\b|where\b|by\b|and\b|adds?\b|;)\s*",
     re.I,
 )
@@ -29,13 +33,16 @@ _SAME_MODEL = re.compile(
     re.I,
 )
 _INSTEAD = re.compile(
-    r"^instead of (?P<old>[^,()]{1,80}?)\s*(?:\((?P<base>[^()]{1,60})\))?,\s*(?:it )?(?:uses?|with|takes?)?\s*(?P<new>.+)$",
+    r"^instead of (?P<old>[^,()]{1,80}?)\s*(?:\((?P<base>[^()]{1,60})\))?,\s*(?:it )?(?:uses?|with|"
+    r"takes?)?\s*(?P<new>.+)$",
     re.I,
 )
 _TAKES = re.compile(
-    r"^(?:it |they |this )?(?:takes?|extends?|modif(?:y|ies)|starts? (?:with|from)|builds? (?:up)?on|is built on|built on(?: top of)?|"
+    r"^(?:it |they |this )?(?:takes?|extends?|modif(?:y|ies)|starts? (?:with|from)|builds? (?:up)?on|is "
+    r"built on|built on(?: top of)?|"
     r"based on|generali[sz]es?|improves?(?: up)?on)\s+(?P<base>[^,;:]{1,60}?)(?:,|;)?\s+(?:(?:and|by|but|to)\s+)?"
-    r"(?P<change>(?:by |and |but |to )?(?:adds?|adding|swaps?|swapping|replac\w+|us(?:es|ing)|remov\w+|drop\w*|chang\w+|"
+    r"(?P<change>(?:by |and |but |to )?(?:adds?|adding|swaps?|swapping|replac\w+|us(?:es|ing)|remov\w+|"
+    r"drop\w*|chang\w+|"
     r"with(?:out)?|trains?|training|mak(?:es|ing)|lets?|lett?ing|combin\w+|insert\w*|merg\w+|condition\w*|scal\w+)\b.+)$",
     re.I,
 )
@@ -48,11 +55,13 @@ _VERB = re.compile(
 )
 _NO_BASE = re.compile(
     r"(?i)^(?:not|all|any|every|nothing|everything|anything|some|both|only|loss|training|before|after|concurrent|compared|"
-    r"results?|code|a survey|survey|the paper|paper|authors?|very|nice|good|great|cool|interesting|simple|fast|slow|hard|"
+    r"results?|code|a survey|survey|the paper|paper|authors?|very|nice|good|great|cool|interesting|simple|"
+    r"fast|slow|hard|"
     r"easy|works?|inference|evaluation|experiments?|pairs?|together|along|dealing|starting|combined|consistent|deals?)\b"
 )
 _NO_CHANGE = re.compile(
-    r"(?i)^(?:takes?|needs?|requires?|works?|fails?|costs?|lacks?|seems?|looks?|remains?|cannot|nothing|not|also|still|no(?:thing)? new|it\b|hard|easy|slow|fast|rare|worth|the (?:same|weights))"
+    r"(?i)^(?:takes?|needs?|requires?|works?|fails?|costs?|lacks?|seems?|looks?|remains?|cannot|nothing|"
+    r"not|also|still|no(?:thing)? new|it\b|hard|easy|slow|fast|rare|worth|the (?:same|weights))"
 )
 _NAME = re.compile(r"[A-Z0-9][\w.+/\-]*|[a-z]+[\w.\-]*\d[\w.]*|\w+-\w*[A-Z\d]\w*")
 _CLAUSE = re.compile(r"(?:it|they|we|i|you|this|that|these|there|he|she)(?:['’]\w+)?\s", re.I)
@@ -89,9 +98,9 @@ class Question:
 
 
 def change(sentence: str, strict: bool = True) -> Change | None:
-    """Base and change of "X, but with Y" and its kin. strict: prose, where "X, but Y" is such a sentence only when X reads
-    as the name of a model; otherwise a cell that is likely to hold one. X has no verb and Y is no clause of its own ("but
-    it needs a kernel")."""
+    """Base and change of "X, but with Y" and its kin. strict: prose, where "X, but Y" is such a sentence only when X
+    reads as the name of a model; otherwise a cell that is likely to hold one. X has no verb and Y is no clause of its
+    own ("but it needs a kernel")."""
     words = sentence.strip().rstrip("\\").strip()
     if len(words) > 2000:
         return None
@@ -126,7 +135,6 @@ def _but(text: str, words: str, strict: bool) -> Change | None:
         link = match["link"].lower().strip()
         before, after = text[: match.start()].strip(" ,"), text[match.end() :].strip()
         if link.startswith(_ALWAYS):
-            claims_same = _stripped_same(before)
             if before.count("(") > before.count(")"):
                 continue
             base = _strip(before)
@@ -175,7 +183,8 @@ def _but(text: str, words: str, strict: bool) -> Change | None:
 
 _NO_NAME = re.compile(r"[|`*\"=<>{}\[\]$√]|^\W*\d+\b|\(.*\).*\(")
 _MODEL = re.compile(r"(?=\w*[A-Z]\w*[A-Z\d])[A-Za-z][\w.]*(?:-[\w.]+)?|[A-Z]\w*-[A-Z\d][\w.-]*")
-"""A word with two capitals or a digit, as models are called: LSTM, wav2vec, GPT-2. A word that opens a sentence has one."""
+"""A word with two capitals or a digit, as models are called: LSTM, wav2vec, GPT-2. A word that opens a "
+"sentence has one."""
 
 _CHANGES = re.compile(r"(?i)(?:adds?|replac\w+|us(?:es|ing)|with(?:out)?|swaps?|drops?|removes?|trained)\b")
 
@@ -210,8 +219,11 @@ def _is_base(base: str, claims: bool, strict: bool) -> bool:
         return False
     if claims and len(words) <= 6:
         return True
-    return any(_NAME.fullmatch(word.strip("()'\"")) and not (n == 0 and word.isalpha() and word[1:].islower() and len(words) > 1
-               and not _NAME.fullmatch(words[1])) for n, word in enumerate(words)) and len(words) <= 6  # fmt: skip
+    if len(words) > 6:
+        return False
+    opens = words[0].isalpha() and words[0][1:].islower() and len(words) > 1 and not _NAME.fullmatch(words[1])
+    rest = words[1:] if opens else words  # a capital that opens the sentence makes no name
+    return any(_NAME.fullmatch(word.strip("()'\"")) for word in rest)
 
 
 def change_of(entry: Entry) -> Change | None:
@@ -284,14 +296,6 @@ def _plain(line: str) -> str:
 
 def _unlisted(text: str) -> str:
     return re.sub(r"^(?:[-*+>]|\d+[.)])\s+", "", text.strip())
-
-
-def _stripped_same(text: str) -> bool:
-    while match := _PREFIX.match(text + " "):
-        if _SAME.match(text + " "):
-            return True
-        text = text[match.end() :].strip()
-    return False
 
 
 def _strip(text: str) -> str:

@@ -100,10 +100,13 @@ _NAMES = {
 }
 STATES = {"x": "done", "✅": "done", "✓": "done", "✔": "done", "☑": "done", "yes": "done", "read": "done"} | {
     "done": "done", "[x]": "done", "finished": "done", "completed": "done", "complete": "done", "y": "done",
-    "": "", "-": "", "no": "todo", "unread": "todo", "todo": "todo", "[ ]": "todo", "to read": "todo", "to-read": "todo",
-    "toread": "todo", "not started": "todo", "not read": "todo", "n": "todo", "❌": "todo", "☐": "todo", "queued": "todo",
+    "": "", "-": "", "no": "todo", "unread": "todo", "todo": "todo", "[ ]": "todo", "to read": "todo",
+    "to-read": "todo",
+    "toread": "todo", "not started": "todo", "not read": "todo", "n": "todo", "❌": "todo", "☐": "todo",
+    "queued": "todo",
     "backlog": "todo", "later": "todo", "next": "todo", "want to read": "todo",
-    "reading": "doing", "[/]": "doing", "in progress": "doing", "in-progress": "doing", "doing": "doing", "started": "doing",
+    "reading": "doing", "[/]": "doing", "in progress": "doing", "in-progress": "doing", "doing": "doing",
+    "started": "doing",
     "now": "doing", "currently reading": "doing", "on hold": "hold", "paused": "hold", "waiting": "hold",
     "cancelled": "cancelled", "canceled": "cancelled", "abandoned": "cancelled", "dropped": "cancelled",
     "skipped": "cancelled",
@@ -163,8 +166,8 @@ def papers(rows: list[list[str]], title: int) -> bool:
 
 
 def listed(roles: list[str], named: str, rows: list[list[str]]) -> bool:
-    """Whether a table with these roles lists papers. `named` is the head of its title column: a column that says it holds
-    papers is taken at its word unless its rows are measurements, a column of models or methods is not."""
+    """Whether a table with these roles lists papers. `named` is the head of its title column: a column that says it
+    holds papers is taken at its word unless its rows are measurements, a column of models or methods is not."""
     title = roles.index("title")
     word = " ".join(re.sub(r"[^\w]+", " ", named.casefold()).split())
     cells = [c.strip() for row in rows for n, c in enumerate(row) if n != title and c.strip() not in _EMPTY]

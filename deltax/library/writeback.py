@@ -48,6 +48,8 @@ def write(before: Entry, after: Item) -> tuple[str, ...]:
 
 
 def _writable(entry: Entry) -> tuple[str, ...]:
+    if entry.origin.shape == "page":
+        return ("text", "notes", "tags+", "tags-", "state")
     return WRITTEN if _BOX.match(entry.origin.raw) else ("text", "notes", "tags+", "tags-")
 
 
@@ -64,9 +66,117 @@ def changed(data: bytes, before: Entry, after: Entry) -> bytes:
         moved = 0
     if after.text != before.text:
         lines = _body(lines, before, after, moved)
-    if before.task != after.task or before.tags != after.tags:
+    if before.origin.shape == "page":
+        if before.state != after.state or before.tags != after.tags:
+            lines = _properties(lines, before, after)
+    elif before.task != after.task or before.tags != after.tags:
         lines[at + moved] = _line(lines[at + moved], before, after)
     return b"".join(lines)
+
+
+_STATUS = {"done": "read", "todo": "to-read", "doing": "reading", "hold": "on hold", "cancelled": "abandoned"}
+_PROPERTY = re.compile(r"^(?P<key>tags?|keywords|status|state):(?P<colon>:?)(?P<value>.*?)(?P<end>[ \t]*)$", re.I)
+
+
+def _properties(lines: list[bytes], before: Entry, after: Entry) -> list[bytes]:
+    """A page's lines whose properties have the tags and the status of `after`: in its front matter, which is made where
+    there is none, or in its lines `key:: value`. Raises UserError where they would not be read back so."""
+    where = before.origin.path
+    newline = next((raw[len(raw.rstrip(b"\r\n")) :] for raw in lines if raw.endswith((b"\r", b"\n"))), b"\n")
+    rows = [_text(raw, n) for n, raw in enumerate(lines)]
+    close = (
+        next((n for n, row in enumerate(rows[1:], 1) if row.rstrip() in ("---", "...")), 0)
+        if rows[:1] == ["---"]
+        else 0
+    )
+    if (rows and rows[0].startswith("+++")) or (close and rows[1].lstrip().startswith("{")):
+        raise UserError(
+            f"the properties of {where} are no YAML: change them in the file; your edit is kept in the library"
+        )
+    colons = not close and any(re.match(r"\w[\w -]*::", row) for row in rows[:12])
+    head = list(range(1, close)) if close else [n for n, row in enumerate(rows[:12]) if "::" in row] if colons else []
+    out = list(rows)
+    added = [t for t in after.tags if t not in before.tags]
+    removed = [t for t in before.tags if t not in after.tags]
+    fresh: list[str] = []
+    mark = "::" if colons else ":"
+    if added or removed:
+        at = next(
+            (n for n in head if (m := _PROPERTY.match(out[n])) and m["key"].lower() in ("tags", "tag", "keywords")),
+            None,
+        )
+        if at is None:
+            if removed:
+                raise UserError(f"the tag {removed[0]} of {where} is not in its properties: change it in the file")
+            fresh.append(f"tags:: {', '.join(f'#{t}' for t in added)}" if colons else f"tags: [{', '.join(added)}]")
+        else:
+            _tags(out, at, close or len(out), added, removed)
+    if before.state != after.state:
+        at = next((n for n in head if (m := _PROPERTY.match(out[n])) and m["key"].lower() in ("status", "state")), None)
+        word = _STATUS.get(after.state, "")
+        if at is None:
+            fresh += [f"status{mark} {word}"] if word else []
+        else:
+            out[at] = f"{_PROPERTY.match(out[at])['key']}{mark} {word}".rstrip()
+            following = at + 1
+            while following < (close or len(out)) and re.match(r"\s*-\s", out[following]) and close:
+                out[following] = None
+                following += 1
+    # Lines that stay keep their bytes.
+    made = [
+        raw if row == rows[n] else row.encode("utf-8").replace(b"\n", newline) + raw[len(raw.rstrip(b"\r\n")) :]
+        for n, (raw, row) in enumerate(zip(lines, out, strict=True))
+        if row is not None
+    ]
+    if fresh and not head and not close:
+        fresh = ["---", *fresh, "---"]
+        made = [*(row.encode("utf-8") + newline for row in fresh), *made]
+    elif fresh:
+        place = close - sum(row is None for row in out[:close]) if close else head[-1] + 1
+        made[place:place] = [row.encode("utf-8") + newline for row in fresh]
+    _reads_back(where, b"".join(made), before, after)
+    return made
+
+
+def _tags(out: list, at: int, end: int, added: list[str], removed: list[str]) -> None:
+    """Tags in the way they are written: a list below, a list in brackets, or words between commas or blanks."""
+    match = _PROPERTY.match(out[at])
+    value = match["value"].strip()
+    if not value:
+        last = at
+        for n in range(at + 1, end):
+            item = re.match(r"\s*-\s+(.*?)\s*$", out[n] or "")
+            if item is None:
+                break
+            last = n
+            if item[1].strip("'\"").lstrip("#") in removed:
+                out[n] = None
+        indent = re.match(r"\s*", out[last] or "  ")[0] if last > at else "  "
+        said = [f"{indent}- {tag}" for tag in added]
+        keep = out[last]
+        if said:
+            out[last] = "\n".join([*([keep] if keep is not None else []), *said])
+        return
+    brackets = value.startswith("[") and value.endswith("]") and not value.startswith("[[")
+    inner = value[1:-1] if brackets else value
+    comma = "," in inner or brackets or "#" not in inner
+    items = [i.strip() for i in (inner.split(",") if comma else inner.split()) if i.strip()]
+    hashed = any(i.startswith("#") for i in items)
+    items = [i for i in items if i.strip("'\"").lstrip("#") not in removed]
+    items += [f"#{tag}" if hashed else tag for tag in added]
+    text = (", " if comma else " ").join(items)
+    out[at] = f"{match['key']}:{match['colon']} " + (f"[{text}]" if brackets else text)
+
+
+def _reads_back(where: str, data: bytes, before: Entry, after: Entry) -> None:
+    """Raises UserError unless the page reads with the tags and the state that it was to have."""
+    from deltax.library import readers
+    from deltax.library.files import decode
+
+    entries = readers.read(before.origin.path, decode(before.origin.path, data).lines).entries
+    same = len(entries) == 1 and set(entries[0].tags) == set(after.tags) and entries[0].title == before.title
+    if not same or (before.state != after.state and entries[0].state != after.state):
+        raise UserError(f"the properties of {where} cannot hold the edit as they are: change them in the file")
 
 
 def _line(raw: bytes, before: Entry, after: Entry) -> bytes:
