@@ -408,9 +408,9 @@ def _page_title(path, found, head, shown, rows: list[str], tree: tuple[Block, ..
     given = found.first("title").strip().lstrip("@").strip()
     if given.startswith(("http://", "https://")):
         given = ""
-    if first := _first_bullet(tree):  # Logseq: the first bullet is the title, the properties' title a short name
-        if given and len(given.split()) < 3 < len(first.split()):
-            return first, given
+    first = _first_bullet(tree)
+    if given and len(given.split()) < 3 < len(first.split()):
+        return first, given  # Logseq: the first bullet is the title, the properties' title a short name
     if given:
         return inline(given).text or given, ""
     if head is not None and head.title and not _GENERIC.fullmatch(head.title) and not lines.is_label(head.title):

@@ -34,7 +34,7 @@ def write(before: Entry, after: Item) -> tuple[str, ...]:
         raise UserError(f"{path.name} cannot be read ({error.strerror}): your edit is kept in the library") from None
     new = changed(data, before, after.entry)
     if new == data:
-        return _writable(before)
+        return _writable(before, data)
     real = Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(dir=real.parent, prefix=".deltax-")
@@ -44,12 +44,13 @@ def write(before: Entry, after: Item) -> tuple[str, ...]:
         os.replace(name, real)
     except OSError as error:
         raise UserError(f"{path.name} cannot be written ({error.strerror}): your edit is kept in the library") from None
-    return _writable(before)
+    return _writable(before, data)
 
 
-def _writable(entry: Entry) -> tuple[str, ...]:
+def _writable(entry: Entry, data: bytes) -> tuple[str, ...]:
     if entry.origin.shape == "page":
-        return ("text", "notes", "tags+", "tags-", "state")
+        rows = [_text(raw, n) for n, raw in enumerate(_LINES.findall(data[:100_000]))]
+        return ("text", "notes", "tags+", "tags-", *(("state",) if _head(rows)[0] else ()))
     return WRITTEN if _BOX.match(entry.origin.raw) else ("text", "notes", "tags+", "tags-")
 
 
@@ -67,7 +68,11 @@ def changed(data: bytes, before: Entry, after: Entry) -> bytes:
     if after.text != before.text:
         lines = _body(lines, before, after, moved)
     if before.origin.shape == "page":
-        if before.state != after.state or before.tags != after.tags:
+        stated = before.state != after.state
+        if stated and before.text == after.text and before.tags == after.tags and not _head(list(map(_text, lines)))[0]:
+            where = f"{before.origin.path}:{before.origin.line}"
+            raise UserError(f"{where} has no checkbox and no properties: its state is kept in the library only")
+        if stated or before.tags != after.tags:
             lines = _properties(lines, before, after)
     elif before.task != after.task or before.tags != after.tags:
         lines[at + moved] = _line(lines[at + moved], before, after)
@@ -78,23 +83,27 @@ _STATUS = {"done": "read", "todo": "to-read", "doing": "reading", "hold": "on ho
 _PROPERTY = re.compile(r"^(?P<key>tags?|keywords|status|state):(?P<colon>:?)(?P<value>.*?)(?P<end>[ \t]*)$", re.I)
 
 
+def _head(rows: list[str]) -> tuple[list[int], int]:
+    """Lines that hold a page's properties, and the line that closes its front matter (0: it has none)."""
+    fenced = bool(rows) and rows[0].rstrip() == "---"
+    close = next((n for n, row in enumerate(rows[1:], 1) if row.rstrip() in ("---", "...")), 0) if fenced else 0
+    if close:
+        return list(range(1, close)), close
+    return [n for n, row in enumerate(rows[:12]) if re.match(r"\w[\w -]*::", row)], 0
+
+
 def _properties(lines: list[bytes], before: Entry, after: Entry) -> list[bytes]:
     """A page's lines whose properties have the tags and the status of `after`: in its front matter, which is made where
     there is none, or in its lines `key:: value`. Raises UserError where they would not be read back so."""
     where = before.origin.path
     newline = next((raw[len(raw.rstrip(b"\r\n")) :] for raw in lines if raw.endswith((b"\r", b"\n"))), b"\n")
     rows = [_text(raw, n) for n, raw in enumerate(lines)]
-    close = (
-        next((n for n, row in enumerate(rows[1:], 1) if row.rstrip() in ("---", "...")), 0)
-        if rows[:1] == ["---"]
-        else 0
-    )
+    head, close = _head(rows)
     if (rows and rows[0].startswith("+++")) or (close and rows[1].lstrip().startswith("{")):
         raise UserError(
             f"the properties of {where} are no YAML: change them in the file; your edit is kept in the library"
         )
-    colons = not close and any(re.match(r"\w[\w -]*::", row) for row in rows[:12])
-    head = list(range(1, close)) if close else [n for n, row in enumerate(rows[:12]) if "::" in row] if colons else []
+    colons = bool(head) and not close
     out = list(rows)
     added = [t for t in after.tags if t not in before.tags]
     removed = [t for t in before.tags if t not in after.tags]
@@ -111,7 +120,7 @@ def _properties(lines: list[bytes], before: Entry, after: Entry) -> list[bytes]:
             fresh.append(f"tags:: {', '.join(f'#{t}' for t in added)}" if colons else f"tags: [{', '.join(added)}]")
         else:
             _tags(out, at, close or len(out), added, removed)
-    if before.state != after.state:
+    if before.state != after.state and (head or close):
         at = next((n for n in head if (m := _PROPERTY.match(out[n])) and m["key"].lower() in ("status", "state")), None)
         word = _STATUS.get(after.state, "")
         if at is None:
@@ -175,7 +184,8 @@ def _reads_back(where: str, data: bytes, before: Entry, after: Entry) -> None:
 
     entries = readers.read(before.origin.path, decode(before.origin.path, data).lines).entries
     same = len(entries) == 1 and set(entries[0].tags) == set(after.tags) and entries[0].title == before.title
-    if not same or (before.state != after.state and entries[0].state != after.state):
+    stated = before.state != after.state and bool(_head([_text(raw) for raw in _LINES.findall(data)])[0])
+    if not same or (stated and before.tags == after.tags and entries[0].state != after.state):
         raise UserError(f"the properties of {where} cannot hold the edit as they are: change them in the file")
 
 
