@@ -52,10 +52,11 @@ def import_paths(library: Library, paths: Iterable[str | Path], dry_run: bool = 
     report = Report()
     paths = list(paths)
     found = list(files.find(paths))
+    lost = library.missing()
     report.skipped = [str(path) for path in files.skipped(paths) if library.digest(str(path)) is None]
     with library.writing(keep=False) if dry_run else _nothing():
         for start in range(0, len(found), _BATCH):
-            _batch(library, found[start : start + _BATCH], report)
+            _batch(library, found[start : start + _BATCH], report, lost)
         if report.files > report.unchanged_files:
             library.regroup()
             report.remarks += files.cycles(library.embeds())
@@ -68,8 +69,9 @@ class _nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _batch(library: Library, paths: list[Path], report: Report) -> None:
-    """Read files first, then write them in one transaction, so that another process waits for writing only."""
+def _batch(library: Library, paths: list[Path], report: Report, lost: list[str]) -> None:
+    """Read files first, then write them in one transaction, so that another process waits for writing only. `lost`: the
+    files that the library knows and that are no longer where they were."""
     read = []
     for path in paths:
         report.files += 1
@@ -90,8 +92,8 @@ def _batch(library: Library, paths: list[Path], report: Report) -> None:
             report.unchanged_files += 1
             continue
         reading = _read(path, text)
-        if known is None:
-            _recognise(library, path, reading)
+        if known is None and lost:
+            _recognise(library, path, reading, lost)
         read.append((reading, digest, files.embeds(text.lines)))
     with library.writing():
         for reading, digest, embeds in read:
@@ -122,11 +124,10 @@ _SAME = 0.6
 """Share of a new file's entries that a missing file had, from which it is that file under another name."""
 
 
-def _recognise(library: Library, path: Path, reading: Reading) -> None:
+def _recognise(library: Library, path: Path, reading: Reading, lost: list[str]) -> None:
     """A file that was renamed and edited at once is known by what its entries name, when its old place is empty."""
-    lost = library.missing()
     names = {key for e in reading.entries for key in (*e.reference.identity, normal_title(e.title)) if key}
-    if not lost or not names:
+    if not names:
         return
     shared = [
         (len(names & there) / min(len(names), len(there)), old) for old in lost if (there := library.names_in(old))
