@@ -11,6 +11,7 @@ from deltax.errors import UserError, nearest
 from deltax.library import arxiv, formats, identifiers, printing, suggest, tasks, writeback
 from deltax.library.importing import import_paths
 from deltax.library.join import Catalogue, Joined, certain, decide, join
+from deltax.library.marking import marks
 from deltax.library.model import Entry, Link, Origin, Reference, Task
 from deltax.library.sentences import questions as questions_of
 from deltax.library.store import Item, Library
@@ -73,16 +74,13 @@ def search(library: Library, args: argparse.Namespace) -> Result:
 
 def read(library: Library, args: argparse.Namespace) -> Result:
     item = find(library, args.entry)
-    members = library.work(item.work)
     today = args.on or date.today().isoformat()
+    found = marks(library, item, args.state, today)
     changed = []
-    for member in members if args.state == "done" else [item]:
-        task = tasks.with_state(member.entry.task, args.state, today)
-        kept = {"done": task.dates.done, "cancelled": task.dates.cancelled}
-        if args.state == "done" and member.entry.state == "done":
-            continue
-        boxed = bool(member.entry.task.symbol) or len(members) == 1
-        changed.append(_edit(library, member, {"state": args.state, "dates": kept}, args.write_back and boxed))
+    for mark in found:
+        there = mark.item.entry
+        boxed = bool(there.task.symbol) or there.origin.shape == "page" or len(found) == 1
+        changed.append(_edit(library, mark.item, mark.edits, args.write_back and boxed))
     lines = [printing.line([m]) for m in changed] or [f"{item.entry.title} was {args.state} already"]
     return Result("\n".join(lines), [printing.data(m) for m in changed])
 
@@ -201,6 +199,37 @@ def add(library: Library, args: argparse.Namespace) -> Result:
     number = library.add(Entry(reference, task, tags, args.note, Origin(shape="added")))
     item = library.item(number)
     return Result(printing.line([item]), printing.data(item))
+
+
+def prune(library: Library, args: argparse.Namespace) -> Result:
+    gone = library.gone()
+    verb = "would be removed" if args.dry_run else "removed"
+    lines = [f"{i.id:>5} {i.entry.title}" + ("  (edited here)" if i.edits else "") for i in gone]
+    if not args.dry_run:
+        library.remove([item.id for item in gone])
+    lines.append(f"{len(gone)} entries {verb}: their lines or files are gone" if gone else "nothing is gone")
+    return Result("\n".join(lines), [printing.data(item) for item in gone])
+
+
+def remove(library: Library, args: argparse.Namespace) -> Result:
+    words = " ".join(args.what)
+    path = str(Path(words).expanduser().absolute())
+    inside = [p for p in library.sources() if p in (words, path) or p.startswith(path.rstrip("/") + "/")]
+    if inside:
+        items = [i for i in library.items() if i.entry.origin.path in inside]
+        library.forget(inside)
+        text = f"{len(items)} entries of {len(inside)} files removed from the library; the files stay as they are"
+        return Result(text, [printing.data(item) for item in items])
+    item = find(library, args.what)
+    origin = item.entry.origin
+    if origin.path and not item.gone and Path(origin.path).exists():
+        name = Path(origin.path).name
+        raise UserError(
+            f"entry {item.id} stands in {name}:{origin.line}: delete it there and import {name} again, or "
+            f"remove the file"
+        )
+    library.remove([item.id])
+    return Result(f"removed {item.id} {item.entry.title}", [printing.data(item)])
 
 
 def fetch(library: Library, args: argparse.Namespace) -> Result:

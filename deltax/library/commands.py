@@ -97,6 +97,12 @@ def add_to(subparsers: argparse._SubParsersAction) -> None:
     sub.add_argument("--read", action="store_true", help="you have read it")
     sub.add_argument("--fetch", action="store_true", help="ask arXiv for its title, authors and year")
 
+    sub = command("prune", "remove entries whose lines or files are gone", actions.prune)
+    sub.add_argument("--dry-run", action="store_true", help="show what would be removed, change nothing")
+
+    sub = command("remove", "remove an entry that is in no file, or a file's entries, from the library", actions.remove)
+    sub.add_argument("what", nargs="+", metavar="ENTRY|PATH")
+
     sub = command("fetch", "ask arXiv for titles, authors and years of works that have its id (network)", actions.fetch)
     sub.add_argument("--limit", type=_count, help="ask for at most this many papers that are not known yet (all)")
 

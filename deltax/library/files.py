@@ -46,12 +46,21 @@ def find(paths: Iterable[str | Path]) -> Iterator[Path]:
                 yield Path(os.path.abspath(path))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, endings: tuple[str, ...] = MARKDOWN) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(MARKDOWN):
+            if not name.startswith(".") and name.lower().endswith(endings):
                 yield Path(root, name)
+
+
+def skipped(paths: Iterable[str | Path]) -> list[Path]:
+    """Bibliographies (.bib, .ris) in the folders among `paths`: `find` leaves them out."""
+    found = []
+    for folder in map(Path, paths):
+        if folder.expanduser().is_dir():
+            found += [Path(os.path.abspath(path)) for path in _walk(folder.expanduser(), (".bib", ".ris"))]
+    return found
 
 
 def load(path: Path) -> Text:
@@ -63,14 +72,19 @@ def load(path: Path) -> Text:
 
 
 def decode(path: str, data: bytes) -> Text:
-    """Bytes as lines. Bytes that are not UTF-8 become U+FFFD, and each line that has some is named."""
+    """Bytes as lines. Bytes that are not UTF-8 become U+FFFD, and each line that has some is named; a bibliography that
+    is not UTF-8 is latin-1, as older programs write it."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path} is UTF-16: save it as UTF-8")
     body = data.removeprefix(b"\xef\xbb\xbf")
     remarks = []
     try:
         lines = split(body.decode("utf-8"))
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if path.lower().endswith(BIBLIOGRAPHIES):
+            number = body.count(b"\n", 0, error.start) + 1
+            remarks.append(Remark(path, number, number, "not UTF-8: the file is read as latin-1 (Windows-1252)"))
+            return Text(path, split(body.decode("cp1252", "replace")), data, tuple(remarks))
         lines = []
         for number, raw in enumerate(split_bytes(body), 1):
             try:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from deltax.errors import UserError
 from deltax.library import files, readers
+from deltax.library.identifiers import normal_title
 from deltax.library.model import Reading, Remark
 from deltax.library.store import Library
 
-READERS = "2"
+READERS = "3"
 """Raised when reading changes, so that files are read again."""
 
 _BATCH = 256
@@ -18,7 +19,8 @@ _BATCH = 256
 
 @dataclass
 class Report:
-    """What an import found and changed. Counts of `found` are over the files that were read this time."""
+    """What an import found and changed. Counts of `found` are over the files that were read this time; `skipped` are
+    bibliographies in the folders, which come in when they are named."""
 
     files: int = 0
     unchanged_files: int = 0
@@ -28,6 +30,7 @@ class Report:
     unchanged: int = 0
     found: dict[str, int] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def count(self, reading: Reading) -> None:
         for entry in reading.entries:
@@ -47,10 +50,13 @@ def import_paths(library: Library, paths: Iterable[str | Path], dry_run: bool = 
     """Take in files and folders. Importing the same again changes nothing; dry_run changes nothing at all. A file that
     cannot be read becomes a remark and the others come in. Raises UserError for a path that does not exist."""
     report = Report()
+    paths = list(paths)
     found = list(files.find(paths))
+    lost = library.missing()
+    report.skipped = [str(path) for path in files.skipped(paths) if library.digest(str(path)) is None]
     with library.writing(keep=False) if dry_run else _nothing():
         for start in range(0, len(found), _BATCH):
-            _batch(library, found[start : start + _BATCH], report)
+            _batch(library, found[start : start + _BATCH], report, lost)
         if report.files > report.unchanged_files:
             library.regroup()
             report.remarks += files.cycles(library.embeds())
@@ -63,8 +69,9 @@ class _nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _batch(library: Library, paths: list[Path], report: Report) -> None:
-    """Read files first, then write them in one transaction, so that another process waits for writing only."""
+def _batch(library: Library, paths: list[Path], report: Report, lost: list[str]) -> None:
+    """Read files first, then write them in one transaction, so that another process waits for writing only. `lost`: the
+    files that the library knows and that are no longer where they were."""
     read = []
     for path in paths:
         report.files += 1
@@ -84,7 +91,10 @@ def _batch(library: Library, paths: list[Path], report: Report) -> None:
         if known == digest:
             report.unchanged_files += 1
             continue
-        read.append((_read(path, text), digest, files.embeds(text.lines)))
+        reading = _read(path, text)
+        if known is None and lost:
+            _recognise(library, path, reading, lost)
+        read.append((reading, digest, files.embeds(text.lines)))
     with library.writing():
         for reading, digest, embeds in read:
             changes = library.put(reading, digest, embeds)
@@ -108,6 +118,23 @@ def _read(path: Path, text: files.Text) -> Reading:
     else:
         reading = readers.read(str(path), text.lines)
     return Reading(reading.path, reading.entries, text.remarks + reading.remarks, reading.front)
+
+
+_SAME = 0.6
+"""Share of a new file's entries that a missing file had, from which it is that file under another name."""
+
+
+def _recognise(library: Library, path: Path, reading: Reading, lost: list[str]) -> None:
+    """A file that was renamed and edited at once is known by what its entries name, when its old place is empty."""
+    names = {key for e in reading.entries for key in (*e.reference.identity, normal_title(e.title)) if key}
+    if not names:
+        return
+    shared = [
+        (len(names & there) / min(len(names), len(there)), old) for old in lost if (there := library.names_in(old))
+    ]
+    score, old = max(shared, default=(0.0, ""))
+    if score >= _SAME:
+        library.rename(old, str(path))
 
 
 def _follow(library: Library, path: Path, digest: str) -> None:

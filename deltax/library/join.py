@@ -1,11 +1,14 @@
 """Works find their paper in the catalogue: by identifier, by title, or by likeness that the reader confirms."""
 
+import bisect
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from rapidfuzz import fuzz, process
 
+from deltax.library import lines
 from deltax.library.identifiers import normal_title
 from deltax.library.model import Entry
 from deltax.library.store import Item, Library
@@ -45,7 +48,11 @@ class Catalogue:
             self.by_title.setdefault(normal_title(record.title), record.key)
         for record in self.records.values():
             self.by_title.setdefault(normal_title(record.key), record.key)
+        for record in self.records.values():
+            for name in _called(record):
+                self.by_title.setdefault(normal_title(name), record.key)
         self.titles = {record.key: _words(record.title) for record in self.records.values()}
+        self.whole = sorted((normal_title(record.title), record.key) for record in self.records.values())
 
     def certain(self, entry: Entry, own: set[str]) -> tuple[str, str] | None:
         """(key, how) by identifier, else by the whole title, the name, the linked words or the title's head. `own`: the
@@ -55,11 +62,35 @@ class Catalogue:
             if scheme == "arxiv" and value in self.by_arxiv:
                 return self.by_arxiv[value], "id"
         for title in _titles(entry):
-            key = self.by_title.get(normal_title(title))
+            key = self.by_title.get(normal_title(title)) or self.cut_off(title)
             if key is not None:
                 theirs = self.records[key].arxiv
                 return None if own and theirs and _bare(theirs) not in own else (key, "title")
         return None
+
+    def named(self, words: str) -> str | None:
+        """The paper that a name in a sentence means: its key, its name, its title, or these behind "the" and before
+        "paper" or "model"."""
+        for text in (
+            words,
+            re.sub(r"(?i)^(?:the|an?|standard|vanilla|plain|original)\s+|\s+(?:paper|model|v1)$", "", words),
+        ):
+            key = self.by_title.get(normal_title(text))
+            if key is None and len(normal_title(text)) > 4:
+                key = self.by_title.get(normal_title(text).removesuffix("s"))
+            if key is not None:
+                return key
+        return None
+
+    def cut_off(self, title: str) -> str | None:
+        """The one paper whose title goes on where this one is cut off with dots."""
+        match = _CUT.match(title)
+        start = normal_title(match[1]) if match else ""
+        if len(start) < 20:
+            return None
+        at = bisect.bisect_left(self.whole, (start, ""))
+        found = [key for text, key in self.whole[at : at + 2] if text.startswith(start)]
+        return found[0] if len(found) == 1 else None
 
     def likely(self, entry: Entry, own: set[str]) -> tuple[str, float] | None:
         """The paper whose title is most like the entry's, from LIKELY upwards. Short titles are left alone."""
@@ -134,11 +165,25 @@ def names(entry: Entry) -> tuple[str, ...]:
     return (*entry.reference.identity, f"title:{normal_title(entry.title)}")
 
 
+_CUT = re.compile(r"(.*?)\s*(?:\.\.\.|…)\s*(?:\([^()]*\))?$", re.S)
+_ASIDE = re.compile(r"(?s)(.{4,}?)\s*[(\[]([^()\[\]]{1,40})[)\]]$|[(\[]([^()\[\]]{1,40})[)\]]\s*(.{4,})")
+
+
 def _titles(entry: Entry) -> list[str]:
-    own = [link.label for link in entry.reference.links if link.role == "own" and link.label]
+    own = [k.label for k in entry.reference.links if k.role == "own" and k.label and not lines.is_label(k.label)]
     title = entry.title
     head = title.partition(":")[0] if ":" in title and not title.startswith("http") else ""
-    return [t for t in (title, entry.reference.name, *(own if len(own) == 1 else ()), head) if len(normal_title(t)) > 2]
+    aside = _ASIDE.fullmatch(title)
+    less = (aside[1] or aside[4]) if aside else ""
+    found = [title, less, entry.reference.name, *(own if len(own) == 1 else ()), head]
+    return [t for t in found if len(normal_title(t)) > 2]
+
+
+def _called(record: Record) -> list[str]:
+    """Names of a paper beside its key: the head of its title, where that is one word or two."""
+    head = record.title.partition(":")[0]
+    named = str(getattr(record, "name", "") or "")
+    return [named] * bool(named) + [head] * (head != record.title and len(head.split()) < 3 and len(head) > 2)
 
 
 def _bare(arxiv: str | None) -> str:

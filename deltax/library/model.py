@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from deltax.library import names as names_
+
 STATES = ("", "todo", "doing", "hold", "done", "cancelled")
 """Read state. "" is a note without a checkbox: the reader wrote about it and said nothing of having read it."""
 
@@ -20,11 +22,14 @@ class Identifier:
 
     @property
     def key(self) -> str:
-        """What makes two identifiers the same paper: no version."""
-        return f"{self.scheme}:{self.value}"
+        """What makes two identifiers the same paper: no version, and no subject class of an old arXiv id."""
+        value = self.value
+        if self.scheme == "arxiv" and "/" in value:
+            value = value.partition("/")[0].partition(".")[0] + "/" + value.partition("/")[2]
+        return f"{self.scheme}:{value}"
 
     def __str__(self) -> str:
-        return self.key + self.version
+        return f"{self.scheme}:{self.value}{self.version}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is read. `name` is the model's, where the note gives one; `extra` keeps bibliography fields as they came."""
+    """What is read. `name` is the model's, where the note gives one; an author is a text, or a Name with its parts;
+    `extra` keeps bibliography fields as they came."""
 
     title: str
     name: str = ""
@@ -141,7 +147,7 @@ class Reading:
 
 
 FIELDS = (
-    *("title", "name", "authors", "year", "venue", "ids", "links", "extra"),
+    *("title", "name", "authors", "names", "year", "venue", "ids", "links", "extra"),
     *("state", "symbol", "priority", "dates", "fields", "tags", "text", "section"),
 )
 """Everything an entry says, apart from the place where it says it."""
@@ -153,7 +159,8 @@ def flat(entry: Entry) -> dict[str, Any]:
     return {
         "title": ref.title,
         "name": ref.name,
-        "authors": list(ref.authors),
+        "authors": [str(author) for author in ref.authors],
+        "names": names_.structured(ref.authors),
         "year": ref.year,
         "venue": ref.venue,
         "ids": [[i.scheme, i.value, i.version] for i in ref.ids],
@@ -176,7 +183,7 @@ def unflat(values: dict[str, Any], origin: Origin = Origin()) -> Entry:
     reference = Reference(
         title=values["title"],
         name=values.get("name", ""),
-        authors=tuple(values.get("authors", ())),
+        authors=names_.restored(tuple(values.get("authors", ())), values.get("names", [])),
         year=values.get("year"),
         venue=values.get("venue", ""),
         ids=tuple(Identifier(*i) for i in values.get("ids", ())),

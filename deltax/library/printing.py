@@ -1,11 +1,13 @@
 """Entries as lines of text for a terminal."""
 
+import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 from deltax.library.importing import Report
 from deltax.library.join import Joined
-from deltax.library.model import flat
+from deltax.library.model import Remark, flat
 from deltax.library.sentences import change_of, questions
 from deltax.library.store import Item
 
@@ -29,8 +31,15 @@ def line(items: list[Item], joined: Joined | None = None) -> str:
     dues = [item.entry.task.dates.due for item in items if item.entry.task.dates.due and state != "done"]
     parts = [f"{items[0].id:>5} {MARKS[state]} {best}", f"({year})" if year else "", *ids[:2], marks]
     parts += [f"due {min(dues)}" if dues else "", f"{len(items)} notes" if len(items) > 1 else ""]
+    parts += ["gone" if all(item.gone or _lost(item) for item in items) else ""]
     parts += [f"= {joined.key}" if joined and joined.how != "likely" else ""]
     return "  ".join(part for part in parts if part)
+
+
+def _lost(item: Item) -> bool:
+    """Whether the file of an entry is no longer there."""
+    path = item.entry.origin.path
+    return bool(path) and not Path(path).exists()
 
 
 def full(item: Item, others: list[Item], joined: Joined | None, family: list[str]) -> str:
@@ -47,7 +56,11 @@ def full(item: Item, others: list[Item], joined: Joined | None, family: list[str
     out.append("   ".join(part for part in task if part))
     out += ["tags " + " ".join(entry.tags)] if entry.tags else []
     out += (
-        [entry.origin.path + (f":{entry.origin.line}" if entry.origin.line else "") + " (no longer there)" * item.gone]
+        [
+            entry.origin.path
+            + (f":{entry.origin.line}" if entry.origin.line else "")
+            + " (no longer there)" * (item.gone or _lost(item))
+        ]
         if entry.origin.path
         else []
     )
@@ -85,6 +98,34 @@ def data(item: Item, joined: Joined | None = None) -> dict[str, Any]:
     }
 
 
+_FEW = 4
+"""Remarks of one kind that are shown line by line; more are counted and told by file and line numbers."""
+
+
+def _kinds(remarks: list[Remark], everything: bool) -> list[str]:
+    """What is in no entry, grouped by kind, the most frequent last."""
+    kinds: dict[str, list[Remark]] = {}
+    for remark in remarks:
+        kinds.setdefault(re.sub(r"\d+|'[^']*'", "N", remark.reason), []).append(remark)
+    out, hidden = [], 0
+    for members in sorted(kinds.values(), key=len):
+        if everything or len(members) <= _FEW:
+            for remark in members:
+                words = " ".join(remark.text[:300].split())[:60]
+                out.append(f"  {remark}" + (f": {words}" if words else ""))
+            continue
+        lines = sum(max(r.end - r.line + 1, 1) for r in members)
+        out.append(f"  {len(members)} times ({lines} lines): {members[0].reason}")
+        places: dict[str, list[str]] = {}
+        for remark in members:
+            span = str(remark.line) if remark.end <= remark.line else f"{remark.line}-{remark.end}"
+            places.setdefault(remark.path, []).append(span)
+        for path, spans in list(places.items())[:_FEW]:
+            out.append(f"    {Path(path).name}:{', '.join(spans[:12])}" + (" ..." if len(spans) > 12 else ""))
+        hidden += max(len(places) - _FEW, 0) + sum(len(spans) > 12 for spans in places.values())
+    return [*out, "  all of them: --all, or dx notes list --remarks"] if hidden else out
+
+
 def report(report: Report, dry_run: bool, everything: bool) -> str:
     """The preview of an import: what was found, what changed, which lines are in no entry."""
     read = report.files - report.unchanged_files
@@ -102,13 +143,12 @@ def report(report: Report, dry_run: bool, everything: bool) -> str:
         ("unchanged", report.unchanged),
     )
     out.append(", ".join(f"{n} {verb if name != 'unchanged' else ''}{name}" for name, n in changes))
+    if report.skipped:
+        names = ", ".join(Path(path).name for path in report.skipped[:5])
+        more = f" and {len(report.skipped) - 5} more" if len(report.skipped) > 5 else ""
+        out.append(f"bibliographies in the folder, not taken in: {names}{more} (name the file itself)")
     if report.remarks:
         lines = sum(max(r.end - r.line + 1, 1) for r in report.remarks)
         out.append(f"{lines} lines in no entry or with a problem (kept word for word):")
-        shown = report.remarks if everything else report.remarks[:20]
-        for remark in shown:
-            words = " ".join(remark.text[:300].split())[:60]
-            out.append(f"  {remark}" + (f": {words}" if words else ""))
-        if len(shown) < len(report.remarks):
-            out.append(f"  and {len(report.remarks) - len(shown)} more: --all, or dx notes list --remarks")
+        out += _kinds(report.remarks, everything)
     return "\n".join(out)

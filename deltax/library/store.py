@@ -120,6 +120,52 @@ class Library:
         with self.writing():
             self.db.execute("UPDATE sources SET path=? WHERE path=?", (new, old))
 
+    def missing(self) -> list[str]:
+        """Files that were taken in and are no longer where they were."""
+        return [path for (path,) in self.db.execute("SELECT path FROM sources ORDER BY id") if not Path(path).exists()]
+
+    def names_in(self, path: str) -> set[str]:
+        """Identity keys and normalised titles of a file's entries, by which it is known when it is "
+        "renamed and edited."""
+        rows = self.db.execute(
+            "SELECT e.keys, e.norm FROM entries e JOIN sources s ON s.id=e.source WHERE s.path=?", (path,)
+        )
+        return {name for keys, norm in rows for name in (*(keys.split() if keys != "several" else ()), norm) if name}
+
+    def gone(self) -> list[Item]:
+        """Entries whose file is missing, or that left their file and stayed for their edits."""
+        lost = set(self.missing())
+        return [item for item in self.items() if item.gone or item.entry.origin.path in lost]
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Forget entries, and files that have none left and are missing."""
+        lost = self.missing()
+        with self.writing():
+            for number in numbers:
+                self._delete(number)
+            for path in lost:
+                if not self.names_in(path):
+                    self._forget(path)
+            self.regroup()
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Forget files with all their entries."""
+        with self.writing():
+            for path in paths:
+                rows = self.db.execute(
+                    "SELECT e.id FROM entries e JOIN sources s ON s.id=e.source WHERE s.path=?", (path,)
+                ).fetchall()
+                for (number,) in rows:
+                    self._delete(number)
+                self._forget(path)
+            self.regroup()
+
+    def _forget(self, path: str) -> None:
+        row = self.db.execute("SELECT id FROM sources WHERE path=?", (path,)).fetchone()
+        if row:
+            self.db.execute("DELETE FROM remarks WHERE source=?", row)
+            self.db.execute("DELETE FROM sources WHERE id=?", row)
+
     def embeds(self) -> dict[str, list[tuple[int, str]]]:
         rows = self.db.execute("SELECT path, embeds FROM sources WHERE embeds != '[]'")
         return {path: [tuple(e) for e in json.loads(embeds)] for path, embeds in rows}

@@ -30,6 +30,7 @@ class _Work:
     read: bool
     todo: bool
     key: str = ""
+    written: bool = False
 
     @property
     def title(self) -> str:
@@ -53,6 +54,7 @@ def next_to_read(
             children.setdefault(parent, set()).add(child)
     node = {_node(number, work): work for number, work in works.items()}
     read = {name for name, work in node.items() if work.read}
+    names = {_name(name, node, catalogue) for name, work in node.items() if work.written}
     found = []
     for number, work in works.items():
         if work.read or not work.todo:
@@ -62,15 +64,16 @@ def next_to_read(
         below = sorted(_name(n, node, catalogue) for n in children.get(name, ()) if n in read)
         above = sorted(_name(n, node, catalogue) for n in parents.get(name, ()) if n in read)
         if below:
-            score, reasons = score + 2, [*reasons, f"it is the X of {_some(below)}, which you read"]
+            score, reasons = score + 2, [*reasons, f"it is the X of {_some(below)}, {_known(below, names)}"]
         if above:
-            score, reasons = score + 1, [*reasons, f"it builds on {_some(above)}, which you read"]
+            score, reasons = score + 1, [*reasons, f"it builds on {_some(above)}, {_known(above, names)}"]
         found.append(Suggestion(work.title, score, tuple(reasons), number, work.key))
     for key, record in catalogue.records.items():
         if key not in node:
             below = sorted(_name(n, node, catalogue) for n in children.get(key, ()) if n in read)
             if below:
-                reasons = (f"it is the X of {_some(below)}, which you read; no note of yours speaks of it",)
+                known = _known(below, names)
+                reasons = (f"it is the X of {_some(below)}, {known}; no note of yours speaks of it",)
                 found.append(Suggestion(record.title, 2.0, reasons, 0, key))
     return sorted(found, key=lambda s: (-s.score, s.work == 0, s.work, s.key))[:limit]
 
@@ -85,7 +88,8 @@ def _works(items: Iterable[Item], joined: dict[int, Joined]) -> dict[int, _Work]
         written = "" in states and not states & {"todo", "doing", "hold"}
         pair = joined.get(number)
         key = pair.key if pair and pair.how != "likely" else ""
-        out[number] = _Work(members, "done" in states or written, bool(states & {"todo", "doing"}), key)
+        read = "done" in states
+        out[number] = _Work(members, read or written, bool(states & {"todo", "doing"}), key, written and not read)
     return out
 
 
@@ -116,9 +120,7 @@ def _parents(works: dict[int, _Work], catalogue: Catalogue) -> dict[str, set[str
     for number, work in works.items():
         for item in work.items:
             change = change_of(item.entry)
-            base = change and (
-                by_name.get(normal_title(change.base)) or catalogue.by_title.get(normal_title(change.base))
-            )
+            base = change and (by_name.get(normal_title(change.base)) or catalogue.named(change.base))
             if base and base != _node(number, work):
                 out.setdefault(_node(number, work), set()).add(base)
     return out
@@ -138,6 +140,11 @@ def _name(name: str, node: dict[str, _Work], catalogue: Catalogue) -> str:
     work = node.get(name)
     short = next((i.entry.reference.name for i in work.items if i.entry.reference.name), "") if work else ""
     return short or (record.title if record else work.title if work else name)
+
+
+def _known(names: list[str], written: set[str]) -> str:
+    """How the reader knows works: "read" is said of what is marked read, not of what has notes alone."""
+    return "which you read" if names[0] not in written else "which you have notes on"
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,7 @@ selector (U+FE0F) after a mark and no-break spaces are accepted, which the plugi
 import re
 from dataclasses import dataclass, fields, replace
 from datetime import date
+from functools import lru_cache
 
 from deltax.library.model import PRIORITIES, Dates, Task
 
@@ -68,6 +69,7 @@ def symbol_of(state: str) -> str:
     return _SYMBOLS.get(state, " ")
 
 
+@lru_cache(maxsize=2048)
 def peel(line: str, symbol: str = "") -> Line:
     """Take the fields off the end of `line`. An impossible date stays among `fields` and is named in `problems`."""
     rest = line.rstrip(" \t\u00a0")
@@ -75,9 +77,6 @@ def peel(line: str, symbol: str = "") -> Line:
         state = state_of(symbol) if symbol else ""
         return Line(rest, Task(state, symbol))
     priority, dates, extra, tags, problems = "", {}, [], [], []
-    if match := _BLOCK_LINK.search(rest):
-        extra.append(("block", match[1]))
-        rest = rest[: match.start()].rstrip(" \t\u00a0")
 
     def put_date(key: str, value: str) -> None:
         if not _real(value):
@@ -89,37 +88,124 @@ def peel(line: str, symbol: str = "") -> Line:
         else:
             dates[key] = value
 
-    for _ in range(_PASSES):
-        before = rest
-        if match := _PEEL_PRIORITY.search(rest):
-            priority = PRIORITY_MARKS[match[1]]
-        elif match := _PEEL_DATE.search(rest):
-            put_date(DATE_MARKS[match[1]], match[2])
-        elif match := _PEEL_TAG.search(rest):
-            tags.append(match[1])
-        elif match := _PEEL_DATAVIEW.search(rest):
-            key, value = (match[1] or match[3]).strip(), (match[2] if match[1] else match[4]).strip()
-            folded = key.lower().replace(" ", "-")
-            if folded in _DATAVIEW_DATES and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-                put_date(_DATAVIEW_DATES[folded], value)
-            elif folded == "priority" and value.lower() in PRIORITIES:
-                priority = value.lower()
-            else:
-                extra.append((_camel(folded), value))
+    rest, pieces = pieces_of(rest)
+    for piece in reversed(pieces):
+        if piece.key == "priority":
+            priority = piece.value
+        elif piece.key == "tag":
+            tags.append(piece.value)
+        elif piece.dated:
+            put_date(piece.key, piece.value)
         else:
-            for key, pattern in _PEEL_FIELD.items():
-                if match := pattern.search(rest):
-                    extra.append((key, match[1].strip()))
-                    break
-        if match is None:
-            break
-        rest = rest[: match.start()].rstrip(" \t\u00a0")
-        if rest == before:
-            break
+            extra.append((piece.key, piece.value))
     inline = tuple(tag for tag in _TAG.findall(rest) if not tag.isdigit())
     state = state_of(symbol) if symbol else ""
     task = Task(state, symbol, priority or "normal", Dates(**dates), tuple(reversed(extra)))
     return Line(rest, task, tuple(dict.fromkeys((*inline, *reversed(tags)))), tuple(problems))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One field at the end of a line: what it says, and how it is written, with the blanks before it."""
+
+    key: str
+    value: str
+    written: str
+
+    @property
+    def dated(self) -> bool:
+        return self.key in DATE_MARKS.values() and bool(_DAY.fullmatch(self.value))
+
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+def pieces_of(line: str) -> tuple[str, list[Piece]]:
+    """The words of a line, and the fields at its end in the order written. Words and pieces joined are the line."""
+    rest, found = line, []
+    blank = " \t\u00a0"
+    if match := _BLOCK_LINK.search(rest.rstrip(blank)):
+        rest = rest[: match.start()].rstrip(blank)
+        found.append(Piece("block", match[1], line[len(rest) :]))
+    for _ in range(_PASSES):
+        body = rest.rstrip(blank)
+        said = _piece(body)
+        if said is None:
+            break
+        key, value, start = said
+        shorter = body[:start].rstrip(blank)
+        if shorter == rest:
+            break
+        found.append(Piece(key, value, rest[len(shorter) :]))
+        rest = shorter
+    return rest, found[::-1]
+
+
+def _piece(body: str) -> tuple[str, str, int] | None:
+    """(key, value, start) of the field that ends the line."""
+    if match := _PEEL_PRIORITY.search(body):
+        return "priority", PRIORITY_MARKS[match[1]], match.start()
+    if match := _PEEL_DATE.search(body):
+        return DATE_MARKS[match[1]], match[2], match.start()
+    if match := _PEEL_TAG.search(body):
+        return "tag", match[1], match.start()
+    if match := _PEEL_DATAVIEW.search(body):
+        key, value = (match[1] or match[3]).strip(), (match[2] if match[1] else match[4]).strip()
+        folded = key.lower().replace(" ", "-")
+        if folded in _DATAVIEW_DATES and _DAY.fullmatch(value):
+            return _DATAVIEW_DATES[folded], value, match.start()
+        if folded == "priority" and value.lower() in PRIORITIES:
+            return "priority", value.lower(), match.start()
+        return _camel(folded), value, match.start()
+    for key, pattern in _PEEL_FIELD.items():
+        if match := pattern.search(body):
+            return key, match[1].strip(), match.start()
+    return None
+
+
+def with_fields(line: str, before: Task, after: Task, added: tuple[str, ...], removed: tuple[str, ...]) -> str:
+    """A line whose fields say `after` instead of `before`, by the grammar of `peel`: what changes is changed where it
+    stands, what is new goes behind the fields and before a `^block` id, which must end the line."""
+    words, pieces = pieces_of(line)
+    fresh: list[Piece] = []
+    wanted = [("priority", before.priority, after.priority, "normal")]
+    wanted += [(f.name, getattr(before.dates, f.name), getattr(after.dates, f.name), "") for f in fields(Dates)]
+    for key, old, new, nothing in wanted:
+        if old == new or key == "noted":
+            continue
+        place = next((n for n, piece in enumerate(pieces) if piece.key == key and piece.value == old), None)
+        if place is None:
+            fresh += [Piece(key, new, f" {_mark(key, new)}")] if new != nothing else []
+        elif new == nothing:
+            del pieces[place]
+        else:
+            pieces[place] = Piece(key, new, _in_place(pieces[place], new))
+    for tag in removed:
+        place = next((n for n, piece in enumerate(pieces) if (piece.key, piece.value) == ("tag", tag)), None)
+        if place is None:
+            words = re.sub(rf"(?:(?<=[\s(])|^)#{re.escape(tag)}(?=[\s)]|$)[ \t]?", "", words, count=1).rstrip(" \t")
+        else:
+            del pieces[place]
+    fresh += [Piece("tag", tag, f" #{tag}") for tag in added]
+    at = next((n for n, piece in enumerate(pieces) if piece.key == "block"), len(pieces))
+    return words + "".join(piece.written for piece in [*pieces[:at], *fresh, *pieces[at:]])
+
+
+def _mark(key: str, value: str) -> str:
+    if key == "priority":
+        return next(mark for mark, name in PRIORITY_MARKS.items() if name == value)
+    return f"{_date_mark(key)} {value}"
+
+
+def _in_place(piece: Piece, new: str) -> str:
+    """The piece with another value, in the way it was written."""
+    if "::" in piece.written:
+        head, _, tail = piece.written.rpartition(piece.value)
+        return f"{head or piece.written.partition('::')[0] + ':: '}{new}{tail if head else piece.written[-1]}"
+    blanks = piece.written[: len(piece.written) - len(piece.written.lstrip(" \t\u00a0"))]
+    if piece.key == "priority":
+        return blanks + _mark("priority", new)
+    return piece.written.replace(piece.value, new)
 
 
 def render_fields(task: Task, tags: tuple[str, ...] = ()) -> str:

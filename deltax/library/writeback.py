@@ -4,19 +4,19 @@ import difflib
 import os
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from deltax.errors import UserError
 from deltax.library import tasks
 from deltax.library.edits import WRITTEN
 from deltax.library.markdown import common_indent
-from deltax.library.model import Entry
+from deltax.library.model import Entry, Task
 from deltax.library.store import Item
 from deltax.library.tags import slug
 
 _LINES = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 _BOX = re.compile(r"(?P<before>^[\s>]*(?:[-*+]|\d+[.)])[ \t]+\[)(?P<symbol>.)(?P<after>\])")
-_DATES = ("created", "start", "scheduled", "due", "done", "cancelled")
 
 
 def write(before: Entry, after: Item) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def write(before: Entry, after: Item) -> tuple[str, ...]:
         raise UserError(f"{path.name} cannot be read ({error.strerror}): your edit is kept in the library") from None
     new = changed(data, before, after.entry)
     if new == data:
-        return _writable(before)
+        return _writable(before, data)
     real = Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(dir=real.parent, prefix=".deltax-")
@@ -44,10 +44,13 @@ def write(before: Entry, after: Item) -> tuple[str, ...]:
         os.replace(name, real)
     except OSError as error:
         raise UserError(f"{path.name} cannot be written ({error.strerror}): your edit is kept in the library") from None
-    return _writable(before)
+    return _writable(before, data)
 
 
-def _writable(entry: Entry) -> tuple[str, ...]:
+def _writable(entry: Entry, data: bytes) -> tuple[str, ...]:
+    if entry.origin.shape == "page":
+        rows = [_text(raw, n) for n, raw in enumerate(_LINES.findall(data[:100_000]))]
+        return ("text", "notes", "tags+", "tags-", *(("state",) if _head(rows)[0] else ()))
     return WRITTEN if _BOX.match(entry.origin.raw) else ("text", "notes", "tags+", "tags-")
 
 
@@ -64,9 +67,126 @@ def changed(data: bytes, before: Entry, after: Entry) -> bytes:
         moved = 0
     if after.text != before.text:
         lines = _body(lines, before, after, moved)
-    if before.task != after.task or before.tags != after.tags:
+    if before.origin.shape == "page":
+        stated = before.state != after.state
+        if stated and before.text == after.text and before.tags == after.tags and not _head(list(map(_text, lines)))[0]:
+            where = f"{before.origin.path}:{before.origin.line}"
+            raise UserError(f"{where} has no checkbox and no properties: its state is kept in the library only")
+        if stated or before.tags != after.tags:
+            lines = _properties(lines, before, after)
+    elif before.task != after.task or before.tags != after.tags:
         lines[at + moved] = _line(lines[at + moved], before, after)
     return b"".join(lines)
+
+
+_STATUS = {"done": "read", "todo": "to-read", "doing": "reading", "hold": "on hold", "cancelled": "abandoned"}
+_PROPERTY = re.compile(r"^(?P<key>tags?|keywords|status|state):(?P<colon>:?)(?P<value>.*?)(?P<end>[ \t]*)$", re.I)
+
+
+def _head(rows: list[str]) -> tuple[list[int], int]:
+    """Lines that hold a page's properties, and the line that closes its front matter (0: it has none)."""
+    fenced = bool(rows) and rows[0].rstrip() == "---"
+    close = next((n for n, row in enumerate(rows[1:], 1) if row.rstrip() in ("---", "...")), 0) if fenced else 0
+    if close:
+        return list(range(1, close)), close
+    return [n for n, row in enumerate(rows[:12]) if re.match(r"\w[\w -]*::", row)], 0
+
+
+def _properties(lines: list[bytes], before: Entry, after: Entry) -> list[bytes]:
+    """A page's lines whose properties have the tags and the status of `after`: in its front matter, which is made where
+    there is none, or in its lines `key:: value`. Raises UserError where they would not be read back so."""
+    where = before.origin.path
+    newline = next((raw[len(raw.rstrip(b"\r\n")) :] for raw in lines if raw.endswith((b"\r", b"\n"))), b"\n")
+    rows = [_text(raw, n) for n, raw in enumerate(lines)]
+    head, close = _head(rows)
+    if (rows and rows[0].startswith("+++")) or (close and rows[1].lstrip().startswith("{")):
+        raise UserError(
+            f"the properties of {where} are no YAML: change them in the file; your edit is kept in the library"
+        )
+    colons = bool(head) and not close
+    out = list(rows)
+    added = [t for t in after.tags if t not in before.tags]
+    removed = [t for t in before.tags if t not in after.tags]
+    fresh: list[str] = []
+    mark = "::" if colons else ":"
+    if added or removed:
+        at = next(
+            (n for n in head if (m := _PROPERTY.match(out[n])) and m["key"].lower() in ("tags", "tag", "keywords")),
+            None,
+        )
+        if at is None:
+            if removed:
+                raise UserError(f"the tag {removed[0]} of {where} is not in its properties: change it in the file")
+            fresh.append(f"tags:: {', '.join(f'#{t}' for t in added)}" if colons else f"tags: [{', '.join(added)}]")
+        else:
+            _tags(out, at, close or len(out), added, removed)
+    if before.state != after.state and (head or close):
+        at = next((n for n in head if (m := _PROPERTY.match(out[n])) and m["key"].lower() in ("status", "state")), None)
+        word = _STATUS.get(after.state, "")
+        if at is None:
+            fresh += [f"status{mark} {word}"] if word else []
+        else:
+            out[at] = f"{_PROPERTY.match(out[at])['key']}{mark} {word}".rstrip()
+            following = at + 1
+            while following < (close or len(out)) and re.match(r"\s*-\s", out[following]) and close:
+                out[following] = None
+                following += 1
+    # Lines that stay keep their bytes.
+    made = [
+        raw if row == rows[n] else row.encode("utf-8").replace(b"\n", newline) + raw[len(raw.rstrip(b"\r\n")) :]
+        for n, (raw, row) in enumerate(zip(lines, out, strict=True))
+        if row is not None
+    ]
+    if fresh and not head and not close:
+        fresh = ["---", *fresh, "---"]
+        made = [*(row.encode("utf-8") + newline for row in fresh), *made]
+    elif fresh:
+        place = close - sum(row is None for row in out[:close]) if close else head[-1] + 1
+        made[place:place] = [row.encode("utf-8") + newline for row in fresh]
+    _reads_back(where, b"".join(made), before, after)
+    return made
+
+
+def _tags(out: list, at: int, end: int, added: list[str], removed: list[str]) -> None:
+    """Tags in the way they are written: a list below, a list in brackets, or words between commas or blanks."""
+    match = _PROPERTY.match(out[at])
+    value = match["value"].strip()
+    if not value:
+        last = at
+        for n in range(at + 1, end):
+            item = re.match(r"\s*-\s+(.*?)\s*$", out[n] or "")
+            if item is None:
+                break
+            last = n
+            if item[1].strip("'\"").lstrip("#") in removed:
+                out[n] = None
+        indent = re.match(r"\s*", out[last] or "  ")[0] if last > at else "  "
+        said = [f"{indent}- {tag}" for tag in added]
+        keep = out[last]
+        if said:
+            out[last] = "\n".join([*([keep] if keep is not None else []), *said])
+        return
+    brackets = value.startswith("[") and value.endswith("]") and not value.startswith("[[")
+    inner = value[1:-1] if brackets else value
+    comma = "," in inner or brackets or "#" not in inner
+    items = [i.strip() for i in (inner.split(",") if comma else inner.split()) if i.strip()]
+    hashed = any(i.startswith("#") for i in items)
+    items = [i for i in items if i.strip("'\"").lstrip("#") not in removed]
+    items += [f"#{tag}" if hashed else tag for tag in added]
+    text = (", " if comma else " ").join(items)
+    out[at] = f"{match['key']}:{match['colon']} " + (f"[{text}]" if brackets else text)
+
+
+def _reads_back(where: str, data: bytes, before: Entry, after: Entry) -> None:
+    """Raises UserError unless the page reads with the tags and the state that it was to have."""
+    from deltax.library import readers
+    from deltax.library.files import decode
+
+    entries = readers.read(before.origin.path, decode(before.origin.path, data).lines).entries
+    same = len(entries) == 1 and set(entries[0].tags) == set(after.tags) and entries[0].title == before.title
+    stated = before.state != after.state and bool(_head([_text(raw) for raw in _LINES.findall(data)])[0])
+    if not same or (stated and before.tags == after.tags and entries[0].state != after.state):
+        raise UserError(f"the properties of {where} cannot hold the edit as they are: change them in the file")
 
 
 def _line(raw: bytes, before: Entry, after: Entry) -> bytes:
@@ -77,59 +197,58 @@ def _line(raw: bytes, before: Entry, after: Entry) -> bytes:
     body = body[: len(body) - len(trailing)]
     where = f"{before.origin.path}:{before.origin.line}"
     box = _BOX.match(body)
+    table = before.origin.shape == "table"
     if box is None:
         if before.task != after.task and before.text == after.text and before.tags == after.tags:
             raise UserError(f"{where} has no checkbox: its state and dates are kept in the library only")
-        if before.origin.shape == "table" and before.tags != after.tags:
+        if table and before.tags != after.tags:
             raise UserError(f"{where} is a row of a table: its tags are kept in the library only")
-    elif before.state != after.state:
-        body = body[: box.start("symbol")] + after.task.symbol + body[box.end("symbol") :]
-    for old, new, marks in _marks(before, after) if box else ():
-        body = _replace(body, old, new, marks)
-    sections = {slug(part) for part in before.origin.section}
-    for tag in (t for t in before.tags if t not in after.tags):
-        shorter = re.sub(rf"(?:(?<=\s)|^)#{re.escape(tag)}(?=\s|$)[ \t]?", "", body, count=1).rstrip(" \t")
-        if shorter == body:
+    added = tuple(t for t in after.tags if t not in before.tags)
+    removed = tuple(t for t in before.tags if t not in after.tags)
+    start = box.end() if box else 0
+    said = tasks.peel(body[start:], box["symbol"] if box else "")
+    for tag in removed:
+        if tag not in said.tags:
+            sections = {slug(part) for part in before.origin.section}
             reason = "a heading" if tag in sections else "the front matter"
             raise UserError(f"the tag {tag} of {where} comes from {reason}: change it there")
-        body = shorter
-    for tag in (t for t in after.tags if t not in before.tags):
-        body = f"{body} #{tag}"
+    task = after.task if box else said.task
+    if box:
+        _as_tasks_would(where, before, after)
+        symbol = after.task.symbol if before.state != after.state else box["symbol"]
+        body = body[: box.start("symbol")] + symbol + body[box.end("symbol") :]
+    old = replace(said.task, dates=replace(said.task.dates, noted=before.task.dates.noted))
+    body = body[:start] + tasks.with_fields(body[start:], old, task, added, removed)
+    _same(where, said, tasks.peel(body[start:], task.symbol), task, before, after)
     return (body + trailing + end).encode("utf-8", "surrogateescape")
 
 
-def _marks(before: Entry, after: Entry) -> list[tuple[str, str, str]]:
-    """(old, new, pattern of the mark) for each field that differs: "" where there is none."""
-    found = []
-    priorities = {name: mark for mark, name in tasks.PRIORITY_MARKS.items()}
-    if before.task.priority != after.task.priority:
-        old, new = (priorities.get(entry.task.priority, "") for entry in (before, after))
-        found.append((re.escape(old) + "\ufe0f?" if old else "", new, "priority"))
-    for key in _DATES:
-        old, new = getattr(before.task.dates, key), getattr(after.task.dates, key)
-        if old != new:
-            marks = [mark for mark, name in tasks.DATE_MARKS.items() if name == key]
-            pattern = rf"(?:{'|'.join(marks)})\ufe0f?[ \t\u00a0]*{re.escape(old)}" if old else ""
-            found.append((pattern, f"{marks[0]} {new}" if new else "", key))
-    return found
+def _as_tasks_would(where: str, before: Entry, after: Entry) -> None:
+    """Raises UserError for a tick that makes Obsidian Tasks do more than tick."""
+    said = dict(before.task.fields)
+    if after.state != "done" or before.state == "done":
+        return
+    if rule := said.get("repeat"):
+        raise UserError(
+            f"{where} repeats ({rule}), and Obsidian Tasks writes the next one when it is ticked: tick it there; "
+            "your edit is kept in the library"
+        )
+    if said.get("onCompletion", "").casefold() == "delete":
+        raise UserError(
+            f"{where} is deleted by Obsidian Tasks when it is ticked: tick it there; your edit is kept in the library"
+        )
 
 
-def _replace(body: str, pattern: str, new: str, name: str) -> str:
-    if not pattern:
-        return f"{body} {new}"
-    places = list(re.finditer(pattern, body))
-    if not places:
-        inline = list(re.finditer(rf"[\[(]{'completion' if name == 'done' else name}:: *[^\])]*[\])]", body))
-        if not inline:
-            raise UserError(f"the {name} of {body.strip()!r} is not written as a mark: change it in the file")
-        places = inline
-        value = new.split(" ")[-1] if name != "priority" else tasks.PRIORITY_MARKS.get(new, "normal")
-        new = f"{places[-1][0].split('::')[0]}:: {value}{places[-1][0][-1]}" if new else ""
-    start, end = places[-1].span()
-    if not new:
-        while start and body[start - 1] in " \t":
-            start -= 1
-    return body[:start] + new + body[end:]
+def _same(where: str, said: tasks.Line, now: tasks.Line, task: Task, before: Entry, after: Entry) -> None:
+    """Raises UserError unless the line reads as what was to be written."""
+    dates = replace(now.task.dates, noted=task.dates.noted)
+    tags = {*after.tags} - {*before.tags} <= {*now.tags} and not ({*before.tags} - {*after.tags}) & {*now.tags}
+    fields = sorted(now.task.fields) == sorted(said.task.fields)
+    words = now.text == said.text or before.tags != after.tags
+    if not (dates == task.dates and now.task.priority == task.priority and tags and fields and words):
+        raise UserError(
+            f"{where} is not written so that the edit can stand in it: change it in the file; your edit is kept"
+        )
 
 
 def _body(lines: list[bytes], before: Entry, after: Entry, moved: int) -> list[bytes]:

@@ -13,6 +13,7 @@ from deltax.errors import UserError
 from deltax.library import edits, tasks, writeback
 from deltax.library.importing import import_paths
 from deltax.library.join import Catalogue, certain
+from deltax.library.marking import marks
 from deltax.library.model import Entry
 from deltax.library.store import Item, Library
 from deltax.site import prose
@@ -82,9 +83,10 @@ class Notes:
         """Lay the reader's edits over a note. Raises UserError for what is no edit and for a note that is not there."""
         view = self._view()
         with Library(self.path) as library:
-            after = library.edit(number, _edits(library.item(number), wanted))
+            changed = _laid(library, number, wanted)
         if "title" not in wanted:
-            self._replace(view, after)
+            for after in changed:
+                self._replace(view, after)
 
     def change_file(self, number: int, wanted: dict[str, Any]) -> None:
         """The same, in the library and in the Markdown file that the note comes from.
@@ -92,7 +94,8 @@ class Notes:
         Raises UserError where the file cannot say it; the edit is in the library then.
         """
         with Library(self.path) as library:
-            after = library.edit(number, _edits(library.item(number), wanted))
+            _laid(library, number, wanted)
+            after = library.item(number)
             written = writeback.write(library.in_file(number), after)
             import_paths(library, [after.entry.origin.path])
             library.settle(number, written)
@@ -184,6 +187,16 @@ def _opening(text: str, longest: int = 110) -> str:
     """The first words of a note, without the marks of lists."""
     line = next((found for raw in text.splitlines()[:20] if (found := raw.strip(" \t-*>#"))), "")
     return line if len(line) <= longest else line[:longest].rsplit(" ", 1)[0] + " …"
+
+
+def _laid(library: Library, number: int, wanted: dict[str, Any]) -> list[Item]:
+    """Lay edits over a note; one that is marked read is read in all notes of its work, as `dx notes read` does it."""
+    item = library.item(number)
+    changed = {number: library.edit(number, _edits(item, wanted))}
+    if wanted.get("state") == "done":
+        for mark in marks(library, item, "done", date.today().isoformat()):
+            changed[mark.item.id] = library.edit(mark.item.id, mark.edits)
+    return list(changed.values())
 
 
 def _edits(item: Item, wanted: dict[str, Any]) -> dict[str, Any]:

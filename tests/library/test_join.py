@@ -93,6 +93,6 @@ def test_next_is_priorities_dates_and_the_genealogy(tmp_path):
     ]  # fmt: skip
     reasons = {s.title: " ".join(s.reasons) for s in found}
     assert "X of Transformers without Normalization" in reasons["layer normalization"]
-    assert "X of A, which you read" in reasons["MaskFormer"] and reasons["plain"] == ""
+    assert "X of A, which you have notes on" in reasons["MaskFormer"] and reasons["plain"] == ""
     assert "no note of yours" in reasons[PAPERS[0].title]
     library.close()
