@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from torch.nn.parameter import is_lazy
 
 from deltax import kernels
 from deltax.errors import UserError
-from deltax.parts.training.run import Run
+from deltax.parts.training.objectives import counted, mixing
+from deltax.parts.training.run import Loop, Run
+from deltax.parts.training.steps import moving, one_step
 from deltax.recipe import Part
 from deltax.tasks.evaluation import Evaluation
 from deltax.train import causality, checkpoint, mesh
@@ -36,11 +39,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run. `evaluation` is None when it diverged, at the step `progress` stopped at."""
+    """A finished run. `evaluation` is None when it diverged, at the step `progress` stopped at.
+
+    `pieces` is the sentence of `in_pieces`.
+    """
 
     model: nn.Module
     progress: Progress
     evaluation: Evaluation | None
+    pieces: str = ""
 
     @property
     def diverged(self) -> bool:
@@ -68,40 +75,36 @@ def train(
     save_every  seconds between checkpoints
     on_step     told after every step; may raise Stop
 
-    A loss or gradient that is not finite ends the run as diverged. Raises UserError for a recipe that cannot be built.
+    A loss or gradient that is not finite ends the run as diverged. Where a batch is cut into pieces and the recipe is
+    not the same on pieces, that is a warning, and in the outcome. Raises UserError for a recipe that cannot be built.
     """
     machine = machine or Machine.here(precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     mesh.check(loop.batch, loop.accumulate)
-    model = mesh.place(build(run, task, job.seed, job.recipe.title), machine.device)
+    pieces = in_pieces(job.recipe, loop)
+    if pieces and mesh.rank() == 0:
+        warnings.warn(pieces, stacklevel=3)
+    fresh = build(run, task, job.seed, job.recipe.title)
+    model, engine = mesh.place(fresh, machine.device, compiled=machine.compiled)
     if weights is not None:
         checkpoint.load_model(model, weights)
     with making(job.recipe.title, run.optimizer, "optimizer"):
         optimizer = run.optimizer(model)
     mesh.sorted_groups(optimizer)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    gradients = Gradients(job, machine, run, model, engine, optimizer)
     progress = Progress()
-    if save_to and mesh.agreed(save_to.exists()):
+    if save_to and mesh.of_first(save_to.exists()):
         tensors, facts = checkpoint.load(save_to)
         checkpoint.restore(model, optimizer, tensors)
         progress = Progress(**facts)
-    engine = mesh.engine(torch.compile(model) if machine.compiled else model, machine.device)
-    reduce = mesh.reducer(model, loop.clip)
-    saved = started = time.monotonic() - progress.seconds
+    started, saving = time.monotonic() - progress.seconds, Saving(save_every)
 
     while progress.step < job.steps:
-        at = run.schedule((progress.step + 0.5) / job.steps)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * job.rate * at
-        reseed(stream("step", job.seed, progress.step))
-        batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
-        if mesh.ours():
-            reseed(stream("share", job.seed, progress.step, mesh.ours()))
-        loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine))
+        loss, finite = gradients.of_step(progress.step)
         progress.losses.append((progress.step, loss))
-        if not (math.isfinite(loss) and norm.isfinite()):
-            return Outcome(model, progress, None)
+        if not finite:
+            return Outcome(model, progress, None, pieces)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -113,15 +116,57 @@ def train(
             if save_to:
                 checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             raise
-        if save_to and mesh.agreed(time.monotonic() - saved > save_every):  # clocks differ
+        if save_to and saving.due():
             checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
-            saved = time.monotonic()
+            saving = Saving(save_every)
     if hasattr(optimizer, "eval"):
         optimizer.eval()  # what it trains at is not what it would have used
     model.eval()
     with machine.autocast():
-        evaluation = task.evaluate(mesh.reader(model, engine), run.objective)
-    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
+        evaluation = mesh.beside(model, engine, lambda reader: task.evaluate(reader, run.objective))
+    mesh.reshard(engine)
+    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None, pieces)
+
+
+class Gradients:
+    """The gradients of each step of a job, by the schedule's rate, ready for its optimizer to step."""
+
+    def __init__(
+        self,
+        job: Job,
+        machine: Machine,
+        run: Run,
+        model: nn.Module,
+        engine: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ):
+        self.job, self.machine, self.run, self.model, self.engine = job, machine, run, model, engine
+        self.optimizer, self.rates = optimizer, [group["lr"] for group in optimizer.param_groups]
+        self.task, self.loop = task_of(job.recipe), loop_of(job.recipe)
+        self.reduce, self.moved = mesh.reducer(model, self.loop.clip), moving(model)
+
+    def of_step(self, step: int) -> tuple[float, bool]:
+        """The loss of the step's batch, and whether it and the gradients are finite."""
+        job, loop = self.job, self.loop
+        factor = job.rate * self.run.schedule((step + 0.5) / job.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        reseed(stream("step", job.seed, step))
+        draw = lambda reader: self.run.batches(reader, self.task, step, size=loop.batch, seed=job.seed)
+        with one_step(
+            self.moved, mesh.gathered
+        ):  # begins while FSDP2 holds shards only: what moves them moves them all
+            batch, seed = mesh.beside(self.model, self.engine, draw), stream("pieces", job.seed, step)
+            part = accumulate(self.engine, self.run, batch, loop.accumulate, self.machine, seed=seed)
+            loss, norm = self.reduce(part)
+        return loss, math.isfinite(loss) and bool(norm.isfinite())
+
+
+def in_pieces(recipe: Part, loop: Loop) -> str:
+    """How training in pieces differs from training on whole batches; empty where it does not, or nothing is cut."""
+    count = mesh.microbatches(loop.accumulate) * mesh.layout().shares
+    reasons = "; ".join(mixing(recipe)) if count > 1 else ""
+    return f"the {count} pieces of a batch of {loop.batch} are not the whole batch: {reasons}" if reasons else ""
 
 
 def build(run: Run, task: Any, seed: int, title: str = "the recipe") -> nn.Module:
@@ -173,20 +218,57 @@ def _brief(part: Part) -> str:
     return f"{part.make.__name__}({', '.join([*values, *['...'] * (len(values) < len(part.given))])})"
 
 
-def accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:
-    """Backward over this process's share of the batch, piece by piece; the mean loss over the share.
+def accumulate(
+    engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine, *, seed: int | None = None
+) -> Tensor:
+    """Backward over this process's share of the batch, piece by piece; its part of the mean loss over the batch.
 
-    Along a pipeline the last stage has it, the others zero.
+    Each example counts the same, or each token where the objective is a mean over tokens, whatever the pieces. With a
+    seed each piece but the first of all draws from a stream of its own, so that n processes draw what one process does
+    that accumulates n pieces. Along a pipeline the last stage has the loss, the others zero.
     """
-    shares = mesh.share(batch.pieces(mesh.microbatches(pieces) * mesh.layout().shares))
-    shares = [piece.to(machine.device) for piece in shares]
+    count, total = mesh.microbatches(pieces) * mesh.layout().shares, torch.zeros(())
+    every = batch.pieces(count)
+    sizes = [counted(run.objective, piece) for piece in every] if len(every) > 1 else [1]
+    # The mean over processes follows, so this process's part counts as many times as there are shares.
+    counts = [size * mesh.layout().shares / sum(sizes) for size in sizes]
+    ours = list(zip(mesh.share(range(len(every))), mesh.share(every), mesh.share(counts), strict=True))
     if isinstance(engine, Pipeline):
+        _draw_for(seed, mesh.ours())
         with machine.autocast():
-            return engine.backward(run.objective, shares)
-    total = torch.zeros(())
-    for piece in shares:
+            return engine.backward(run.objective, [piece.to(machine.device) for _, piece, _ in ours])
+    for at, piece, counts_for in ours:
+        _draw_for(seed, at)
         with machine.autocast():
-            loss = run.objective(engine, piece).mean() / len(shares)
+            loss = mesh.ask(engine, run.objective, piece.to(machine.device)).mean() * counts_for
         loss.backward()
         total += loss.detach().cpu().float()
     return total
+
+
+def _draw_for(seed: int | None, piece: int) -> None:
+    if piece and seed is not None:
+        reseed(stream("piece", seed, piece))
+
+
+class Saving:
+    """When to save next: some seconds from now, by the first process's clock, as clocks differ.
+
+    Asking it costs all processes a message, so each answer is after how many steps to ask again: those of half of the
+    time that is left.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds, self.began, self.taken, self.ask_at = seconds, time.monotonic(), 0, 1
+
+    def due(self) -> bool:
+        """Called after each step, on all processes."""
+        self.taken += 1
+        if self.taken < self.ask_at:
+            return False
+        passed = time.monotonic() - self.began
+        left = (self.seconds - passed) / passed * self.taken if passed else 1
+        wait = 0 if passed > self.seconds else max(1, int(left / 2)) if mesh.size() > 1 else 1
+        wait = int(mesh.of_first(wait))
+        self.ask_at = self.taken + wait
+        return not wait

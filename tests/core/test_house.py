@@ -12,7 +12,9 @@ from deltax.home import home
 from deltax.slots import SLOTS
 
 HOUSE = Path(deltax.__file__).parent
-CORE = {"address", "moved", "recipe", "paper", "claim", "catalog", "expression", "contract", "errors", "home", "slots"}
+CORE = {
+    "address", "moved", "recipe", "paper", "claim", "catalog", "expression", "contract", "errors", "home", "slots", "sqlite"
+}  # fmt: skip
 FLOORS = {
     **dict.fromkeys(CORE, 0),
     "shapes": 0,

@@ -25,6 +25,7 @@ from deltax.parts.model.linear import Matrix
 from deltax.parts.model.nothing import Nothing
 from deltax.parts.model.pairs import DualEncoder, TextEncoder
 from deltax.parts.model.patches import First, ImageClassifier, Patches
+from deltax.parts.training.objectives import mixes
 from deltax.parts.training.optimizers import adamw
 from deltax.parts.training.run import Run
 from deltax.shapes import PerExample
@@ -43,6 +44,7 @@ def symmetric(logits: Float[Tensor, "N N"]) -> PerExample:
 
 
 @needs("images", "texts", model=PAIRS_TO_LOGITS)
+@mixes("the negatives of an example are the others of its piece")
 def pair_contrast(model: nn.Module, batch: PairBatch) -> PerExample:
     """`symmetric` of a batch. What a pair is told from is its own piece of the batch."""
     return symmetric(model(batch.images, batch.texts))

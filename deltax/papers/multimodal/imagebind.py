@@ -26,6 +26,7 @@ from deltax.parts.model.linear import Matrix
 from deltax.parts.model.pairs import Vectors
 from deltax.parts.model.patches import Grid, Patches
 from deltax.parts.numerics.precision import of_length_one, similarity
+from deltax.parts.training.objectives import mixes
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.multimodal.spoken_numbers import BoundBatch, SpokenNumbers
 
@@ -86,12 +87,14 @@ def _begin_from_inner(module: nn.Module, state: dict[str, Tensor], prefix: str, 
 
 
 @needs("images", "texts", "others", "sounds", model=SENSES_TO_LOGITS)
+@mixes("the negatives of an example are the others of its piece")
 def bind(model: nn.Module, batch: BoundBatch) -> PerExample:
     """The sum of both contrasts, L_IM + L_MI for the texts and for the sounds (Eq. 1)."""
     return sum(symmetric(logits) for logits in model(batch.images, batch.texts, batch.others, batch.sounds))
 
 
 @needs("others", "sounds", model=SENSES_TO_LOGITS)
+@mixes("the negatives of an example are the others of its piece")
 def bind_sounds(model: Bound, batch: BoundBatch) -> PerExample:
     """The contrast of images and sounds, of which the sounds' encoder alone learns."""
     with torch.no_grad():

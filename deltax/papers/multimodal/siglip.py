@@ -28,6 +28,7 @@ from deltax.parts.model.pairs import Temperature
 from deltax.parts.model.patches import Pooled
 from deltax.parts.model.stack import PreNorm
 from deltax.parts.numerics.precision import similarity
+from deltax.parts.training.objectives import mixes
 from deltax.parts.training.roles import tag
 from deltax.shapes import PerExample, Stream
 from deltax.tasks.multimodal.pairs import PairBatch
@@ -59,6 +60,7 @@ def _surprise(logits: Float[Tensor, "N M"], belong: Tensor) -> PerExample:
 
 
 @needs("images", "texts", model=PAIRS_TO_LOGITS)
+@mixes("the negatives of an example are the others of its piece")
 def pair_sigmoid(model: nn.Module, batch: PairBatch) -> PerExample:
     """`each_alone` of a batch."""
     return each_alone(model(batch.images, batch.texts))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from deltax.errors import UserError
+from deltax.parts.training.optimizers import Wrapper
 from deltax.recipe import Part
 
 
-class Replicas(torch.optim.Optimizer, abc.ABC):
+class Replicas(Wrapper, abc.ABC):
     """Copies of a model's weights, one a worker, of which the model holds one at a time.
 
     A step of the loop is a step of one worker: on its own batch, with its own weights and its own state of the inner
@@ -26,8 +27,7 @@ class Replicas(torch.optim.Optimizer, abc.ABC):
     def __init__(self, model: nn.Module, *, inner: Part, workers: int):
         if workers < 1:
             raise UserError(f"training needs at least 1 worker, not {workers}")
-        self.inner: torch.optim.Optimizer = inner(model)
-        super().__init__(self.inner.param_groups, {})
+        super().__init__(inner(model))
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.shared = [p.detach().clone().requires_grad_() for p in self.weights]
         self.local = [[p.detach().clone() for p in self.weights] for _ in range(workers)]
@@ -73,7 +73,7 @@ class Replicas(torch.optim.Optimizer, abc.ABC):
         """Move `shared` by one step of `outer` along a pseudo-gradient (N,), the weights before less those after."""
         pieces = pseudo_gradient.split([p.numel() for p in self.shared])
         for p, piece in zip(self.shared, pieces, strict=True):
-            p.grad = piece.view_as(p)
+            p.grad = _spread_as(p, piece.view(p.shape))
         outer.step()
         outer.zero_grad()
 
@@ -117,8 +117,17 @@ class Replicas(torch.optim.Optimizer, abc.ABC):
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All of them as one vector (N,)."""
-    return torch.cat([t.reshape(-1) for t in tensors])
+    """All of them as one vector (N,); those that are sharded over processes are gathered, and each process must ask."""
+    return torch.cat([(t.full_tensor() if hasattr(t, "full_tensor") else t).reshape(-1) for t in tensors])
+
+
+def _spread_as(model: Tensor, whole: Tensor) -> Tensor:
+    """A tensor that every process has, sharded as `model` is."""
+    if not hasattr(model, "placements"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # half as long to load as torch
+
+    return distribute_tensor(whole, model.device_mesh, model.placements)
 
 
 def assign(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:

@@ -1,10 +1,31 @@
-"""Optimizers that torch ships, handed each parameter's role."""
+"""Optimizers that torch ships, handed each parameter's role, and the base of those that wrap another."""
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from deltax.parts.numerics.counts import at_least, below
 from deltax.parts.training.roles import by_role
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another. Its parameter groups are those of `inner`: one list, so no copy takes a rate.
+
+    inner  the optimizer that takes the steps
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer):
+        self.inner = inner
+        super().__init__(inner.param_groups, {})
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
 
 
 def adamw(

@@ -14,11 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, paper
+from deltax.parts.training.objectives import mixes
 from deltax.parts.training.roles import tag
 
 Channels = Float[Tensor, "B C ..."]
 
 
+@mixes("batch norm standardises each piece by itself; its running averages are of the first process's pieces")
 class BatchNorm(nn.Module):
     """weight * standardised(x) + bias in training; by running mean and variance otherwise. (B, C, ...) -> (B, C, ...).
 

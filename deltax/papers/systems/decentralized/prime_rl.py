@@ -33,6 +33,7 @@ from deltax.papers.systems.decentralized.shardcast import shardcast
 from deltax.papers.systems.decentralized.toploc import Limits, Proof, last_hidden, toploc, verify
 from deltax.parts.training.generate import generate
 from deltax.parts.training.modes import evaluating
+from deltax.parts.training.objectives import over_tokens
 from deltax.shapes import Logits, PerExample, Tokens
 
 
@@ -88,6 +89,7 @@ def two_sided(
 
 
 @needs("tokens", "said", "advantages", "old", "reference", model=TOKENS_TO_LOGITS)
+@over_tokens
 def two_sided_relative(
     model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04, delta: float = 4.0
 ) -> PerExample:

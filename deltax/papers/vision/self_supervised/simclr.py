@@ -21,6 +21,7 @@ from deltax.parts.model.convolution import GroupNorm, SmallStem
 from deltax.parts.model.mlp import relu
 from deltax.parts.model.perceptron import Dense
 from deltax.parts.numerics.precision import of_length_one, similarity
+from deltax.parts.training.objectives import mixes
 from deltax.parts.training.optimizers import adamw
 from deltax.parts.training.run import Loop, Run, from_task
 from deltax.parts.training.schedules import cosine
@@ -75,6 +76,7 @@ def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> Per
 
 
 @needs("images", model=IMAGES_TO_VECTORS)
+@mixes("the negatives of an example are the others of its piece")
 def contrast(model: nn.Module, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5) -> PerExample:
     """`nt_xent` of two views of each image. What an image is told from is its own piece of the batch."""
     first, second = model(torch.cat([view(batch.images), view(batch.images)])).chunk(2)
