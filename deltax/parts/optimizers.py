@@ -1,9 +1,30 @@
-"""Optimizers that torch ships, handed each parameter's role."""
+"""Optimizers that torch ships, handed each parameter's role, and the base of those that wrap another."""
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from deltax.parts.roles import by_role
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another. Its parameter groups are those of `inner`: one list, so no rate can be set on a copy.
+
+    inner  the optimizer that takes the steps
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer):
+        self.inner = inner
+        super().__init__(inner.param_groups, {})
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
 
 
 def adamw(

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from deltax.errors import UserError
+from deltax.parts.optimizers import Wrapper
 from deltax.recipe import Part
 
 
-class Replicas(torch.optim.Optimizer, abc.ABC):
+class Replicas(Wrapper, abc.ABC):
     """Copies of a model's weights, one a worker, of which the model holds one at a time.
 
     A step of the loop is a step of one worker: on its own batch, with its own weights and its own state of the inner
@@ -26,8 +27,7 @@ class Replicas(torch.optim.Optimizer, abc.ABC):
     def __init__(self, model: nn.Module, *, inner: Part, workers: int):
         if workers < 1:
             raise UserError(f"training needs at least 1 worker, not {workers}")
-        self.inner: torch.optim.Optimizer = inner(model)
-        super().__init__(self.inner.param_groups, {})
+        super().__init__(inner(model))
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.shared = [p.detach().clone().requires_grad_() for p in self.weights]
         self.local = [[p.detach().clone() for p in self.weights] for _ in range(workers)]

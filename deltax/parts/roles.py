@@ -21,11 +21,14 @@ def role_of(parameter: Tensor) -> Role:
 
 
 def by_role(model: nn.Module) -> dict[Role, list[nn.Parameter]]:
-    """The trainable parameters of a model, each once, by role."""
+    """The trainable parameters of a model, each once, by role.
+
+    A parameter that several modules share is an embedding where one of them is an `nn.Embedding`.
+    """
+    tables = [m.parameters(recurse=False) for m in model.modules() if isinstance(m, nn.Embedding)]
+    embeddings = {id(p) for table in tables for p in table}
     found: dict[Role, list[nn.Parameter]] = defaultdict(list)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            role = "embedding" if isinstance(module, nn.Embedding) else role_of(parameter)
-            if parameter.requires_grad and not any(parameter is other for other in found[role]):
-                found[role].append(parameter)
+    for parameter in model.parameters():  # torch lists a shared parameter once
+        if parameter.requires_grad:
+            found["embedding" if id(parameter) in embeddings else role_of(parameter)].append(parameter)
     return dict(found)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from deltax.errors import UserError
+from deltax.parts.optimizers import Wrapper
 from deltax.recipe import Part
 
 
-class Stale(torch.optim.Optimizer):
+class Stale(Wrapper):
     """An optimizer whose model holds, for stage s of P, the weights of P - 1 - s updates ago; `eval` leaves the newest.
 
     This is what an asynchronous pipeline with stashed weights (PipeDream) computes: forward and backward of a batch see
@@ -21,8 +22,7 @@ class Stale(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, *, inner: Part, stages: int = 4):
-        self.inner: torch.optim.Optimizer = inner(model)
-        super().__init__(self.inner.param_groups, {})
+        super().__init__(inner(model))
         self.weights = [p for p in model.parameters() if p.requires_grad]
         if not 1 <= stages <= len(self.weights):
             raise UserError(f"{len(self.weights)} parameters cannot be cut into {stages} stages")

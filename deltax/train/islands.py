@@ -25,6 +25,7 @@ from deltax import kernels
 from deltax.errors import UserError
 from deltax.papers.optimization.local_sgd import LocalSteps
 from deltax.parts.replicas import assign, flat
+from deltax.parts.steps import moving, one_step
 from deltax.train import checkpoint, mesh
 from deltax.train.initialise import reseed, stream
 from deltax.train.job import Job, loop_of, task_of
@@ -67,7 +68,7 @@ def train(
     if len(workers.taken) != meeting.workers:
         raise UserError(f"{job.recipe.title} has {len(workers.taken)} workers, this meeting {meeting.workers}")
     meeting.same(job.id)
-    reduce = mesh.reducer(model, loop.clip)
+    reduce, moved = mesh.reducer(model, loop.clip), moving(model)
     rates = [group["lr"] for group in workers.param_groups]
     progress, started = Progress(), time.monotonic()
     taken = _join(workers, meeting, within) if meeting.begun else 0
@@ -80,7 +81,9 @@ def train(
                 group["lr"] = rate * job.rate * at
             reseed(stream("step", job.seed, turn))
             batch = run.batches(model, task, turn, size=loop.batch, seed=job.seed)
-            loss, norm = reduce(accumulate(model, run, batch, loop.accumulate, machine))
+            with one_step(moved):
+                seed = stream("pieces", job.seed, turn)
+                loss, norm = reduce(accumulate(model, run, batch, loop.accumulate, machine, seed=seed))
             progress.losses.append((turn, loss))
             if not (math.isfinite(loss) and norm.isfinite()):
                 return Outcome(model, progress, None)

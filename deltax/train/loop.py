@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltax import kernels
 from deltax.errors import UserError
 from deltax.parts.run import Run
+from deltax.parts.steps import moving, one_step
 from deltax.tasks.evaluation import Evaluation
 from deltax.train import checkpoint, mesh
 from deltax.train.initialise import initialise, reseed, stream
@@ -71,20 +72,19 @@ def train(
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     mesh.check(loop.batch, loop.accumulate)
-    model = mesh.place(build(run, task, job.seed), machine.device)
+    model, engine = mesh.place(build(run, task, job.seed), machine.device, compiled=machine.compiled)
     if weights is not None:
         checkpoint.load_model(model, weights)
     optimizer = run.optimizer(model)
     mesh.sorted_groups(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
-    if save_to and mesh.agreed(save_to.exists()):
+    if save_to and mesh.of_first(save_to.exists()):
         tensors, facts = checkpoint.load(save_to)
         checkpoint.restore(model, optimizer, tensors)
         progress = Progress(**facts)
-    engine = mesh.engine(torch.compile(model) if machine.compiled else model, machine.device)
-    reduce = mesh.reducer(model, loop.clip)
-    saved = started = time.monotonic() - progress.seconds
+    reduce, moved = mesh.reducer(model, loop.clip), moving(model)
+    started, saving = time.monotonic() - progress.seconds, Saving(save_every)
 
     while progress.step < job.steps:
         at = run.schedule((progress.step + 0.5) / job.steps)
@@ -92,9 +92,9 @@ def train(
             group["lr"] = rate * job.rate * at
         reseed(stream("step", job.seed, progress.step))
         batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
-        if mesh.ours():
-            reseed(stream("share", job.seed, progress.step, mesh.ours()))
-        loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine))
+        with one_step(moved, mesh.gathered):
+            seed = stream("pieces", job.seed, progress.step)
+            loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine, seed=seed))
         progress.losses.append((progress.step, loss))
         if not (math.isfinite(loss) and norm.isfinite()):
             return Outcome(model, progress, None)
@@ -109,14 +109,14 @@ def train(
             if save_to:
                 checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
             raise
-        if save_to and mesh.agreed(time.monotonic() - saved > save_every):  # clocks differ
+        if save_to and saving.due():
             checkpoint.save(save_to, checkpoint.flatten(model, optimizer), vars(progress))
-            saved = time.monotonic()
+            saving = Saving(save_every)
     if hasattr(optimizer, "eval"):
         optimizer.eval()  # what it trains at is not what it would have used
     model.eval()
     with machine.autocast():
-        evaluation = task.evaluate(mesh.reader(model, engine), run.objective)
+        evaluation = mesh.evaluated(model, engine, lambda reader: task.evaluate(reader, run.objective))
     return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
 
 
@@ -135,20 +135,57 @@ def build(run: Run, task: Any, seed: int) -> nn.Module:
     return model.train()
 
 
-def accumulate(engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine) -> Tensor:
-    """Backward over this process's share of the batch, piece by piece; the mean loss over the share.
+def accumulate(
+    engine: nn.Module, run: Run, batch: Any, pieces: int, machine: Machine, *, seed: int | None = None
+) -> Tensor:
+    """Backward over this process's share of the batch, piece by piece; its part of the mean loss over the batch.
 
-    Along a pipeline the last stage has it, the others zero.
+    Each example counts the same, whatever the sizes of the pieces. With a seed each piece but the first of all draws
+    from a stream of its own, so that n processes draw what one process does that accumulates n pieces. Along a pipeline
+    the last stage has the loss, the others zero.
     """
-    shares = mesh.share(batch.pieces(mesh.microbatches(pieces) * mesh.layout().shares))
-    shares = [piece.to(machine.device) for piece in shares]
+    count, total = mesh.microbatches(pieces) * mesh.layout().shares, torch.zeros(())
+    every = batch.pieces(count)
+    sizes = [len(piece.weights()) for piece in every] if len(every) > 1 else [1]
+    # The mean over processes follows, so this process's part counts as many times as there are shares.
+    counts = [size * mesh.layout().shares / sum(sizes) for size in sizes]
+    ours = list(zip(mesh.share(range(len(every))), mesh.share(every), mesh.share(counts), strict=True))
     if isinstance(engine, Pipeline):
+        _draw_for(seed, mesh.ours())
         with machine.autocast():
-            return engine.backward(run.objective, shares)
-    total = torch.zeros(())
-    for piece in shares:
+            return engine.backward(run.objective, [piece.to(machine.device) for _, piece, _ in ours])
+    for at, piece, counts_for in ours:
+        _draw_for(seed, at)
         with machine.autocast():
-            loss = run.objective(engine, piece).mean() / len(shares)
+            loss = mesh.ask(engine, run.objective, piece.to(machine.device)).mean() * counts_for
         loss.backward()
         total += loss.detach().cpu().float()
     return total
+
+
+def _draw_for(seed: int | None, piece: int) -> None:
+    if piece and seed is not None:
+        reseed(stream("piece", seed, piece))
+
+
+class Saving:
+    """When to save next: some seconds from now, by the first process's clock, as clocks differ.
+
+    Asking it costs all processes a message, so each answer is after how many steps to ask again: those of half of the
+    time that is left.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds, self.began, self.taken, self.ask_at = seconds, time.monotonic(), 0, 1
+
+    def due(self) -> bool:
+        """Called after each step, on all processes."""
+        self.taken += 1
+        if self.taken < self.ask_at:
+            return False
+        passed = time.monotonic() - self.began
+        left = (self.seconds - passed) / passed * self.taken if passed else 1
+        wait = 0 if passed > self.seconds else max(1, int(left / 2)) if mesh.size() > 1 else 1
+        wait = int(mesh.of_first(wait))
+        self.ask_at = self.taken + wait
+        return not wait

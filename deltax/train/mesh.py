@@ -198,13 +198,15 @@ def microbatches(accumulate: int) -> int:
     return max(accumulate, _layout.pp)
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """This process's part of the model, on the device. The names of its parameters are those of the whole model.
+def place(model: nn.Module, device: torch.device, *, compiled: bool = False) -> tuple[nn.Module, nn.Module]:
+    """This process's part of the model, on the device, and the engine that `ask` computes its losses with.
 
-    Raises UserError where the mesh does not divide what it should.
+    The names of the part's parameters are those of the whole model. Raises UserError where the mesh does not divide
+    what it should.
     """
     if size() == 1:
-        return model.to(device)
+        model.to(device)
+        return model, torch.compile(model) if compiled else model
     from deltax.train import pipeline, tensor_parallel
 
     roles = {name: vars(p).get("role") for name, p in model.named_parameters()}
@@ -212,25 +214,38 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
         pipeline.cut(model, at("pp"), _layout.pp)
     if _layout.tp > 1:
         tensor_parallel.split(model, grid("tp"))
+    engine = torch.compile(model) if compiled else model
     if _layout.fsdp > 1 or (_layout.dp > 1 and not _replicated()):
-        _shard(model, device)
+        engine = _sharded(model, engine, device)
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # gathers in two steps
     model.to(device)
     for name, parameter in model.named_parameters():
         if roles[name]:
             parameter.role = roles[name]
-    return model
-
-
-def engine(model: nn.Module, device: torch.device) -> nn.Module:
-    """What computes the losses of a model that was placed: the model itself, its replica, or the pipeline."""
     if _replicated() and not _shared:
-        return Replica(model, process_group=grid("dp").get_group())
+        engine = nn.parallel.DistributedDataParallel(Whole(engine), process_group=grid("dp").get_group())
     if _layout.pp > 1:
-        from deltax.train.pipeline import Pipeline
+        engine = pipeline.Pipeline(engine, device, grid("pp").get_group())
+    return model, engine
 
-        return Pipeline(model, device, grid("pp").get_group())
-    return model
+
+def ask(engine: nn.Module, work: Callable[..., Any], *given: Any) -> Any:
+    """work(model, *given), inside the engine's one forward: all that `work` calls of the model sees whole weights."""
+    hooked = isinstance(engine, (Whole, nn.parallel.DistributedDataParallel))
+    return engine(work, *given) if hooked else work(engine, *given)
+
+
+def evaluated(model: nn.Module, engine: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
+    """work(what evaluates): the model, and the pipeline where no process has all of it."""
+    if _layout.pp > 1:
+        return work(engine)
+    if not isinstance(engine, Whole):
+        return work(model)
+    found = engine(lambda _: work(model))
+    for module in engine.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+    return found
 
 
 def _replicated() -> bool:
@@ -238,22 +253,18 @@ def _replicated() -> bool:
     return _layout.dp > 1 and _layout.pp == _layout.fsdp == _layout.tp == 1
 
 
-def reader(model: nn.Module, engine: nn.Module) -> nn.Module:
-    """What evaluates: the model, and the pipeline where no process has all of it."""
-    return engine if _layout.pp > 1 else model
+class Whole(nn.Module):
+    """A model behind one forward. DDP and FSDP2 act before and after a forward; an objective may ask for more of it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[..., Any], *given: Any) -> Any:
+        return work(self.model, *given)
 
 
-class Replica(nn.parallel.DistributedDataParallel):
-    """DDP, but what the model has beside its forward can still be asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.module, name)
-
-
-def _shard(model: nn.Module, device: torch.device) -> None:
+def _sharded(model: nn.Module, engine: nn.Module, device: torch.device) -> nn.Module:
     """FSDP2, block by block: no device ever holds all of the model."""
     from torch.distributed.fsdp import fully_shard
 
@@ -262,12 +273,14 @@ def _shard(model: nn.Module, device: torch.device) -> None:
     for parameter in scalars:
         parameter.data = parameter.data.to(device)
         parameter.register_hook(_mean_gradient)
-    for module in list(model.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=over, ignored_params=scalars)
-    fully_shard(model, mesh=over, ignored_params=scalars)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = dict.fromkeys(block for inner in reversed(lists) for block in inner)  # what is inside comes first
+    for block in blocks:
+        if any(True for _ in block.parameters()) and not isinstance(block, nn.ModuleList):
+            fully_shard(block, mesh=over, ignored_params=scalars)
+    root = model if _layout.pp > 1 else Whole(engine)
+    fully_shard(root, mesh=over, ignored_params=scalars)
+    return engine if _layout.pp > 1 else root
 
 
 def _mean_gradient(gradient: Tensor) -> Tensor:
@@ -275,6 +288,20 @@ def _mean_gradient(gradient: Tensor) -> Tensor:
     for axis in ("dp", "fsdp"):
         distributed.all_reduce(gradient, group=grid(axis).get_group())
     return gradient / _layout.shares
+
+
+def gathered(pieces: list[Tensor]) -> list[Tensor]:
+    """Of what this process has for each of its pieces, that of all processes, in the order of the pieces."""
+    return pieces if _layout.shares == 1 else [share for piece in pieces for share in _of_shares(piece)]
+
+
+def _of_shares(tensor: Tensor) -> list[Tensor]:
+    held = tensor.contiguous()[None]
+    for axis in ("fsdp", "dp"):  # a share's number counts fsdp fastest
+        found = [torch.empty_like(held) for _ in range(getattr(_layout, axis))]
+        distributed.all_gather(found, held, group=grid(axis).get_group())
+        held = torch.cat(found)
+    return list(held)
 
 
 def sorted_groups(optimizer: torch.optim.Optimizer) -> None:
@@ -353,11 +380,9 @@ def _mean(value: Tensor) -> float:
     return float(_summed(value) / (size() / _layout.pp))
 
 
-def agreed(answer: bool) -> bool:
-    """The first process's answer, on all."""
-    if size() == 1:
-        return answer
-    return bool(_summed(torch.tensor(float(answer and rank() == 0))))
+def of_first(number: float) -> float:
+    """The first process's number, on all; each process must ask."""
+    return number if size() == 1 else float(_summed(torch.tensor(float(number) * (rank() == 0))))
 
 
 def _summed(value: Tensor) -> Tensor:

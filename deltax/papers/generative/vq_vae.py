@@ -23,6 +23,7 @@ from deltax.parts.optimizers import adamw
 from deltax.parts.roles import tag
 from deltax.parts.run import Loop, Run, from_task
 from deltax.parts.schedules import cosine
+from deltax.parts.steps import Moving
 from deltax.shapes import Images, Maps
 from deltax.tasks.pictures import Drawings
 
@@ -64,7 +65,7 @@ class Codebook(nn.Module):
         return Passed(straight_through(latent, entry), cost.flatten(1).mean(1), codes)
 
 
-class MovingCodebook(nn.Module):
+class MovingCodebook(Moving):
     """A `Codebook` whose entries are running means of the vectors looked up at them (appendix A.1).
 
     In training each batch adds its counts and sums to what was, times `decay`; an entry is sum over count, the counts
@@ -92,12 +93,12 @@ class MovingCodebook(nn.Module):
         codes = nearest(vectors, self.table)
         entry = self.table[codes].movedim(-1, 1)
         if self.training:
-            self._move(vectors.flatten(0, -2), codes.flatten())
+            self.note(vectors.flatten(0, -2), codes.flatten())
         cost = self.commit * (latent - entry).square()
         return Passed(straight_through(latent, entry), cost.flatten(1).mean(1), codes)
 
     @torch.no_grad()
-    def _move(self, vectors: Vectors, codes: Int64[Tensor, "*B"]) -> None:
+    def move(self, vectors: Vectors, codes: Int64[Tensor, "*B"]) -> None:
         mine = nn.functional.one_hot(codes, len(self.table)).to(vectors.dtype)
         self.counts.lerp_(mine.sum(0), 1 - self.decay)
         self.sums.lerp_(mine.mT @ vectors, 1 - self.decay)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from deltax import Part, claim, paper, part
 from deltax.papers.vision.simclr import Contrastive, Vectors, simclr
+from deltax.parts.steps import Moving
 from deltax.parts.views import jittered
 from deltax.shapes import Images, PerExample
 from deltax.tasks.digits import Batch
 
 
-class Momentum(nn.Module):
+class Momentum(Moving):
     """The inner network, and beside it as `slow` one that follows it, and a queue of what that one said.
 
     Images (B, C, Y, X) -> (B, .width), the inner network's. The queue, (length, width), starts as noise of length one.
@@ -44,6 +45,12 @@ class Momentum(nn.Module):
 
     def forward(self, images: Images) -> Vectors:
         return self.inner(images)
+
+    def before(self) -> None:
+        self.follow()
+
+    def move(self, keys: Vectors) -> None:
+        self.enqueue(keys)
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -74,14 +81,14 @@ def queued_contrast(
 ) -> PerExample:
     """`info_nce` of a view of each image against the slow network's view of it and the queue (Algorithm 1).
 
-    In training the slow network follows first, and the keys are queued last.
+    In training the slow network follows first, and the keys are queued last, once a step.
     """
     if model.training:
-        model.follow()
+        model.ahead()
     queries, keys = model(view(batch.images)), model.keys(view(batch.images))
     losses = info_nce(queries, keys, model.queue.clone(), temperature=temperature)
     if model.training:
-        model.enqueue(keys)
+        model.note(keys)
     return losses
 
 
