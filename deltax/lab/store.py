@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import numpy as safetensors
 
+from deltax import sqlite
 from deltax.errors import StoreError, UserError, nearest
 from deltax.home import home
 from deltax.lab.lease import Worker
@@ -277,10 +278,10 @@ class Store:
     def _open(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._db = _connect(f"{self.file.absolute().as_uri()}?mode=rwc")
-            if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            self._db = sqlite.opened(f"{self.file.absolute().as_uri()}?mode=rwc", uri=True, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            if self._db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 raise sqlite3.OperationalError("this disk does not support shared files")
-            self._db.execute("PRAGMA synchronous = NORMAL")
             with self._transaction():
                 if self._version() == 0:
                     for statement in _SCHEMA.strip().rstrip(";").split(";"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltax import sqlite
 from deltax.errors import UserError
 from deltax.home import home
 from deltax.library import edits as edits_
@@ -67,9 +68,7 @@ class Library:
         self.path = Path(path) if path else home() / "library.sqlite"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=NORMAL")
+            self.db = sqlite.opened(str(self.path))
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise UserError(f"{self.path.name} was written by a newer Δx (format {version}): update deltax")

@@ -9,7 +9,7 @@ from deltax.parts.roles import by_role
 
 
 class Wrapper(torch.optim.Optimizer):
-    """An optimizer around another. Its parameter groups are those of `inner`: one list, so no rate can be set on a copy.
+    """An optimizer around another. Its parameter groups are those of `inner`: one list, so no copy takes a rate.
 
     inner  the optimizer that takes the steps
     """

@@ -11,7 +11,7 @@ from deltax.home import home
 from deltax.slots import SLOTS
 
 HOUSE = Path(deltax.__file__).parent
-CORE = {"recipe", "paper", "claim", "catalog", "expression", "errors", "home", "slots"}
+CORE = {"recipe", "paper", "claim", "catalog", "expression", "errors", "home", "slots", "sqlite"}
 FLOORS = {
     **dict.fromkeys(CORE, 0),
     "shapes": 0,

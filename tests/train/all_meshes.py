@@ -1,4 +1,4 @@
-"""Every recipe that trains, on dp=2 and on fsdp=2, against one process: `python tests/train/all_meshes.py [RECIPE ...]`.
+"""Every recipe that trains, on dp=2 and fsdp=2, against one process: `python tests/train/all_meshes.py [RECIPE ...]`.
 
 One process that accumulates two pieces draws what two processes draw, so also recipes with dropout, views or noise lose
 alike. Prints a line for each recipe that does not, and ends with 1 where there is one.
