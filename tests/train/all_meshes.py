@@ -6,6 +6,7 @@ alike. Prints a line for each recipe that does not, and ends with 1 where there 
 
 import sys
 import traceback
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -34,24 +35,27 @@ def trained() -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def job(expression: str, *settings: str) -> Job:
+def job(expression: str, *settings: str, steps: int = STEPS, rate: float = 0.7) -> Job:
     """A few steps on few examples. The schedule's factor is another at each."""
     batch = 32 if "grpo" in expression else 4  # each piece holds whole groups of answers
-    made = recipe(expression, [f"loop.batch={batch}", *settings])
-    small = [word for word in ("task.context=16", "task.held_out=16") if word.partition("=")[0] in dict(made.walk())]
-    return Job(recipe(expression, [f"loop.batch={batch}", *small, *settings]), steps=STEPS, rate=0.7)
+    words = dict(recipe(expression).walk())
+    small = [each for each in ("task.context=16", "task.held_out=16") if each.partition("=")[0] in words]
+    return Job(recipe(expression, [f"loop.batch={batch}", *small, *settings]), steps=steps, rate=rate)
 
 
 class Done(Exception):
     """All steps are taken: nothing is evaluated."""
 
 
-def losses(jobs: dict[str, Job]) -> dict[str, list[float] | str]:
+Losses = dict[str, list[float] | str]
+
+
+def losses(jobs: dict[str, Job]) -> Losses:
     """Each job's loss at every step, or why there is none."""
-    found: dict[str, list[float] | str] = {}
+    found: Losses = {}
     for name, each in jobs.items():
         try:
-            train(each, on_step=lambda progress, name=name: _keep(progress, name, found))
+            train(each, on_step=lambda progress, name=name, each=each: _keep(progress, name, each, found))
         except Done:
             pass
         except UserError as error:
@@ -61,30 +65,32 @@ def losses(jobs: dict[str, Job]) -> dict[str, list[float] | str]:
     return found
 
 
-def _keep(progress: Progress, name: str, found: dict[str, list[float] | str]) -> None:
+def _keep(progress: Progress, name: str, job: Job, found: Losses) -> None:
     found[name] = [loss for _, loss in progress.losses]
-    if progress.step == STEPS:
+    if progress.step == job.steps:
         raise Done
 
 
-def compared(expressions: tuple[str, ...], axes: str) -> dict[str, str]:
-    """The recipes whose losses on this mesh are not those of one process, each with what was found instead."""
-    alone = losses({e: job(e, "loop.accumulate=2") for e in expressions})
-    jobs = {e: job(e) for e, found in alone.items() if not isinstance(found, str)}
+def compared(jobs: dict[str, Job], axes: str) -> dict[str, str]:
+    """The jobs whose losses on this mesh are not those of one process, each with what was found instead."""
+    cut = {name: replace(each, recipe=each.recipe.put("loop.accumulate", 2)) for name, each in jobs.items()}
+    alone = losses(cut)
     on_mesh = launch(2, losses, jobs, layout=Mesh.parse(axes), patience=60)[0]
-    faults = {e: f"alone: {found}" for e, found in alone.items() if isinstance(found, str)}
-    for expression, found in on_mesh.items():
-        if isinstance(found, str):
-            faults[expression] = found
-        elif not torch.allclose(torch.tensor(found), torch.tensor(alone[expression]), rtol=1e-4, atol=1e-5):
-            faults[expression] = f"{found}, one process {alone[expression]}"
+    faults = {}
+    for name, found in on_mesh.items():
+        if isinstance(found, str) or isinstance(alone[name], str) or not _close(found, alone[name]):
+            faults[name] = f"{found}, one process: {alone[name]}"
     return faults
+
+
+def _close(found: list[float], alone: list[float]) -> bool:
+    return torch.allclose(torch.tensor(found), torch.tensor(alone), rtol=1e-4, atol=1e-5)
 
 
 def main(expressions: tuple[str, ...]) -> int:
     count = 0
     for axes in ("dp=2", "fsdp=2"):
-        for expression, fault in compared(expressions or trained(), axes).items():
+        for expression, fault in compared({e: job(e) for e in expressions or trained()}, axes).items():
             print(f"{axes} {expression}: {fault}", flush=True)
             count += 1
     return min(count, 1)
