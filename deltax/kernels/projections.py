@@ -29,7 +29,7 @@ class SideBySide(Projections):
         weight = torch.cat([m.weight for m in maps])
         bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
         product = _OneProduct.apply if is_plain_training(x, weight) else _one_product
-        return product(x, weight, bias, [m.out_features for m in maps], self.heads)
+        return product(x, weight, bias, [len(m.weight) for m in maps], self.heads)
 
 
 def _one_product(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], heads: int) -> tuple[Tensor, ...]:

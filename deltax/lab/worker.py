@@ -98,7 +98,12 @@ def result_of(job: Job, outcome: Outcome, machine: Machine) -> Result:
         tokens=progress.tokens,
         seconds=progress.seconds,
         diverged=outcome.diverged,
-        environment={**machine.describe(), "deltax": __version__, "code": code_version(job.recipe)},
+        environment={
+            **machine.describe(),
+            "deltax": __version__,
+            "code": code_version(job.recipe),
+            **({"pieces": outcome.pieces} if outcome.pieces else {}),
+        },
     )
 
 

@@ -1,11 +1,56 @@
-"""What a run minimises. An objective gives one loss for each example; the loop takes the mean."""
+"""What a run minimises. An objective gives one loss for each example; the loop takes the mean.
+
+A batch may be cut into pieces, computed one after the other or on several processes. For most objectives and parts the
+mean over all pieces is the mean over the batch. Two kinds are declared, by `over_tokens` and `mixes`.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from deltax.recipe import Part
 from deltax.shapes import Logits, PerExample, Tokens
+
+Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+def over_tokens(objective: Made) -> Made:
+    """Declares an objective whose mean is one over all tokens of a batch: a piece counts as its `weights()` do."""
+    objective.over_tokens = True  # type: ignore[attr-defined]
+    return objective
+
+
+def mixes(reason: str) -> Callable[[Made], Made]:
+    """Declares an objective or a part that depends on the other examples of its piece, in a sentence."""
+
+    def declare(made: Made) -> Made:
+        made.mixes = reason  # type: ignore[attr-defined]
+        return made
+
+    return declare
+
+
+def mixing(recipe: Part) -> list[str]:
+    """Why a batch of the recipe is not the same whole and in pieces: the sentence of each part that `mixes`."""
+    makers = [value.make for _, value in recipe.walk() if isinstance(value, Part)]
+    found = [_FOREIGN if _is_foreign(make) else getattr(make, "mixes", None) for make in makers]
+    return list(dict.fromkeys(reason for reason in found if reason))
+
+
+_FOREIGN = "torch's batch norm standardises each piece by itself"
+
+
+def _is_foreign(make: Any) -> bool:
+    return isinstance(make, type) and issubclass(make, nn.modules.batchnorm._BatchNorm)
+
+
+def counted(objective: Any, piece: Any) -> float:
+    """What a piece of a batch counts for in the batch's mean loss: its examples, or its tokens."""
+    weights = piece.weights()
+    return (
+        float(weights.sum()) if getattr(getattr(objective, "make", objective), "over_tokens", False) else len(weights)
+    )
 
 
 def next_token(model: nn.Module, batch: Any) -> PerExample:

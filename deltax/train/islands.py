@@ -29,7 +29,7 @@ from deltax.parts.steps import moving, one_step
 from deltax.train import checkpoint, mesh
 from deltax.train.initialise import reseed, stream
 from deltax.train.job import Job, loop_of, task_of
-from deltax.train.loop import Outcome, Progress, accumulate, build
+from deltax.train.loop import Outcome, Progress, accumulate, build, in_pieces
 from deltax.train.machine import Machine, settle
 from deltax.train.meeting import Meeting, numbers, register
 
@@ -86,7 +86,7 @@ def train(
                 loss, norm = reduce(accumulate(model, run, batch, loop.accumulate, machine, seed=seed))
             progress.losses.append((turn, loss))
             if not (math.isfinite(loss) and norm.isfinite()):
-                return Outcome(model, progress, None)
+                return Outcome(model, progress, None, in_pieces(job.recipe, loop))
             workers.inner.step()
             workers.inner.zero_grad(set_to_none=True)
             progress.step, progress.tokens = progress.step + 1, progress.tokens + task.tokens(loop.batch)
@@ -99,7 +99,8 @@ def train(
     model.eval()
     with machine.autocast():
         evaluation = task.evaluate(model, run.objective)
-    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
+    found = evaluation if math.isfinite(evaluation.score) else None
+    return Outcome(model, progress, found, in_pieces(job.recipe, loop))
 
 
 @torch.no_grad()

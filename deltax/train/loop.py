@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from deltax import kernels
 from deltax.errors import UserError
-from deltax.parts.run import Run
+from deltax.parts.objectives import counted, mixing
+from deltax.parts.run import Loop, Run
 from deltax.parts.steps import moving, one_step
+from deltax.recipe import Part
 from deltax.tasks.evaluation import Evaluation
 from deltax.train import checkpoint, mesh
 from deltax.train.initialise import initialise, reseed, stream
@@ -34,11 +37,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run. `evaluation` is None when it diverged, at the step `progress` stopped at."""
+    """A finished run. `evaluation` is None when it diverged, at the step `progress` stopped at.
+
+    `pieces` is the sentence of `in_pieces`.
+    """
 
     model: nn.Module
     progress: Progress
     evaluation: Evaluation | None
+    pieces: str = ""
 
     @property
     def diverged(self) -> bool:
@@ -66,12 +73,16 @@ def train(
     save_every  seconds between checkpoints
     on_step     told after every step; may raise Stop
 
-    A loss or gradient that is not finite ends the run as diverged. Raises UserError for a recipe that cannot be built.
+    A loss or gradient that is not finite ends the run as diverged. Where a batch is cut into pieces and the recipe is
+    not the same on pieces, that is a warning, and in the outcome. Raises UserError for a recipe that cannot be built.
     """
     machine = machine or Machine.here(precision=job.dtype)
     torch.set_num_threads(machine.threads)
     run, task, loop = kernels.fastest(job.recipe, machine.device)(), task_of(job.recipe), loop_of(job.recipe)
     mesh.check(loop.batch, loop.accumulate)
+    pieces = in_pieces(job.recipe, loop)
+    if pieces and mesh.rank() == 0:
+        warnings.warn(pieces, stacklevel=2)
     model, engine = mesh.place(build(run, task, job.seed), machine.device, compiled=machine.compiled)
     if weights is not None:
         checkpoint.load_model(model, weights)
@@ -91,13 +102,14 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * job.rate * at
         reseed(stream("step", job.seed, progress.step))
-        batch = run.batches(model, task, progress.step, size=loop.batch, seed=job.seed)
+        draw = lambda reader, step=progress.step: run.batches(reader, task, step, size=loop.batch, seed=job.seed)
+        batch = mesh.beside(model, engine, draw)
         with one_step(moved, mesh.gathered):
             seed = stream("pieces", job.seed, progress.step)
             loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine, seed=seed))
         progress.losses.append((progress.step, loss))
         if not (math.isfinite(loss) and norm.isfinite()):
-            return Outcome(model, progress, None)
+            return Outcome(model, progress, None, pieces)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -116,8 +128,16 @@ def train(
         optimizer.eval()  # what it trains at is not what it would have used
     model.eval()
     with machine.autocast():
-        evaluation = mesh.evaluated(model, engine, lambda reader: task.evaluate(reader, run.objective))
-    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None)
+        evaluation = mesh.beside(model, engine, lambda reader: task.evaluate(reader, run.objective))
+    mesh.reshard(engine)
+    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None, pieces)
+
+
+def in_pieces(recipe: Part, loop: Loop) -> str:
+    """How training in pieces differs from training on whole batches; empty where it does not, or nothing is cut."""
+    count = mesh.microbatches(loop.accumulate) * mesh.layout().shares
+    reasons = "; ".join(mixing(recipe)) if count > 1 else ""
+    return f"the {count} pieces of a batch of {loop.batch} are not the whole batch: {reasons}" if reasons else ""
 
 
 def build(run: Run, task: Any, seed: int) -> nn.Module:
@@ -140,13 +160,13 @@ def accumulate(
 ) -> Tensor:
     """Backward over this process's share of the batch, piece by piece; its part of the mean loss over the batch.
 
-    Each example counts the same, whatever the sizes of the pieces. With a seed each piece but the first of all draws
-    from a stream of its own, so that n processes draw what one process does that accumulates n pieces. Along a pipeline
-    the last stage has the loss, the others zero.
+    Each example counts the same, or each token where the objective is a mean over tokens, whatever the pieces. With a
+    seed each piece but the first of all draws from a stream of its own, so that n processes draw what one process does
+    that accumulates n pieces. Along a pipeline the last stage has the loss, the others zero.
     """
     count, total = mesh.microbatches(pieces) * mesh.layout().shares, torch.zeros(())
     every = batch.pieces(count)
-    sizes = [len(piece.weights()) for piece in every] if len(every) > 1 else [1]
+    sizes = [counted(run.objective, piece) for piece in every] if len(every) > 1 else [1]
     # The mean over processes follows, so this process's part counts as many times as there are shares.
     counts = [size * mesh.layout().shares / sum(sizes) for size in sizes]
     ours = list(zip(mesh.share(range(len(every))), mesh.share(every), mesh.share(counts), strict=True))

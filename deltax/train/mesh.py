@@ -235,17 +235,18 @@ def ask(engine: nn.Module, work: Callable[..., Any], *given: Any) -> Any:
     return engine(work, *given) if hooked else work(engine, *given)
 
 
-def evaluated(model: nn.Module, engine: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
-    """work(what evaluates): the model, and the pipeline where no process has all of it."""
+def beside(model: nn.Module, engine: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
+    """work(the model) beside its training, with whole weights; along a pipeline no process has all, and it is asked."""
     if _layout.pp > 1:
         return work(engine)
-    if not isinstance(engine, Whole):
-        return work(model)
-    found = engine(lambda _: work(model))
+    return engine(lambda _: work(model)) if isinstance(engine, Whole) else work(model)
+
+
+def reshard(engine: nn.Module) -> None:
+    """Give back what this process holds of the others' shards. FSDP2 keeps some between a forward and a backward."""
     for module in engine.modules():
         if hasattr(module, "reshard"):
             module.reshard()
-    return found
 
 
 def _replicated() -> bool:
@@ -276,7 +277,8 @@ def _sharded(model: nn.Module, engine: nn.Module, device: torch.device) -> nn.Mo
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks = dict.fromkeys(block for inner in reversed(lists) for block in inner)  # what is inside comes first
     for block in blocks:
-        if any(True for _ in block.parameters()) and not isinstance(block, nn.ModuleList):
+        small = not any(True for _ in block.children())  # shards of its own would cost more than they save
+        if not small and not isinstance(block, nn.ModuleList) and any(True for _ in block.parameters()):
             fully_shard(block, mesh=over, ignored_params=scalars)
     root = model if _layout.pp > 1 else Whole(engine)
     fully_shard(root, mesh=over, ignored_params=scalars)

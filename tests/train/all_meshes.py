@@ -4,10 +4,14 @@ One process that accumulates two pieces draws what two processes draw, so also r
 alike. Prints a line for each recipe that does not, and ends with 1 where there is one.
 """
 
+import os
+import subprocess
 import sys
 import traceback
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from zlib import crc32
 
 import torch
 
@@ -33,6 +37,15 @@ def trained() -> tuple[str, ...]:
             last = whole.rpartition("+")[2]
             found.append(whole if record.key in known[last].parents else f"{whole}+{record.key}")
     return tuple(dict.fromkeys(found))
+
+
+def sample(expressions: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """So many of them, others at each commit; all where the environment has DELTAX_ALL_RECIPES."""
+    if os.environ.get("DELTAX_ALL_RECIPES"):
+        return expressions
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout
+    return tuple(sorted(expressions, key=lambda each: crc32(f"{commit}{each}".encode()))[:count])
 
 
 def job(expression: str, *settings: str, steps: int = STEPS, rate: float = 0.7) -> Job:
@@ -61,7 +74,7 @@ def losses(jobs: dict[str, Job]) -> Losses:
         except UserError as error:
             found[name] = f"refused: {error}"
         except Exception:
-            found[name] = f"broke: {traceback.format_exc()}"
+            found[name] = f"broke: {traceback.format_exc(limit=-2)}"
     return found
 
 

@@ -26,6 +26,7 @@ from deltax.papers.vision.vit import vit
 from deltax.parts.checking import assert_equal, gradients, randomise
 from deltax.parts.linear import Matrix
 from deltax.parts.nothing import Nothing
+from deltax.parts.objectives import mixes
 from deltax.parts.optimizers import adamw
 from deltax.parts.pairs import DualEncoder, Temperature, TextEncoder
 from deltax.parts.patches import First, ImageClassifier, Patches
@@ -45,6 +46,7 @@ def symmetric(logits: Float[Tensor, "N N"]) -> PerExample:
     return (own.logsumexp(0) + own.logsumexp(1)) / 2 - own.diagonal()
 
 
+@mixes("the negatives of an example are the others of its piece")
 def pair_contrast(model: nn.Module, batch: PairBatch) -> PerExample:
     """`symmetric` of a batch. What a pair is told from is its own piece of the batch."""
     return symmetric(model(batch.images, batch.texts))

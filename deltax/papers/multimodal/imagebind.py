@@ -24,6 +24,7 @@ from deltax.papers.multimodal.clip import clip, symmetric
 from deltax.papers.vision.vit import mean_pooled
 from deltax.parts.checking import gradients, randomise
 from deltax.parts.linear import Matrix
+from deltax.parts.objectives import mixes
 from deltax.parts.pairs import Vectors
 from deltax.parts.patches import Grid, Patches
 from deltax.shapes import Images, PerExample, Tokens
@@ -82,11 +83,13 @@ def _begin_from_inner(module: nn.Module, state: dict[str, Tensor], prefix: str, 
         state |= {f"{prefix}sound.{key}": value for key, value in module.sound.state_dict().items()}
 
 
+@mixes("the negatives of an example are the others of its piece")
 def bind(model: nn.Module, batch: BoundBatch) -> PerExample:
     """The sum of both contrasts, L_IM + L_MI for the texts and for the sounds (Eq. 1)."""
     return sum(symmetric(logits) for logits in model(batch.images, batch.texts, batch.others, batch.sounds))
 
 
+@mixes("the negatives of an example are the others of its piece")
 def bind_sounds(model: Bound, batch: BoundBatch) -> PerExample:
     """The contrast of images and sounds, of which the sounds' encoder alone learns."""
     with torch.no_grad():

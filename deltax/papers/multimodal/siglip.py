@@ -29,6 +29,7 @@ from deltax.parts.context import Context
 from deltax.parts.linear import Linear
 from deltax.parts.mlp import MLP, gelu_tanh
 from deltax.parts.nothing import Nothing
+from deltax.parts.objectives import mixes
 from deltax.parts.pairs import Temperature, at_last
 from deltax.parts.patches import NoClassToken, Patches, Pooled
 from deltax.parts.ring import Ring, in_threads
@@ -64,6 +65,7 @@ def _surprise(logits: Float[Tensor, "N M"], belong: Tensor) -> PerExample:
     return -nn.functional.logsigmoid(torch.where(belong, logits, -logits)).sum(1)
 
 
+@mixes("the negatives of an example are the others of its piece")
 def pair_sigmoid(model: nn.Module, batch: PairBatch) -> PerExample:
     """`each_alone` of a batch."""
     return each_alone(model(batch.images, batch.texts))

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, UserError, claim, paper, part
+from deltax.parts.objectives import mixes
 from deltax.parts.optimizers import sgd
 from deltax.parts.perceptron import Perceptron, classifier, sigmoid, tanh
 from deltax.parts.roles import tag
@@ -33,6 +34,7 @@ def standardised(x: Channels, *, eps: float = 1e-5) -> Channels:
     return centred / torch.sqrt(centred.square().mean(others, keepdim=True) + eps)
 
 
+@mixes("batch norm standardises each piece by itself; its running averages are of the first process's pieces")
 class BatchNorm(nn.Module):
     """weight * standardised(x) + bias in training; by running mean and variance otherwise. (B, C, ...) -> (B, C, ...).
 

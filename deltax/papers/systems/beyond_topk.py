@@ -18,9 +18,11 @@ from deltax.papers.language.gpt import gpt
 from deltax.papers.systems.gpipe import gpipe
 from deltax.papers.systems.topk_compression import topk_compression
 from deltax.parts.context import Context
+from deltax.parts.objectives import mixes
 from deltax.shapes import Stream
 
 
+@mixes("the columns that cross a cut are chosen for a whole piece")
 def largest_columns(x: Stream, keep: float) -> Tensor:
     """True for the share of features with the largest norm over all positions, at least one. (B, T, D) -> (D,)."""
     norms = x.detach().flatten(0, -2).norm(dim=0)
@@ -32,6 +34,7 @@ def random_columns(x: Stream, keep: float) -> Tensor:
     return _marked(torch.rand(x.shape[-1], device=x.device), max(1, round(keep * x.shape[-1])))
 
 
+@mixes("the entries that cross a cut are chosen for a whole piece")
 def largest_entries(x: Stream, keep: float) -> Tensor:
     """True for the entries that are largest in absolute value, as many as cost the bytes of a share `keep` of columns:
     half as many, since each must be named by 4 bytes beside its 4. (B, T, D) -> (B, T, D).

@@ -31,6 +31,7 @@ from deltax.papers.rl.ppo import ppo
 from deltax.papers.systems.shardcast import shardcast
 from deltax.papers.systems.toploc import Limits, Proof, last_hidden, toploc, verify
 from deltax.parts.generate import generate
+from deltax.parts.objectives import over_tokens
 from deltax.parts.run import Loop
 from deltax.shapes import Logits, PerExample, Tokens
 from deltax.tasks.arithmetic import Arithmetic
@@ -86,6 +87,7 @@ def two_sided(
     return ppo(torch.minimum(log_probs, old.detach() + math.log(delta)), old, advantages, clip=clip)
 
 
+@over_tokens
 def two_sided_relative(
     model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta: float = 0.04, delta: float = 4.0
 ) -> PerExample:

@@ -20,6 +20,7 @@ from deltax import Part, claim, paper, part
 from deltax.papers.vision.resnet import Backbone, resnet
 from deltax.parts.convolution import GroupNorm, SmallStem
 from deltax.parts.mlp import relu
+from deltax.parts.objectives import mixes
 from deltax.parts.optimizers import adamw
 from deltax.parts.perceptron import Dense
 from deltax.parts.run import Loop, Run, from_task
@@ -72,6 +73,7 @@ def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> Per
     return (both[:n] + both[n:]) / 2
 
 
+@mixes("the negatives of an example are the others of its piece")
 def contrast(model: nn.Module, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5) -> PerExample:
     """`nt_xent` of two views of each image. What an image is told from is its own piece of the batch."""
     first, second = model(torch.cat([view(batch.images), view(batch.images)])).chunk(2)
