@@ -320,14 +320,24 @@ def reducer(model: nn.Module, largest: float) -> Callable[[Tensor], tuple[float,
     taken over the whole model, is at most `largest`. Replicas that share memory take the mean of theirs first: no
     backward pass has done so. It returns the mean loss over the whole batch, and the norm that the gradients had.
 
-    It raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on.
+    It raises UserError where DDP waited in vain for the gradient of a parameter that the loss does not depend on, and
+    on several processes for a parameter that is trained only from the middle of the run on.
     """
-    if _shared:
-        return shared_memory.Reducer(model, _shared, largest)
     if size() == 1:
         weights = list(model.parameters())
         return lambda loss: (float(loss), nn.utils.clip_grad_norm_(weights, largest))
-    return lambda loss: (_mean(loss), _clip(model, largest))
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    shared = shared_memory.Reducer(model, _shared, largest) if _shared else None
+
+    def reduce(loss: Tensor) -> tuple[float, Tensor]:
+        if unfrozen := [name for name, p in frozen if p.requires_grad]:
+            raise UserError(
+                f"{unfrozen[0]} was frozen when the run began, and mesh {_layout} sums no gradient of it; train it "
+                "from the first step on, or use one process"
+            )
+        return shared(loss) if shared else (_mean(loss), _clip(model, largest))
+
+    return reduce
 
 
 def _clip(model: nn.Module, largest: float) -> Tensor:

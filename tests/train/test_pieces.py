@@ -1,5 +1,7 @@
 """A batch cut into pieces has the gradient of the whole, or its recipe declares why not."""
 
+import warnings
+
 import pytest
 import torch
 from all_meshes import job, sample, trained
@@ -11,7 +13,7 @@ from deltax.parts.objectives import mixing
 from deltax.parts.steps import moving, one_step
 from deltax.train import mesh
 from deltax.train.job import task_of
-from deltax.train.loop import accumulate, build
+from deltax.train.loop import accumulate, build, train
 from deltax.train.machine import Machine
 
 DRAWS = {"rand", "randn", "randint", "rand_like", "randn_like"}
