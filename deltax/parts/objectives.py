@@ -17,7 +17,7 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 def over_tokens(objective: Made) -> Made:
     """Declares an objective whose mean is one over all tokens of a batch: a piece counts as its `weights()` do."""
-    objective.over_tokens = True  # type: ignore[attr-defined]
+    objective.over_tokens = True
     return objective
 
 
@@ -25,7 +25,7 @@ def mixes(reason: str) -> Callable[[Made], Made]:
     """Declares an objective or a part that depends on the other examples of its piece, in a sentence."""
 
     def declare(made: Made) -> Made:
-        made.mixes = reason  # type: ignore[attr-defined]
+        made.mixes = reason
         return made
 
     return declare

@@ -23,7 +23,7 @@ class Moving(nn.Module):
     def before(self) -> None:
         """What is moved before the first forward of a step."""
 
-    def move(self, *notes: Any, **none: Any) -> None:
+    def move(self, *notes: Any) -> None:
         """What is moved after the last forward of a step."""
 
     def ahead(self) -> None:

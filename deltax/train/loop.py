@@ -82,7 +82,7 @@ def train(
     mesh.check(loop.batch, loop.accumulate)
     pieces = in_pieces(job.recipe, loop)
     if pieces and mesh.rank() == 0:
-        warnings.warn(pieces, stacklevel=2)
+        warnings.warn(pieces, stacklevel=3)
     model, engine = mesh.place(build(run, task, job.seed), machine.device, compiled=machine.compiled)
     if weights is not None:
         checkpoint.load_model(model, weights)
@@ -103,8 +103,8 @@ def train(
             group["lr"] = rate * job.rate * at
         reseed(stream("step", job.seed, progress.step))
         draw = lambda reader, step=progress.step: run.batches(reader, task, step, size=loop.batch, seed=job.seed)
-        batch = mesh.beside(model, engine, draw)
-        with one_step(moved, mesh.gathered):
+        with one_step(moved, mesh.gathered):  # begins while FSDP2 holds shards only: what moves them moves them all
+            batch = mesh.beside(model, engine, draw)
             seed = stream("pieces", job.seed, progress.step)
             loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine, seed=seed))
         progress.losses.append((progress.step, loss))
