@@ -273,7 +273,8 @@ def _sharded(model: nn.Module, engine: nn.Module, device: torch.device) -> nn.Mo
     scalars = {p for p in model.parameters() if p.ndim == 0}  # FSDP2 cannot shard them: each process keeps all
     for parameter in scalars:
         parameter.data = parameter.data.to(device)
-        parameter.register_hook(_mean_gradient)
+        if parameter.requires_grad:
+            parameter.register_hook(_mean_gradient)
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks = dict.fromkeys(block for inner in reversed(lists) for block in inner)  # what is inside comes first
     for block in blocks:

@@ -56,7 +56,7 @@ def _split_heads(attention: Any, mesh: DeviceMesh, name: str) -> None:
     of_heads(attention, first=mesh.get_local_rank() * project.heads)
     for child, module in attention.named_children():
         if child != "project":
-            for parameter in module.parameters():
+            for parameter in (p for p in module.parameters() if p.requires_grad):
                 parameter.register_hook(lambda gradient: _sum(gradient, mesh.get_group()))
 
 

@@ -15,7 +15,7 @@ from zlib import crc32
 
 import torch
 
-from deltax import UserError, catalog, recipe
+from deltax import Part, UserError, catalog, recipe
 from deltax.train.job import Job
 from deltax.train.launch import launch
 from deltax.train.loop import Progress, train
@@ -86,7 +86,7 @@ def _keep(progress: Progress, name: str, job: Job, found: Losses) -> None:
 
 def compared(jobs: dict[str, Job], axes: str) -> dict[str, str]:
     """The jobs whose losses on this mesh are not those of one process, each with what was found instead."""
-    cut = {name: replace(each, recipe=each.recipe.put("loop.accumulate", 2)) for name, each in jobs.items()}
+    cut = {name: replace(each, recipe=_twice_cut(each.recipe)) for name, each in jobs.items()}
     alone = losses(cut)
     on_mesh = launch(2, losses, jobs, layout=Mesh.parse(axes), patience=60)[0]
     faults = {}
@@ -94,6 +94,10 @@ def compared(jobs: dict[str, Job], axes: str) -> dict[str, str]:
         if isinstance(found, str) or isinstance(alone[name], str) or not _close(found, alone[name]):
             faults[name] = f"{found}, one process: {alone[name]}"
     return faults
+
+
+def _twice_cut(made: Part) -> Part:
+    return made.put("loop.accumulate", 2 * made["loop.accumulate"])
 
 
 def _close(found: list[float], alone: list[float]) -> bool:
