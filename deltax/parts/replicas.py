@@ -73,7 +73,7 @@ class Replicas(Wrapper, abc.ABC):
         """Move `shared` by one step of `outer` along a pseudo-gradient (N,), the weights before less those after."""
         pieces = pseudo_gradient.split([p.numel() for p in self.shared])
         for p, piece in zip(self.shared, pieces, strict=True):
-            p.grad = piece.view_as(p)
+            p.grad = _spread_as(p, piece.view(p.shape))
         outer.step()
         outer.zero_grad()
 
@@ -117,8 +117,17 @@ class Replicas(Wrapper, abc.ABC):
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All of them as one vector (N,)."""
-    return torch.cat([t.reshape(-1) for t in tensors])
+    """All of them as one vector (N,); those that are sharded over processes are gathered, and each process must ask."""
+    return torch.cat([(t.full_tensor() if hasattr(t, "full_tensor") else t).reshape(-1) for t in tensors])
+
+
+def _spread_as(model: Tensor, whole: Tensor) -> Tensor:
+    """A tensor that every process has, sharded as `model` is."""
+    if not hasattr(model, "placements"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # half as long to load as torch
+
+    return distribute_tensor(whole, model.device_mesh, model.placements)
 
 
 def assign(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:

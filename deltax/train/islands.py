@@ -25,11 +25,9 @@ from deltax import kernels
 from deltax.errors import UserError
 from deltax.papers.optimization.local_sgd import LocalSteps
 from deltax.parts.replicas import assign, flat
-from deltax.parts.steps import moving, one_step
-from deltax.train import checkpoint, mesh
-from deltax.train.initialise import reseed, stream
+from deltax.train import checkpoint
 from deltax.train.job import Job, loop_of, task_of
-from deltax.train.loop import Outcome, Progress, accumulate, build, in_pieces
+from deltax.train.loop import Gradients, Outcome, Progress, build, in_pieces
 from deltax.train.machine import Machine, settle
 from deltax.train.meeting import Meeting, numbers, register
 
@@ -68,25 +66,17 @@ def train(
     if len(workers.taken) != meeting.workers:
         raise UserError(f"{job.recipe.title} has {len(workers.taken)} workers, this meeting {meeting.workers}")
     meeting.same(job.id)
-    reduce, moved = mesh.reducer(model, loop.clip), moving(model)
-    rates = [group["lr"] for group in workers.param_groups]
+    gradients, pieces = Gradients(job, machine, run, model, model, workers), in_pieces(job.recipe, loop)
     progress, started = Progress(), time.monotonic()
     taken = _join(workers, meeting, within) if meeting.begun else 0
     ends = -(-job.steps // meeting.workers)
     while taken < ends:
         turn = taken * meeting.workers + meeting.worker
         if turn < job.steps:
-            at = run.schedule((turn + 0.5) / job.steps)
-            for group, rate in zip(workers.param_groups, rates, strict=True):
-                group["lr"] = rate * job.rate * at
-            reseed(stream("step", job.seed, turn))
-            batch = run.batches(model, task, turn, size=loop.batch, seed=job.seed)
-            with one_step(moved):
-                seed = stream("pieces", job.seed, turn)
-                loss, norm = reduce(accumulate(model, run, batch, loop.accumulate, machine, seed=seed))
+            loss, finite = gradients.of_step(turn)
             progress.losses.append((turn, loss))
-            if not (math.isfinite(loss) and norm.isfinite()):
-                return Outcome(model, progress, None, in_pieces(job.recipe, loop))
+            if not finite:
+                return Outcome(model, progress, None, pieces)
             workers.inner.step()
             workers.inner.zero_grad(set_to_none=True)
             progress.step, progress.tokens = progress.step + 1, progress.tokens + task.tokens(loop.batch)
@@ -99,8 +89,7 @@ def train(
     model.eval()
     with machine.autocast():
         evaluation = task.evaluate(model, run.objective)
-    found = evaluation if math.isfinite(evaluation.score) else None
-    return Outcome(model, progress, found, in_pieces(job.recipe, loop))
+    return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None, pieces)
 
 
 @torch.no_grad()

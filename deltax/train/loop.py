@@ -88,27 +88,18 @@ def train(
         checkpoint.load_model(model, weights)
     optimizer = run.optimizer(model)
     mesh.sorted_groups(optimizer)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    gradients = Gradients(job, machine, run, model, engine, optimizer)
     progress = Progress()
     if save_to and mesh.of_first(save_to.exists()):
         tensors, facts = checkpoint.load(save_to)
         checkpoint.restore(model, optimizer, tensors)
         progress = Progress(**facts)
-    reduce, moved = mesh.reducer(model, loop.clip), moving(model)
     started, saving = time.monotonic() - progress.seconds, Saving(save_every)
 
     while progress.step < job.steps:
-        at = run.schedule((progress.step + 0.5) / job.steps)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * job.rate * at
-        reseed(stream("step", job.seed, progress.step))
-        draw = lambda reader, step=progress.step: run.batches(reader, task, step, size=loop.batch, seed=job.seed)
-        with one_step(moved, mesh.gathered):  # begins while FSDP2 holds shards only: what moves them moves them all
-            batch = mesh.beside(model, engine, draw)
-            seed = stream("pieces", job.seed, progress.step)
-            loss, norm = reduce(accumulate(engine, run, batch, loop.accumulate, machine, seed=seed))
+        loss, finite = gradients.of_step(progress.step)
         progress.losses.append((progress.step, loss))
-        if not (math.isfinite(loss) and norm.isfinite()):
+        if not finite:
             return Outcome(model, progress, None, pieces)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -131,6 +122,40 @@ def train(
         evaluation = mesh.beside(model, engine, lambda reader: task.evaluate(reader, run.objective))
     mesh.reshard(engine)
     return Outcome(model, progress, evaluation if math.isfinite(evaluation.score) else None, pieces)
+
+
+class Gradients:
+    """The gradients of each step of a job, by the schedule's rate, ready for its optimizer to step."""
+
+    def __init__(
+        self,
+        job: Job,
+        machine: Machine,
+        run: Run,
+        model: nn.Module,
+        engine: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ):
+        self.job, self.machine, self.run, self.model, self.engine = job, machine, run, model, engine
+        self.optimizer, self.rates = optimizer, [group["lr"] for group in optimizer.param_groups]
+        self.task, self.loop = task_of(job.recipe), loop_of(job.recipe)
+        self.reduce, self.moved = mesh.reducer(model, self.loop.clip), moving(model)
+
+    def of_step(self, step: int) -> tuple[float, bool]:
+        """The loss of the step's batch, and whether it and the gradients are finite."""
+        job, loop = self.job, self.loop
+        factor = job.rate * self.run.schedule((step + 0.5) / job.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        reseed(stream("step", job.seed, step))
+        draw = lambda reader: self.run.batches(reader, self.task, step, size=loop.batch, seed=job.seed)
+        with one_step(
+            self.moved, mesh.gathered
+        ):  # begins while FSDP2 holds shards only: what moves them moves them all
+            batch, seed = mesh.beside(self.model, self.engine, draw), stream("pieces", job.seed, step)
+            part = accumulate(self.engine, self.run, batch, loop.accumulate, self.machine, seed=seed)
+            loss, norm = self.reduce(part)
+        return loss, math.isfinite(loss) and bool(norm.isfinite())
 
 
 def in_pieces(recipe: Part, loop: Loop) -> str:

@@ -22,6 +22,8 @@ from deltax.train.loop import Progress, train
 from deltax.train.mesh import Mesh
 
 STEPS = 3
+SMALL = ("task.context=16", "task.held_out=16")
+OFTEN = ("optimizer.workers=2", "optimizer.every=1", "optimizer.stages=2")  # so that few steps show what they do
 
 
 @cache
@@ -52,8 +54,8 @@ def job(expression: str, *settings: str, steps: int = STEPS, rate: float = 0.7) 
     """A few steps on few examples. The schedule's factor is another at each."""
     batch = 32 if "grpo" in expression else 4  # each piece holds whole groups of answers
     words = dict(recipe(expression).walk())
-    small = [each for each in ("task.context=16", "task.held_out=16") if each.partition("=")[0] in words]
-    return Job(recipe(expression, [f"loop.batch={batch}", *small, *settings]), steps=steps, rate=rate)
+    fitting = [each for each in SMALL + OFTEN if each.partition("=")[0] in words]
+    return Job(recipe(expression, [f"loop.batch={batch}", *fitting, *settings]), steps=steps, rate=rate)
 
 
 class Done(Exception):

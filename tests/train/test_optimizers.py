@@ -9,7 +9,6 @@ from deltax import recipe
 from deltax.parts.roles import by_role
 
 SMALL = ["model.dim=12", "model.stack.depth=1", "model.stack.block.mixer.heads=2"]
-OFTEN = ("optimizer.workers=2", "optimizer.every=1", "optimizer.stages=2")  # so that few steps show it
 
 
 def optimizers():
@@ -23,10 +22,8 @@ def optimizers():
 
 
 def _job(expression, rate=0.7):
-    words = dict(recipe(expression).walk())
-    often = [each for each in OFTEN if each.partition("=")[0] in words]
     small = SMALL if expression.startswith("gpt") and "grpo" not in expression else []
-    return job(expression, *small, *often, steps=6, rate=rate)
+    return job(expression, *small, steps=6, rate=rate)
 
 
 def test_every_optimizer_steps_on_replicas_as_in_one_process():
