@@ -74,7 +74,7 @@ def test_every_optimizer_takes_shared_weights_once(name):
         assert len(every) == len({id(p) for p in every}) == len(list(model.parameters()))
         table = model.table if name == "shared" else model.get_input_embeddings()
         assert any(table.weight is p for p in roles["embedding"])
-        optimizer = recipe(expression)["optimizer"](model)
+        optimizer = _job(expression).recipe["optimizer"](model)
         before = [p.detach().clone() for p in every]
         for _ in range(4):  # those with stale weights move the model late
             said = model(tokens) if name == "shared" else _logits(model, tokens)
