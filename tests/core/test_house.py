@@ -12,9 +12,8 @@ from deltax.home import home
 from deltax.slots import SLOTS
 
 HOUSE = Path(deltax.__file__).parent
-CORE = {
-    "address", "moved", "recipe", "paper", "claim", "catalog", "expression", "contract", "errors", "home", "slots", "sqlite"
-}  # fmt: skip
+_CORE = "address catalog claim contract errors expression home moved paper recipe slots sqlite"
+CORE = set(_CORE.split())
 FLOORS = {
     **dict.fromkeys(CORE, 0),
     "shapes": 0,

@@ -15,7 +15,7 @@ class Paper:
     title: str
     arxiv: str | None = None
     year: int = 2020
-    parents: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
 
 
 FLASH = "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness"
