@@ -162,7 +162,7 @@ def peak_bytes(recipe: Part, machine: Machine | None = None) -> int:
 def state_bytes_per_token(model: nn.Module, task: Any) -> float | None:
     """Growth of the decoding state of one sequence between half of its length and all of it, bytes a token.
 
-    None where a model reads no tokens, or keeps nothing while it decodes.
+    None where a model reads no tokens, cannot decode from a state, or keeps nothing while it decodes.
     """
     tokens = getattr(next(iter(task.held_out_batches(1))), "inputs", None)
     if not (
@@ -174,7 +174,10 @@ def state_bytes_per_token(model: nn.Module, task: Any) -> float | None:
     held = []
     for length in (short, long):
         state = DecodingState()
-        model(tokens[:1, :length], Context(state=state))
+        try:
+            model(tokens[:1, :length], Context(state=state))
+        except UserError:  # a part that looks at the whole sequence refuses a state
+            return None
         held.append(state.bytes())
     return (held[1] - held[0]) / (long - short) if any(held) else None
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltax.errors import UserError
+
 
 class DecodingState:
     """What mixers remember from step to step, each under its own module, and how many positions they have seen."""
@@ -14,6 +16,7 @@ class DecodingState:
     def __init__(self) -> None:
         self.seen = 0
         self._memory: dict[nn.Module, Any] = {}
+        self._ndims: dict[nn.Module, dict[str, int]] = {}
 
     def recall(self, module: nn.Module, default: Any = None) -> Any:
         return self._memory.get(module, default)
@@ -27,6 +30,19 @@ class DecodingState:
         memory = tuple(torch.cat(pair, axis) for *pair, axis in zip(past, new, axes)) if past else new
         self.keep(module, memory)
         return memory
+
+    def check(self, module: nn.Module, ctx: "Context") -> None:
+        """Raise UserError where one piece of a sequence has positions or segments and another has none: queries of one
+        piece are compared with keys of all."""
+        given = {name: getattr(ctx, name) for name in ("positions", "segments")}
+        ndims = {name: value.ndim for name, value in given.items() if value is not None}
+        before = self._ndims.setdefault(module, ndims)
+        if ndims != before:
+            shown = lambda ndims: " and ".join(f"{name} of {n} axes" for name, n in ndims.items()) or "neither"
+            raise UserError(
+                f"the first piece under this decoding state had {shown(before)} in its context, this one "
+                f"{shown(ndims)}: give positions and segments with every piece of a sequence, or with none"
+            )
 
     def bytes(self) -> int:
         """The size of all tensors held."""
@@ -62,12 +78,38 @@ class Context:
     grids: tuple[tuple[int, int], ...] | None = None
     state: DecodingState | None = None
 
+    def __post_init__(self) -> None:
+        if self.memory_segments is not None and self.segments is None:
+            raise UserError(
+                "memory_segments are compared with segments, and there are none: give segments (B, T), zeros where the "
+                "stream has no padding"
+            )
+        for name in ("memory_segments", "memory_seen", "memory_place"):
+            if self.memory is None and getattr(self, name) is not None:
+                raise UserError(f"{name} is of a memory, and there is none: give memory (B, S, D) with it")
+
+    def refuse(self, part: nn.Module, *fields: str) -> None:
+        """Raise UserError where one of these fields is given: `part` would leave it out of account."""
+        for name in fields:
+            if getattr(self, name) is not None:
+                raise UserError(f"{type(part).__name__} {_UNUSED.get(name, f'does not read {name}')}: {_INSTEAD[name]}")
+
     def where(self, x: Tensor) -> Tensor:
         """The positions of x (B, T, ...): those given, or counted from what the state has seen."""
         if self.positions is not None:
             return self.positions
         start = self.state.seen if self.state else 0
         return torch.arange(start, start + x.shape[1], device=x.device)
+
+
+_UNUSED = {"state": "cannot go on from a decoding state"}
+_INSTEAD = {
+    "positions": "leave out positions",
+    "segments": "give examples of equal lengths, without padding, and no segments",
+    "place": "leave out place",
+    "memory_seen": "leave out memory_seen",
+    "state": "read the whole sequence at every step, with no state in its context",
+}
 
 
 def placed(x: Tensor, place: Tensor | None) -> Tensor:

@@ -53,6 +53,7 @@ class DeformableAttention(nn.Module):
         self.offsets.bias.copy_((way * far).flatten())
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state", "segments")
         heads, levels, points = self.shape
         asked = placed(x, ctx.place)
         # A place is a share of a map: 8 bits of it miss the cell from 256 cells on

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deltax.errors import UserError
 from deltax.recipe import Part, part
 from deltax.shapes import Keys, Queries, Scores
 
@@ -78,6 +79,14 @@ class Rules:
     k_at: Tensor | None = None
     q_segments: Tensor | None = None
     k_segments: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.q_segments is None) != (self.k_segments is None):
+            given, other = ("k", "q") if self.q_segments is None else ("q", "k")
+            raise UserError(
+                f"segments of queries and keys are compared, and only {given}_segments are given: "
+                f"give {other}_segments too, zeros where all are of one segment"
+            )
 
     def __call__(
         self, scores: Scores, rows: slice = slice(None), columns: slice = slice(None), heads: slice = slice(None)
@@ -163,7 +172,7 @@ class Rules:
 
     def _seen(self, where: tuple[Tensor, ...], rows: slice, columns: slice) -> Tensor:
         seen = self.mask(*where)
-        if self.q_segments is not None and self.k_segments is not None:
+        if self.q_segments is not None:
             seen = seen & (self.q_segments[:, None, rows, None] == self.k_segments[:, None, None, columns])
         return seen
 

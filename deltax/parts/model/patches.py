@@ -110,6 +110,7 @@ class LearnedGrid(nn.Module):
         nn.init.normal_(self.table, std=self.std)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state")
         return x + (self.table if ctx.positions is None else self.table[ctx.positions])
 
 
@@ -131,6 +132,7 @@ class GridSinusoids(nn.Module):
         self.register_buffer("table", torch.cat([columns, rows], -1).flatten(0, 1), persistent=False)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state")
         return x + (self.table if ctx.positions is None else self.table[ctx.positions]).to(x.dtype)
 
 

@@ -71,7 +71,7 @@ class Projections(nn.Module):
 class Attention(nn.Module):
     """project -> qk_norm -> qk_position -> kernel(score, mask) -> project back. Stream (B, T, D) -> (B, T, D).
 
-    Under a decoding state it keeps the keys and values it has seen.
+    Under a decoding state it keeps the keys and values it has seen, their positions, and their segments if given.
     """
 
     def __init__(
@@ -98,9 +98,11 @@ class Attention(nn.Module):
         q, k, v = self.heads(x, ctx)
         rules = self.rules(ctx)
         if ctx.state is not None:
-            here = ctx.where(x)
-            k, v, seen = ctx.state.append(self, (k, v, here), axes=(1, 1, -1))
-            rules = Rules(self.score, self.mask, here, seen)
+            ctx.state.check(self, ctx)
+            here, segments = ctx.where(x), () if ctx.segments is None else (ctx.segments,)
+            new = (k, v, here, *segments)
+            k, v, seen, *seen_segments = ctx.state.append(self, new, axes=(1, 1, -1, -1)[: len(new)])
+            rules = Rules(self.score, self.mask, here, seen, *segments, *seen_segments)
         return self.project.join(self.kernel(q, k, v, rules))
 
     def heads(self, x: Stream, ctx: Context) -> tuple[Float[Tensor, "B _ H K"], Keys, Values]:
@@ -127,7 +129,9 @@ class CrossAttention(nn.Module):
         keys = placed(ctx.memory, ctx.memory_place)
         q, k, v = self.project.split(placed(x, ctx.place), keys, ctx.memory)
         seen = part(everywhere) if ctx.memory_seen is None else among(ctx.memory_seen)
-        rules = Rules(mask=seen, q_segments=ctx.segments, k_segments=ctx.memory_segments)
+        # a memory without segments is seen by every segment of the stream
+        segments = None if ctx.memory_segments is None else ctx.segments
+        rules = Rules(mask=seen, q_segments=segments, k_segments=ctx.memory_segments)
         return self.project.join(self.kernel(q, k, v, rules))
 
 

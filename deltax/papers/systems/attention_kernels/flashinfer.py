@@ -129,11 +129,17 @@ def flashinfer(
     """Attention of a ragged batch: asked[i] queries of request i, one request after the other, over all its keys.
 
     The queries stand at the last positions that their request has written. `work` is a plan; without one every request
-    is read whole. `rules` are a score and a mask, causal by default, asked of example i. Raises UserError for numbers
-    that do not fit, and for a plan that does not read every key of every request once.
+    is read whole. `rules` are a score and a mask, causal by default, asked of example i. A request that has written
+    nothing has no queries; a query that sees no key gets zeros. Raises UserError for numbers that do not fit, for a
+    plan that does not read every key of every request once, and for rules with positions or segments.
     """
     work = work if work is not None else [alone(cache, requests)]
     rules = rules or Rules(mask=part(causal))
+    if given := [name for name in _PLACES if getattr(rules, name) is not None]:
+        raise UserError(
+            f"{given[0]} of rules have no place in a ragged batch: queries stand at the end of their request, and a "
+            "request is one segment; write who sees whom as a mask(b, h, q, k)"
+        )
     chunks = list(chain.from_iterable(work))
     _check(q, asked, cache, requests, chunks)
     count = dict(zip(requests, asked))
@@ -153,6 +159,9 @@ def flashinfer(
         for r, *found in zip(chunk.requests, new.out.split(sizes, 1), new.log.split(sizes, -1)):
             states[r] = merge(states[r], State(*found)) if r in states else State(*found)
     return torch.cat([states[r].out[0] for r in requests]).to(q.dtype)
+
+
+_PLACES = ("q_at", "k_at", "q_segments", "k_segments")
 
 
 def _of(who: Tensor, rules: Rules) -> Rules:

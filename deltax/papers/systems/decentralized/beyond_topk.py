@@ -62,6 +62,7 @@ class Cut(nn.Module):
         self.inner, self.keep, self.choose = inner(dim), keep, choose
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state")  # what is kept depends on all positions of the sequence
         return self.inner(x * self.choose(x, self.keep), ctx)
 
 

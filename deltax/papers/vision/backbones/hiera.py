@@ -40,6 +40,7 @@ class MaskUnits(nn.Module):
         self.inner = inner(dim)
 
     def forward(self, x: Stream, ctx: Context) -> OtherStream:
+        ctx.refuse(self, "state", "segments", "place")
         units = self.inner(x.unflatten(1, (-1, self.unit)).flatten(0, 1), Context())
         return units.unflatten(0, (len(x), -1)).flatten(1, 2)
 

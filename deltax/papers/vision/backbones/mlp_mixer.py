@@ -31,6 +31,7 @@ class TokenMixing(nn.Module):
         self.mlp = mlp(context)
 
     def forward(self, x: Stream, ctx: Context | None = None) -> Stream:
+        (ctx or Context()).refuse(self, "state", "segments", "place")
         if x.shape[1] != self.context:
             raise UserError(
                 f"{x.shape[1]} patches for a mixer of {self.context}: write mlp_mixer(context={x.shape[1]})"

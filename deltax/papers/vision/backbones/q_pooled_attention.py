@@ -132,6 +132,7 @@ class PooledBlock(nn.Module):
         self.mlp_residual, self.mlp = residual(widen * dim), mlp(widen * dim)
 
     def forward(self, x: Stream, ctx: Context) -> tuple[OtherStream, Context]:
+        ctx.refuse(self, "state", "segments")
         ctx = replace(ctx, grid=None)
         x = self.norm(x)
         return self.mlp_residual(pool(self.shortcut(x), self.stride) + self.mixer(x, ctx), self.mlp), ctx

@@ -43,6 +43,7 @@ class WithRegisters(nn.Module):
         nn.init.normal_(self.registers, std=self.std)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state", "segments", "place")
         if ctx.positions is not None:
             ctx = replace(ctx, positions=nn.functional.pad(ctx.positions, (0, len(self.registers))))
         out = self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)

@@ -70,6 +70,7 @@ class Windows(nn.Module):
         self.inner = inner(dim)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state", "positions", "segments", "place")
         rows, columns = grid_of(x, ctx)
         side, shift = self.window, self.shift
         if min(rows, columns) <= side:

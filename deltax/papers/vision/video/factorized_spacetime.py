@@ -50,7 +50,7 @@ class FactorizedConv(nn.Sequential):
 class WithinFrames(nn.Module):
     """`inner` on each frame by itself. Stream (B, T S, D), frame by frame, ctx.grid a frame's rows and columns.
 
-    Positions are those that the patches have in the stream. Of the rest of ctx nothing is passed on.
+    Positions are those that the patches have in the stream. Segments and vectors of places are refused.
     """
 
     def __init__(self, dim: int, *, inner: Part):
@@ -58,6 +58,7 @@ class WithinFrames(nn.Module):
         self.inner = inner(dim)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "segments", "place")
         at = _by_frame(ctx.where(x).expand(x.shape[:2]), ctx)
         frames = _by_frame(x, ctx)
         return self.inner(frames.flatten(0, 1), Context(positions=at.flatten(0, 1))).view_as(x)
@@ -74,6 +75,7 @@ class AlongTime(nn.Module):
         self.inner = inner(dim)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "segments", "place")
         at = _by_frame(ctx.where(x).expand(x.shape[:2]), ctx).mT
         tracks = _by_frame(x, ctx).transpose(1, 2)
         told = Context(positions=at.flatten(0, 1), state=ctx.state)

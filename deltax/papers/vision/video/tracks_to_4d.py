@@ -103,6 +103,7 @@ class Axial(nn.Module):
         self.time, self.across = inner(dim), inner(dim)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
+        ctx.refuse(self, "state", "positions", "segments", "place")
         frames, points = ctx.grid
         columns = x.unflatten(1, ctx.grid).transpose(1, 2).flatten(0, 1)
         columns = self.time(columns, Context()).unflatten(0, (-1, points))
