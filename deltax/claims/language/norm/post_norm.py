@@ -42,7 +42,7 @@ def a_branch_cannot_shout():
 
 @claim
 def it_keeps_the_norm_and_moves_it():
-    """gpt + post-norm has as many norms as gpt, of the same class, each after its branch instead of before."""
+    """With post-norm, gpt has as many norms as without, of the same class, each after its branch instead of before."""
     tree = gpt + post_norm
     assert tree["model.stack.block.residual"] == part(BranchNorm, norm=part(LayerNorm))
     assert tree.fill("residual", part(PreNorm, norm=LayerNorm)) == gpt

@@ -20,7 +20,7 @@ from deltax.shapes import Heads, Positions
 
 def angles(positions: Positions, width: int, base: float) -> Tensor:
     """position * theta_i with theta_i = base^(-2 i / width), in float32 (Eq. 15). (*B, T) -> (*B, T, width / 2)."""
-    # theta_i = base^(-2 i / width), in float64: float32 is off by whole radians at far positions
+    # theta_i = base^(-2 i / width); in float32 the error of the angle would grow with the position
     theta = base ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
     return (positions[..., None] * theta).float()
 
