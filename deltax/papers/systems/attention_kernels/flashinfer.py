@@ -71,11 +71,12 @@ def flashinfer(
     rules = rules or Rules(mask=part(causal))
     chunks = list(chain.from_iterable(work))
     _check(q, asked, cache, requests, chunks)
-    count = dict(zip(requests, asked))
-    own = dict(zip(requests, q.split(list(asked))))
+    count = dict(zip(requests, asked))  # queries of each request
+    own = dict(zip(requests, q.split(list(asked))))  # (N, H, K) -> (n_r, H, K) a request
     states: dict[int, State] = {}
     for chunk in chunks:
         sizes = [count[r] for r in chunk.requests]
+        # pages shared by these requests are read once: (1, S, G, K)
         k, v = (x[None] for x in cache.read(chunk.requests[0], chunk.start, chunk.stop))
         # queries of all sharing requests in one tile, at the last positions of each
         at = torch.cat([torch.arange(cache.length(r) - count[r], cache.length(r)) for r in chunk.requests])
@@ -94,7 +95,7 @@ def flashinfer(
 
 def look(q: Queries, k: Keys, v: Values, rules: Rules) -> State:
     """The state of these queries over these keys, in float32 at least."""
-    tile = attend_tile(q, k, v, rules)
+    tile = attend_tile(q, k, v, rules)  # undivided output, m and l
     return State(finish(tile), log_sum(tile.seen))
 
 
@@ -115,6 +116,7 @@ def plan(chunks: Sequence[Chunk], workers: int, *, page: int = 1) -> list[list[C
     # at most total / workers keys a piece, rounded up to whole pages
     most = page * max(1, math.ceil(sum(c.length for c in chunks) / workers / page))
     pieces = [c._replace(start=s, stop=min(s + most, c.stop)) for c in chunks for s in range(c.start, c.stop, most)]
+    # longest processing time first
     return deal(sorted(pieces, key=lambda c: -c.length), workers)
 
 

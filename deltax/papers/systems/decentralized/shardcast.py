@@ -7,8 +7,8 @@ A checkpoint broadcast, but in shards through a tree of relays, which clients dr
 A relay serves each shard while it fetches the next, so the origin sends a checkpoint once to each relay below it,
 whatever the number of clients. A client draws a relay in proportion to success rate times bandwidth, both moving
 averages, so that clients spread over relays; a part of the draws is uniform, so that a failed relay is tried again. The
-paper compares a SHA-256 of the whole file and waits for the next version on a mismatch. Here the origin publishes a
-digest of every shard, and a wrong shard is fetched again from another relay. Servers are HTTP on loopback only.
+paper checks one SHA-256 and waits for the next version on a mismatch; here each shard has a digest, and a wrong one is
+fetched from another relay. Servers are HTTP on loopback only.
 """
 
 import hashlib
@@ -116,10 +116,7 @@ def shardcast(
 
 
 def fetch(url: str, index: int, known: Manifest, patience: float = PATIENCE) -> bytes | None:
-    """The shard, or None where the server has none, sends a wrong one, or takes longer than `patience` seconds.
-
-    Reads at most the shard's size, and follows no redirection or proxy.
-    """
+    """The shard, or None where the server has none, sends a wrong one, or takes longer than `patience` seconds."""
     link, size = HTTPConnection(urlsplit(url).netloc, timeout=patience), known.sizes[index]
     shard = b""
     try:
@@ -129,7 +126,7 @@ def fetch(url: str, index: int, known: Manifest, patience: float = PATIENCE) -> 
         try:
             link.request("GET", f"/{index}")
             answer = link.getresponse()
-            if answer.status == 200:
+            if answer.status == 200:  # redirections are not followed
                 shard = answer.read(size)
         finally:
             hurry.cancel()
@@ -157,10 +154,7 @@ def manifest(shards: Sequence[bytes]) -> Manifest:
 
 
 def keep(checkpoint: bytes, path: Path) -> None:
-    """Atomic write: under this name the file is whole or absent, whenever the process dies.
-
-    Raises StoreError when it cannot be written.
-    """
+    """Atomic write: the file is whole or absent, whenever the process dies. Raises StoreError when it cannot be."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         # a rename is atomic, a write is not

@@ -1,6 +1,6 @@
 """Sparsified SGD with Memory. Stich, Cordonnier, Jaggi, 2018. arXiv:1809.07599
 
-Data-parallel SGD, but each worker sends only the k largest entries of its step and adds the rest to its next message.
+Data-parallel SGD, but each worker sends the k largest entries of its step and adds the rest to the next.
 
 Without error feedback small entries are never sent. With it everything is sent in the end, only later, and SGD's rate
 of convergence stays. Here workers send the step of their optimizer (AdamW's as well as SGD's), and all start each step

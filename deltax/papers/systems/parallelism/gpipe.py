@@ -79,6 +79,7 @@ def timed(order: Order) -> Table:
     stages = len(order)
     done: list[set[Work]] = [set() for _ in range(stages)]
     rows: list[list[Work | None]] = [[] for _ in range(stages)]
+    # tick by tick, until every stage has done its order
     while any(len(done[s]) < len(order[s]) for s in range(stages)):
         now: list[Work | None] = []
         for stage in range(stages):
@@ -125,6 +126,6 @@ def run(table: Table, stages: Stages, pieces: Sequence[Tensor], loss: Callable[[
                 y.backward()
             else:
                 y.backward(back[at].pop(work.piece))
-            if at:
+            if at:  # the gradient of the input goes to the stage before
                 back[at - 1][work.piece] = x.grad
     return total

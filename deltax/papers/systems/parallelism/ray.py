@@ -96,6 +96,7 @@ class Actor:
             returned = getattr(state, name)(*late)
             return state, returned  # the next call's edge, and the caller's value
 
+        # stateful edge: this call runs after the one before
         self.last = self.graph._add(Task(step, given, before=self.last))
         return self.graph.remote(_second, self.last)
 
@@ -124,5 +125,6 @@ def schedule(here: int, needs: Sequence[tuple[Ref, float]], nodes: Sequence[Node
     """
     if nodes[here].queue <= longest:
         return here
+    # queueing time plus transfer time of inputs that the node lacks
     begins = [n.queue * wait + sum(seconds for ref, seconds in needs if ref not in n.holds) for n in nodes]
     return begins.index(min(begins))

@@ -75,6 +75,7 @@ class _Checkpoint(torch.autograd.Function):
         # the second forward pass, with the first one's random numbers and autocast
         with torch.enable_grad(), ctx.surroundings():
             out = ctx.function(*args)
+        # outputs that need no gradient are left out
         pairs = [(o, d) for o, d in zip(_tuple(out), d_out, strict=True) if o.requires_grad]
         if not Variable._execution_engine.is_checkpoint_valid() and _leaves(o for o, _ in pairs) - set(map(id, args)):
             raise UserError("a checkpointed function with parameters gives no torch.autograd.grad: use .backward()")
@@ -92,6 +93,7 @@ def segments(count: int, of: int | None = None) -> list[slice]:
     of = round(math.sqrt(count)) if of is None else of
     if count and not 1 <= of <= count:
         raise UserError(f"{of} segments of {count} blocks are impossible: choose 1 to {count} segments")
+    # sizes differ by one at most
     ends = [count * i // of for i in range(of + 1)] if count else [0]
     return [slice(a, b) for a, b in pairwise(ends)]
 

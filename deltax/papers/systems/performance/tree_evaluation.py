@@ -51,6 +51,7 @@ class Registers:
         if not isinstance(tree, Node):
             self.groups[into] = (self.groups[into] + sign * np.array(tree)) % self.prime
             return
+        # the two groups to borrow
         left, right = (group for group in range(3) if group != into)
         turns = self.prime - 1
         self._counters += 1
@@ -86,6 +87,7 @@ def extension(table: Sequence[Bits], point: np.ndarray, prime: int) -> np.ndarra
     """The multilinear polynomial, in 2 b variables, that equals the table at all 0-1 points. -> (b,)"""
     values = np.array(table, np.int64).reshape(*[2] * len(point), -1)
     for y in point:
+        # one variable at a time: f(0) (1 - y) + f(1) y
         values = (values[0] * (1 - y) + values[1] * y) % prime
     return values
 
