@@ -79,8 +79,8 @@ def the_polynomial_is_sympys():
 
 @claim.measured(paper="no false positives, no false negatives: models, prompts (abstract)")
 def another_model_or_prompt_is_seen(lab):
-    """On a small bfloat16 gpt, with limits of twice the errors of 32 honest answers, under 5 % of other honest answers
-    are rejected, and under 5 % of those by other weights or prompts accepted.
+    """On a small bfloat16 gpt, limits are twice the errors of 32 honest answers. Under 5 % of other honest answers are
+    rejected, and under 5 % of those by other weights or prompts accepted.
 
     An answer is 32 decoded tokens with one proof; 32 answers of each kind from each of 3 models. Honest answers differ
     in batch and threads; other weights are another seed's, and the same after 20 more steps. The paper's limits, for
@@ -92,8 +92,8 @@ def another_model_or_prompt_is_seen(lab):
 
 @claim.measured(paper="no false positives, no false negatives: precisions (abstract)")
 def another_precision_is_seen(lab):
-    """On a small bfloat16 gpt, with limits of twice the errors of 32 honest answers, under 5 % of other honest answers
-    are rejected, and under 5 % of those with int8, fp8 or int4 weights accepted.
+    """On a small bfloat16 gpt, limits are twice the errors of 32 honest answers. Under 5 % of other honest answers are
+    rejected, and under 5 % of those with int8, fp8 or int4 weights accepted.
 
     Set up as the claim on models and prompts.
     """

@@ -9,7 +9,7 @@ from deltax.papers.systems.performance.float_formats import FORMATS, LossScale, 
 
 @claim
 def the_layouts_have_these_ends():
-    """fp16 ends at 65504 and is normal from 2^-14; bf16 and tf32 have fp32's range; rounding is off by at most
+    """The largest fp16 is 65504, the smallest normal 2^-14. Rounding to each of four formats is off by at most
     2^-(m+1).
     """
     assert FORMATS["fp16"].largest == 65504 and FORMATS["fp16"].smallest_normal == 2**-14
