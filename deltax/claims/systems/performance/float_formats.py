@@ -78,8 +78,8 @@ def scaling_saves_small_gradients():
 
 @claim
 def masters_keep_what_16_bits_round_away():
-    """256 steps of 2^-10 leave a bf16 weight of 1 unchanged; a 32-bit master arrives exactly at 1.25, stochastic
-    rounding in the mean.
+    """After 256 steps of 2^-10, a bf16 weight of 1 is unchanged and a 32-bit master is exactly 1.25. With stochastic
+    rounding the mean is 1.25.
     """
     torch.manual_seed(0)
     form, step = FORMATS["bf16"], 2.0**-10
