@@ -168,7 +168,7 @@ def test_bytes_of_a_whole_run_are_the_closed_form(tiny):
         ("gpt+opendiloco", "no slot 'code'"),
         ("gpt+topk-compression(keep=0)", "share of entries"),
         ("gpt+beyond-topk(keep=2)", "share of columns"),
-        ("gpt+subspace-networks(rank=13)", "1 to 12 dimensions, not 13"),
+        ("gpt+subspace-networks(rank=13)", "rank must be 1 to 12, .* not 13"),
         ("gpt+async-nesterov-pp(stages=1000)", "cannot be cut into 1000 stages"),
         ("gpt+momentum-lookahead", "no slot 'outer'"),
     ],
