@@ -118,7 +118,10 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention whose keys and values are the memory's. Stream (B, T, D), memory (B, S, D) in ctx -> (B, T, D)."""
+    """Attention whose keys and values are the memory's. Stream (B, T, D), memory (B, S, D) in ctx -> (B, T, D).
+
+    An element that sees nothing of the memory gets what the output projection makes of zeros.
+    """
 
     def __init__(self, dim: int, *, heads: int = 4, project: Part = part(Projections), kernel: Part = part(attend)):
         super().__init__()

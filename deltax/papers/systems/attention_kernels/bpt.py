@@ -40,7 +40,7 @@ def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> St
     the backward pass a block keeps its input, queries, keys and values; each tile goes through once more there. While
     decoding, one branch follows the other. Raises UserError for a tile below 1 and for a mixer that is not `Attention`.
     """
-    if ctx.state is not None:
+    if ctx.state is not None or not x.shape[1]:
         return in_turn(block, x, ctx)
     q, k, v = heads(block, x, ctx, tile)
     rules, rows = block.mixer.rules(ctx), tiles(x.shape[1], tile)

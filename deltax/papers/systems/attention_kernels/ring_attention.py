@@ -137,7 +137,7 @@ def _same_everywhere(ring: Ring, block: Held) -> None:
 @needs(beside={"mixer": ("Attention",)})
 def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
     """`tile_by_tile`, but with attention done for all tiles first: keys go round once, not once a tile."""
-    if ctx.state is not None:
+    if ctx.state is not None or not x.shape[1]:
         return in_turn(block, x, ctx)
     q, k, v = heads(block, x, ctx, tile)
     out = block.mixer.kernel(torch.cat(q, 1), k, v, block.mixer.rules(ctx))
