@@ -63,8 +63,18 @@ class Fields:
                 )
 
 
+# A block of two branches with layer norms and biases, under our names.
+OUR_BLOCK = (
+    "stack.blocks.#.{mixer_residual,mlp_residual}.norm.{gain,bias}",
+    "stack.blocks.#.{mixer.project.query,mixer.project.key,mixer.project.value,mixer.project.out}.{weight,bias}",
+    "stack.blocks.#.{mlp.up,mlp.down}.{weight,bias}",
+)
+
+
 def reads(of: str, *names: str, left_out: Iterable[str] = (), prefix: str = "", config: Fields | None = None) -> Any:
     """Declare what a map reads of the state dict that it is given first; any other key is refused by name.
+
+    So does a map of ours to another library's: what the other model has no place for is not left behind silently.
 
     of        the class whose state it is
     left_out  names that the map leaves out: derived buffers, and what stands behind or beside the part that it maps
@@ -93,7 +103,10 @@ def reads(of: str, *names: str, left_out: Iterable[str] = (), prefix: str = "", 
                         "model does not need it"
                     )
                 kept[name] = value
-            return convert(kept, *args, **kwargs)
+            try:
+                return convert(kept, *args, **kwargs)
+            except KeyError as error:
+                raise UserError(f"the state of {of} lacks {error.args[0]!r}: give the whole state dict") from error
 
         checked.reads = config or Fields()  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]

@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 import torch
 
-from deltax import UserError, weights
+from deltax import UserError, recipe, weights
 from deltax.claims.checking import randomise
 from deltax.paper import paper_of
 from deltax.papers.multimodal.clip import clip
@@ -14,6 +14,7 @@ from deltax.papers.multimodal.siglip import siglip
 from deltax.parts.attention.context import Context, DecodingState
 from deltax.parts.training.generate import generate
 from deltax.weights.language.models import gpt as gpt_weights
+from deltax.weights.language.models import transformer
 from deltax.weights.multimodal import siglip as siglip_weights
 from deltax.weights.reading import Fields
 from deltax.weights.vision.backbones import u_net, vit
@@ -117,6 +118,11 @@ def test_one_name_twice_is_refused():
         vit.from_hf({"layernorm.weight": torch.zeros(2), "vit.layernorm.weight": torch.zeros(2)})
 
 
+def test_a_key_that_is_lacking_is_named():
+    with pytest.raises(UserError, match=r"the state of GPT2LMHeadModel lacks 'wte.weight'"):
+        gpt_weights.from_hf({"wpe.weight": torch.zeros(2, 2)})
+
+
 def test_a_u_net_with_attention_is_refused():
     from diffusers import UNet2DModel
 
@@ -124,6 +130,21 @@ def test_a_u_net_with_attention_is_refused():
                          norm_num_groups=4, attention_head_dim=4)  # fmt: skip
     with pytest.raises(UserError, match=r"no map reads 'mid_block.attentions.0"):
         u_net.from_hf(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("title", "convert", "facts"),
+    [
+        ("gpt+swiglu", gpt_weights.to_hf, {"vocab": 11, "context": 9}),
+        ("gpt+lora", gpt_weights.to_hf, {"vocab": 11, "context": 9}),
+        ("transformer+swiglu", transformer.to_torch, {"vocab": 11, "context": 9}),
+        ("vit+register-tokens", vit.to_hf, {"channels": 1, "size": 8, "classes": 3}),
+    ],
+)
+def test_what_another_library_has_no_place_for_is_not_left_behind(title, convert, facts):
+    model = recipe(title)().build(facts)
+    with pytest.raises(UserError, match=r"no map reads '.*' of the state of"):
+        convert(getattr(model, "trunk", model).state_dict())
 
 
 # GPT-2

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from deltax.weights.reading import Fields, reads
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
 from deltax.weights.vision.backbones import vit as vision_weights
 
 HF = (
@@ -64,6 +64,15 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+OURS = tuple(f"{{image,text}}.trunk.{name}" for name in (*OUR_BLOCK, "position.table", "norm.{gain,bias}"))
+
+
+@reads(
+    "clip's model",
+    *OURS,
+    "logits.log {image,text}.classifier.weight image.trunk.stack.entry.{gain,bias} text.trunk.embedding.weight",
+    "image.trunk.{class_token.token,patches.embed.weight}",
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of clip's model as that of a `transformers` CLIPModel; its class token stands at zero."""
     theirs = {hf_name(name): squares(name, value, channels) for name, value in state.items()}

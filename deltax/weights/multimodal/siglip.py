@@ -14,7 +14,7 @@ from deltax.parts.model.nothing import Nothing
 from deltax.parts.model.pairs import at_last
 from deltax.parts.model.patches import NoClassToken, Patches
 from deltax.weights.multimodal.clip import HF as CLIP
-from deltax.weights.multimodal.clip import LEFT_OUT, NAMES, SIZES, hf_name, squares
+from deltax.weights.multimodal.clip import LEFT_OUT, NAMES, OURS, SIZES, hf_name, squares
 from deltax.weights.reading import Fields, reads
 from deltax.weights.vision.backbones import vit as vision_weights
 
@@ -72,6 +72,13 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads(
+    "released_towers' model",
+    *OURS,
+    "logits.{log,bias} {text.classifier,image.trunk.patches.embed}.{weight,bias} text.trunk.embedding.weight",
+    "image.pool.probe image.pool.mlp_residual.norm.{gain,bias} image.pool.{mlp.up,mlp.down}.{weight,bias}",
+    "image.pool.attention.project.{query,key,value,out}.{weight,bias}",
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of `released_towers`' model as that of a `transformers` SiglipModel. The inverse of `from_hf`."""
     back = tuple((ours, theirs) for theirs, ours in reversed(_HF))

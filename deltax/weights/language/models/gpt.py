@@ -12,7 +12,7 @@ from deltax.paper import paper_of
 from deltax.papers.language.models.gpt import gpt
 from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.parts.model.mlp import MLP, gelu, gelu_tanh, relu
-from deltax.weights.reading import Fields, reads
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
 
 _HF_BLOCK = {
     "mixer_residual.norm": "ln_1",
@@ -92,6 +92,7 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads("gpt's model", "embedding.weight position.table norm.{gain,bias}", *OUR_BLOCK)
 def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of gpt's model as that of a `transformers` GPT2LMHeadModel. The inverse of `from_hf`."""
     theirs = {

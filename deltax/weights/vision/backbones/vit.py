@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor, nn
 
-from deltax.weights.reading import Fields, reads
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
 
 _HF = (
     ("layernorm", "norm"),
@@ -58,6 +58,11 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads(
+    "a ViT",
+    "class_token.token position.table patches.embed.{weight,bias} norm.{gain,bias}",
+    *OUR_BLOCK,
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of a `ViT` as that of a `transformers` ViTModel without pooler; its class token stands at zero."""
     back = tuple((ours, theirs) for theirs, ours in reversed(_HF))
