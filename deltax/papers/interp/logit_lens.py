@@ -5,6 +5,9 @@ A GPT, but its last norm and unembedding are put to the stream after every block
 Blocks add to one stream, so what the stream holds half way up is written in the coordinates that the head reads. Read
 there, it is a guess at the next token, and the guesses come nearer to the last one block by block. Where a model keeps
 another basis in its early layers the lens sees nothing: that is a result about the model and a limit of the lens.
+
+Some released models scale their logits (Cohere, Granite) or cap them by a tanh (Gemma 2, NanoChat) after the head. The
+lens does the same at every layer: it is found by comparing what it reads last with the model's own output.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +26,7 @@ Lens = Float[Tensor, "layers B T V"]
 
 
 class Anatomy(NamedTuple):
-    """The blocks that write to a model's stream, first to last, and how the model reads the stream after them."""
+    """The blocks that write to a model's stream, first to last, and its last norm and head as one function."""
 
     blocks: list[nn.Module]
     read: Callable[[Stream], Logits]
@@ -42,7 +45,7 @@ def anatomy(model: nn.Module) -> Anatomy:
 
     Raises UserError for any other.
     """
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel) and hasattr(model.stack, "blocks"):
         return Anatomy(list(model.stack.blocks), model.read)
     modules = dict(model.named_modules())
     for blocks, norm in _HF.items():
@@ -56,6 +59,11 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 def streams(model: nn.Module, tokens: Tokens) -> list[Stream]:
     """The stream before the first block and after each one, L + 1 of (B, T, D), in the order in which blocks run."""
+    return _watched(model, tokens)[0]
+
+
+def _watched(model: nn.Module, tokens: Tokens) -> tuple[list[Stream], Logits]:
+    """The streams of one forward pass, and its logits."""
     found: list[Stream] = []
 
     def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -69,22 +77,50 @@ def streams(model: nn.Module, tokens: Tokens) -> list[Stream]:
     hooks = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
     hooks += [block.register_forward_hook(leaving) for block in dict.fromkeys(blocks)]
     try:
-        model(tokens)
+        out = model(tokens)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return found, out if isinstance(out, Tensor) else out.logits
+
+
+def _after_the_head(model: nn.Module, raw: Logits, logits: Logits) -> Callable[[Tensor], Tensor]:
+    """What the model does to the logits of its head: nothing, or a scale or a soft cap by a number of its config.
+
+    raw     norm and head of the last stream
+    logits  the model's output. Raises UserError where no such function makes it of `raw`
+    """
+    config = getattr(model, "config", None)
+    values = config.get_text_config().to_dict().values() if hasattr(config, "get_text_config") else ()
+    numbers = {float(v) for v in values if isinstance(v, int | float) and v not in (0, 1)}
+    functions: list[Callable[[Tensor], Tensor]] = [lambda x: x]
+    for n in sorted(numbers):
+        functions += [lambda x, n=n: x * n, lambda x, n=n: x / n, lambda x, n=n: n * torch.tanh(x / n)]
+    if raw.shape == logits.shape:
+        if torch.equal(raw, logits):
+            return functions[0]
+        # the nearest: while logits are small, a cap is nearly the identity
+        gap = lambda function: float((function(raw) - logits).detach().abs().max())
+        nearest = min(functions, key=gap)
+        if gap(nearest) <= torch.finfo(logits.dtype).eps ** 0.5 * float(logits.detach().abs().max()):
+            return nearest
+    raise UserError(
+        f"the logits of {type(model).__name__} are not its head of its last norm of its stream, scaled or capped by a "
+        "number of its config: the lens would read its layers otherwise than the model reads the last one"
+    )
 
 
 @paper(on=gpt, year=2020, url="https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens")
 def logit_lens(model: nn.Module, tokens: Tokens) -> Lens:
     """Log-probabilities of the next token, read before the first block and after each. (B, T) -> (L + 1, B, T, V).
 
-    The last layer is the model's own output. The model stays in the mode, training or evaluation, that it is in.
-    Raises UserError for a model whose blocks cannot be found.
+    The last layer is the model's own output, which is checked. The model stays in the mode, training or evaluation,
+    that it is in. Raises UserError for a model whose blocks cannot be found, and for one whose logits are not
+    norm and head of its last stream, be they scaled or capped.
     """
-    read = anatomy(model).read
-    logits = torch.stack([read(x) for x in streams(model, tokens)])
+    found, output = _watched(model, tokens)
+    raw = torch.stack([anatomy(model).read(x) for x in found])
+    logits = _after_the_head(model, raw[-1], output)(raw)
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 

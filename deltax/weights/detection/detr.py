@@ -4,7 +4,9 @@ import re
 
 from torch import Tensor
 
-from deltax.weights.vision.backbones.resnet import backbone_from_hf
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.resnet import FIELDS as RESNET
+from deltax.weights.vision.backbones.resnet import TRUNK, backbone_from_hf
 
 BLOCKS_FROM_HF = (
     (r"self_attn_layer_norm\.", "mixer_residual.norm."),
@@ -31,6 +33,30 @@ _HF = (
 )
 
 
+LAYER = (
+    "{self_attn,encoder_attn}.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    "{self_attn_layer_norm,encoder_attn_layer_norm,final_layer_norm,mlp.fc1,mlp.fc2}.{weight,bias}",
+)
+FIELDS = Fields(
+    {
+        "backbone_config": RESNET,
+        "activation_function": ("relu",),
+        "position_embedding_type": ("sine",),
+        "dilation": (False,),
+    },
+    "num_channels num_queries encoder_layers encoder_ffn_dim encoder_attention_heads decoder_layers decoder_ffn_dim "
+    "decoder_attention_heads d_model backbone use_timm_backbone use_pretrained_backbone backbone_kwargs",
+)
+
+
+@reads(
+    "DetrForObjectDetection",
+    *(f"model.backbone.model.{name}" for name in TRUNK),
+    *(f"model.{{encoder,decoder}}.layers.#.{name}" for name in LAYER),
+    "model.input_projection.{weight,bias} model.query_position_embeddings.weight model.decoder.layernorm.{weight,bias}",
+    "class_labels_classifier.{weight,bias} bbox_predictor.layers.#.{weight,bias}",
+    config=FIELDS,
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` DetrForObjectDetection, on a ResNet of transformers, as that of a `DETR`."""
     inside = "model.backbone.model."

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
 from deltax.weights.vision.backbones import vit as vision_weights
 
 HF = (
@@ -32,6 +33,26 @@ HF = (
 )
 
 
+NAMES = (
+    "{text_model,vision_model}.encoder.layers.#.self_attn.{q_proj,k_proj,v_proj,out_proj}.{weight,bias}",
+    "{text_model,vision_model}.encoder.layers.#.{layer_norm1,layer_norm2,mlp.fc1,mlp.fc2}.{weight,bias}",
+    "text_model.embeddings.{token_embedding,position_embedding}.weight text_model.final_layer_norm.{weight,bias}",
+    "vision_model.embeddings.position_embedding.weight vision_model.post_layernorm.{weight,bias}",
+)
+LEFT_OUT = ("{text_model,vision_model}.embeddings.position_ids",)
+SIZES = """vocab_size hidden_size intermediate_size projection_dim projection_size num_hidden_layers
+    num_attention_heads max_position_embeddings num_channels image_size patch_size"""
+_TOWER = Fields({"hidden_act": ("quick_gelu",), "layer_norm_eps": (1e-5,)}, SIZES)
+
+
+@reads(
+    "CLIPModel",
+    *NAMES,
+    "logit_scale visual_projection.weight text_projection.weight vision_model.pre_layrnorm.{weight,bias}",
+    "vision_model.embeddings.{class_embedding,patch_embedding.weight}",
+    left_out=LEFT_OUT,
+    config=Fields({"text_config": _TOWER, "vision_config": _TOWER}, "projection_dim logit_scale_init_value"),
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` CLIPModel as that of clip's model, its class token with the place that it has."""
     state = dict(state)
@@ -43,6 +64,15 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+OURS = tuple(f"{{image,text}}.trunk.{name}" for name in (*OUR_BLOCK, "position.table", "norm.{gain,bias}"))
+
+
+@reads(
+    "clip's model",
+    *OURS,
+    "logits.log {image,text}.classifier.weight image.trunk.stack.entry.{gain,bias} text.trunk.embedding.weight",
+    "image.trunk.{class_token.token,patches.embed.weight}",
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of clip's model as that of a `transformers` CLIPModel; its class token stands at zero."""
     theirs = {hf_name(name): squares(name, value, channels) for name, value in state.items()}

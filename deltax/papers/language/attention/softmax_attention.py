@@ -129,7 +129,10 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention with keys and values from ctx.memory (B, S, D). Stream (B, T, D) -> (B, T, D)."""
+    """Attention with keys and values from ctx.memory (B, S, D). Stream (B, T, D) -> (B, T, D).
+
+    A query whose memory is fully masked gets the output projection of zeros.
+    """
 
     def __init__(self, dim: int, *, heads: int = 4, project: Part = part(Projections), kernel: Part = part(attend)):
         super().__init__()

@@ -45,7 +45,7 @@ def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> St
     queries, keys and values for backward. While decoding, the plain block is run. Raises UserError for a tile below 1
     and for a mixer that is not `Attention`.
     """
-    if ctx.state is not None:
+    if ctx.state is not None or not x.shape[1]:
         return in_turn(block, x, ctx)  # decoding: a few positions, and nothing is kept for backward
     q, k, v = heads(block, x, ctx, tile)  # q a list of (B, tile, H, K); k and v whole, (B, T, G, K)
     rules, rows = block.mixer.rules(ctx), tiles(x.shape[1], tile)

@@ -74,7 +74,7 @@ def flashinfer(
             f"{given[0]} of rules have no place in a ragged batch: queries stand at the end of their request, and a "
             "request is one segment; write who sees whom as a mask(b, h, q, k)"
         )
-    chunks = list(chain.from_iterable(work))
+    chunks = [chunk for chunk in chain.from_iterable(work) if chunk.length]
     _check(q, asked, cache, requests, chunks)
     count = dict(zip(requests, asked))  # queries of each request
     own = dict(zip(requests, q.split(list(asked))))  # (N, H, K) -> (n_r, H, K) a request
@@ -95,7 +95,9 @@ def flashinfer(
         # split the tile's state by request, and merge it into each request's
         for r, *found in zip(chunk.requests, new.out.split(sizes, 1), new.log.split(sizes, -1)):
             states[r] = merge(states[r], State(*found)) if r in states else State(*found)
-    return torch.cat([states[r].out[0] for r in requests]).to(q.dtype)
+    if not states:
+        return torch.cat([q.new_zeros(0, q.shape[1], cache.read(r)[1].shape[-1]) for r in requests])
+    return torch.cat([states[r].out[0] for r in requests if r in states]).to(q.dtype)
 
 
 def look(q: Queries, k: Keys, v: Values, rules: Rules) -> State:

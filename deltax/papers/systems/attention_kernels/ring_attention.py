@@ -63,7 +63,7 @@ ring_attention.reference = attend  # on a ring of one
 @needs(beside={"mixer": ("Attention",)})
 def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
     """`tile_by_tile`, but attention is done for all tiles first, so that keys travel once and not once a tile."""
-    if ctx.state is not None:
+    if ctx.state is not None or not x.shape[1]:
         return in_turn(block, x, ctx)
     q, k, v = heads(block, x, ctx, tile)
     out = block.mixer.kernel(torch.cat(q, 1), k, v, block.mixer.rules(ctx))

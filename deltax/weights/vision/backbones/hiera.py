@@ -6,6 +6,7 @@ from torch import Tensor
 
 from deltax.papers.vision.backbones.q_pooled_attention import z_order
 from deltax.parts.model.patches import Grid
+from deltax.weights.reading import Fields, reads
 from deltax.weights.vision.backbones.vit import renamed
 
 _HF = (
@@ -18,6 +19,28 @@ _HF = (
 )
 
 
+_LAYER = "{layernorm_before,layernorm_after,attn.qkv,attn.proj,proj,mlp.fc1,mlp.fc2}.{weight,bias}"
+_TRUNK = (
+    "embeddings.position_embeddings embeddings.patch_embeddings.projection.{weight,bias}",
+    f"encoder.stages.#.layers.#.{_LAYER}",
+)
+_FIELDS = Fields(
+    {
+        "hidden_act": ("gelu",),
+        "layer_norm_eps": (1e-6,),
+        "embed_dim_multiplier": (2, 2.0),
+        "query_stride": ([2, 2],),
+        "patch_size": ([7, 7],),
+        "patch_stride": ([4, 4],),
+        "patch_padding": ([3, 3],),
+    },
+    "embed_dim image_size mlp_ratio depths num_heads num_query_pool masked_unit_size masked_unit_attention "
+    "num_channels hidden_size decoder_hidden_size decoder_depth decoder_num_heads normalize_pixel_loss mask_ratio "
+    "layer_norm_init",
+)
+
+
+@reads("HieraModel", *_TRUNK, left_out=("pooler.layernorm.{weight,bias}",), config=_FIELDS)
 def from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2) -> dict[str, Tensor]:
     """The state of a `transformers` HieraModel, without its pooler, as that of a `ViT` with these stages.
 
@@ -41,11 +64,21 @@ def from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int
             else:
                 words = (("layernorm_before", before), ("attn.proj", f"{mixer}.project.out"))
                 ours[f"{here}.{renamed(rest, words + _HF)}"] = value
-        elif not name.startswith("pooler."):
+        else:
             ours[renamed(name, _HF)] = value
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads(
+    "HieraForPreTraining",
+    *(f"hiera.{name}" for names in _TRUNK for name in names.split()),
+    "multiscale_fusion.multi_scale_fusion_heads.#.{weight,bias} encoder_norm.{weight,bias}",
+    "decoder.{mask_token,decoder_position_embeddings}",
+    f"decoder.decoder_block.layers.#.{_LAYER}",
+    "decoder.{decoder_embeddings,decoder_norm,decoder_pred}.{weight,bias}",
+    left_out=("hiera.pooler.layernorm.{weight,bias}",),
+    config=_FIELDS,
+)
 def pretraining_from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2) -> dict[str, Tensor]:
     """The state of a `transformers` HieraForPreTraining that pools to one element a unit as that of our model."""
     trunk = from_hf({k.removeprefix("hiera."): v for k, v in state.items() if k.startswith("hiera.")}, grid=grid,

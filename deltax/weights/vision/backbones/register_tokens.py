@@ -2,10 +2,23 @@
 
 from torch import Tensor
 
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.vit import FIELDS, SIZES, renamed
 from deltax.weights.vision.backbones.vit import from_hf as vit_from_hf
-from deltax.weights.vision.backbones.vit import renamed
 
 
+@reads(
+    "Dinov2WithRegistersModel",
+    "embeddings.{cls_token,register_tokens,position_embeddings} embeddings.patch_embeddings.projection.{weight,bias}",
+    "encoder.layer.#.attention.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    "encoder.layer.#.{norm1,norm2,mlp.fc1,mlp.fc2}.{weight,bias}",
+    "encoder.layer.#.{layer_scale1,layer_scale2}.lambda1 layernorm.{weight,bias}",
+    left_out=("embeddings.mask_token",),
+    config=Fields(
+        {**FIELDS.values, "use_swiglu_ffn": (False,)},
+        SIZES + " num_register_tokens layerscale_value apply_layernorm reshape_hidden_states",
+    ),
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` Dinov2WithRegistersModel as that of a `ViT` with registers.
 

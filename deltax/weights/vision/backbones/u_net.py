@@ -4,6 +4,8 @@ import re
 
 from torch import Tensor
 
+from deltax.weights.reading import reads
+
 _ROOMS = (
     (r"conv_in\.", "into."),
     (r"conv_norm_out\.", "norm."),
@@ -17,6 +19,13 @@ _ROOMS = (
 _THINGS = {"conv1.": "first.", "conv2.": "second.", "time_emb_proj.": "condition.", "conv_shortcut.": "shortcut."}
 
 
+@reads(
+    "UNet2DModel",
+    "{conv_in,conv_norm_out,conv_out}.{weight,bias}",
+    "{down_blocks.#,up_blocks.#,mid_block}.resnets.#.{norm1,norm2,conv1,conv2,time_emb_proj,conv_shortcut}.{weight,bias}",
+    "down_blocks.#.downsamplers.0.conv.{weight,bias} up_blocks.#.upsamplers.0.conv.{weight,bias}",
+    left_out=("time_embedding.{linear_1,linear_2}.{weight,bias} time_proj.weight",),
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `diffusers` UNet2DModel without attention as that of a `UNet` of `Conditioned` units.
 

@@ -5,6 +5,8 @@ import re
 
 from torch import Tensor, nn
 
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
+
 _HF = (
     ("layernorm", "norm"),
     ("patch_embeddings.projection", "patches.embed"),
@@ -28,17 +30,39 @@ def renamed(name: str, pairs: tuple[tuple[str, str], ...] = _HF) -> str:
     return name
 
 
+BLOCK = (
+    "layers.#.attention.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    "layers.#.{layernorm_before,layernorm_after,mlp.fc1,mlp.fc2}.{weight,bias}",
+)
+SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size image_size patch_size num_channels
+    mlp_ratio encoder_stride pooler_output_size pooler_act"""
+FIELDS = Fields({"hidden_act": ("gelu",), "layer_norm_eps": (1e-6,), "qkv_bias": (True, False)}, SIZES)
+
+
+@reads(
+    "ViTModel",
+    "embeddings.{cls_token,position_embeddings} embeddings.patch_embeddings.projection.{weight,bias}",
+    "layernorm.{weight,bias}",
+    *BLOCK,
+    left_out=("pooler.dense.{weight,bias} classifier.{weight,bias} embeddings.mask_token",),
+    prefix="vit.",
+    config=FIELDS,
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` ViTModel as that of a `ViT`; a pooler, a classifier and a mask are left behind."""
-    state = {k.removeprefix("vit.").removeprefix("embeddings."): v for k, v in state.items()}
+    state = {k.removeprefix("embeddings."): v for k, v in state.items()}
     token, places = state.pop("cls_token"), state.pop("position_embeddings")
     ours = {"class_token.token": token[0, 0] + places[0, 0], "position.table": places[0, 1:]}
     for name, value in state.items():
-        if not name.startswith(("pooler.", "classifier.", "mask_token")):
-            ours[renamed(name)] = value.flatten(1) if value.ndim == 4 else value
+        ours[renamed(name)] = value.flatten(1) if value.ndim == 4 else value
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads(
+    "a ViT",
+    "class_token.token position.table patches.embed.{weight,bias} norm.{gain,bias}",
+    *OUR_BLOCK,
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of a `ViT` as that of a `transformers` ViTModel without pooler; its class token stands at zero."""
     back = tuple((ours, theirs) for theirs, ours in reversed(_HF))

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.vit import BLOCK, FIELDS, SIZES, renamed
 from deltax.weights.vision.backbones.vit import from_hf as vit_from_hf
-from deltax.weights.vision.backbones.vit import renamed
 
 _HF_DECODER = (
     ("decoder.decoder_embed", "pixel_decoder.enter"),
@@ -14,6 +15,20 @@ _HF_DECODER = (
 )
 
 
+@reads(
+    "ViTMAEForPreTraining",
+    "vit.embeddings.{cls_token,position_embeddings} vit.embeddings.patch_embeddings.projection.{weight,bias}",
+    "vit.layernorm.{weight,bias}",
+    *(f"vit.{name}" for name in BLOCK),
+    "decoder.mask_token decoder.{decoder_embed,decoder_norm,decoder_pred}.{weight,bias}",
+    *(f"decoder.decoder_{name}" for name in BLOCK),
+    left_out=("decoder.decoder_pos_embed",),
+    config=Fields(
+        FIELDS.values,
+        SIZES + " decoder_num_attention_heads decoder_hidden_size decoder_num_hidden_layers decoder_intermediate_size "
+        "mask_ratio norm_pix_loss",
+    ),
+)
 def from_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of a `transformers` ViTMAEForPreTraining as that of a `MaskedAutoencoder`.
 
@@ -24,7 +39,7 @@ def from_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]
     del trunk["position.table"]
     ours = {f"trunk.{k}": v for k, v in trunk.items()}
     for name, value in state.items():
-        if name.startswith("decoder.") and not name.endswith("decoder_pos_embed"):
+        if name.startswith("decoder."):
             if name.startswith("decoder.decoder_pred"):
                 value = value.unflatten(0, (-1, channels)).transpose(0, 1).flatten(0, 1)
             name = renamed(renamed(name, _HF_DECODER))

@@ -4,6 +4,8 @@ import re
 
 from torch import Tensor
 
+from deltax.weights.reading import reads
+
 _HF = (
     (r"^quant_conv", "encoder.point"),
     (r"^post_quant_conv", "decoder.point"),
@@ -34,6 +36,20 @@ _HF = (
 )
 
 
+_BLOCK = "{encoder,decoder}.{down_blocks.#,up_blocks.#,mid_block}"
+
+
+@reads(
+    "AutoencoderKLCosmos",
+    "{encoder,decoder}.{conv_in,conv_out}.{conv_s,conv_t}.{weight,bias} {encoder,decoder}.norm_out.norm.{weight,bias}",
+    f"{_BLOCK}.resnets.#.{{norm1,norm2}}.norm.{{weight,bias}}",
+    f"{_BLOCK}.resnets.#.{{conv1,conv2}}.{{conv_s,conv_t}}.{{weight,bias}}",
+    f"{_BLOCK}.resnets.#.conv_shortcut.{{weight,bias}}",
+    f"{_BLOCK}.{{attentions,temp_attentions}}.#.{{norm.norm,to_q,to_k,to_v,to_out.0}}.{{weight,bias}}",
+    f"{_BLOCK}.{{downsamplers,upsamplers}}.0.{{conv1,conv2,conv3}}.{{weight,bias}}",
+    "{quant_conv,post_quant_conv}.{weight,bias}",
+    left_out=("{encoder.patch_embed,decoder.unpatch_embed}.{wavelets,_arange}",),  # buffers of the Haar wavelets
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a diffusers AutoencoderKLCosmos as that of an `Autoencoder` of these parts."""
     ours = {}
