@@ -8,9 +8,18 @@ import torch
 from deltax import claim
 from deltax.claims.optimization.losses.cross_entropy import surprise
 from deltax.paper import paper_of
-from deltax.papers.vision.backbones.lecun1989_rerun import RUNGS, STOPS, lecun1989_rerun
+from deltax.papers.vision.backbones.lecun1989_rerun import RUNGS, lecun1989_rerun
 from deltax.papers.vision.backbones.lenet_1989 import lenet_1989
 from deltax.recipe import diff
+
+STOPS = {
+    "1989": 0,
+    "cross-entropy": 2,
+    "AdamW": 5,
+    "shifts": 7,
+    "dropout": 10,
+    "more data": 11,
+}  # rungs of Karpathy's five stops
 
 
 @claim

@@ -14,8 +14,8 @@ from deltax.shapes import Heads, Positions
 
 @claim
 def only_distances_in_time_and_space_matter():
-    """Moving query and key by the same frames, rows and columns, whole or not, leaves their product as it was; moving
-    one of them along any axis does not."""
+    """Shifting query and key by the same (frame, row, column), fractional or not, leaves their product unchanged;
+    shifting one of them along any axis does not."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 5, 2, 14, dtype=torch.float64)
     at, to = 9 * torch.rand(2, 5, 3, dtype=torch.float64)
@@ -28,8 +28,8 @@ def only_distances_in_time_and_space_matter():
 
 @claim
 def an_axis_that_stands_still_leaves_rope_on_the_others():
-    """Where two of frame, row and column are zero, the third's group turns as RoPE of its width does, with gradients,
-    and the other features stay as they were, to the bit."""
+    """Where two of frame, row and column are zero, the third's group equals RoPE of its width, with gradients; the
+    other features are bitwise unchanged."""
     torch.manual_seed(0)
     width, at = 14, torch.arange(7)
     sizes = [size // 2 for size in groups(width)]

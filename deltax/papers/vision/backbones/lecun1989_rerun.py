@@ -19,8 +19,6 @@ from deltax.papers.vision.training.shift_augmentation import shift_augmentation
 from deltax.parts.model.mlp import relu
 from deltax.parts.training.schedules import linear
 
-STOPS = {"1989": 0, "cross-entropy": 2, "AdamW": 5, "shifts": 7, "dropout": 10, "more data": 11}
-
 
 def slower(recipe: Part) -> Part:
     """A third of the learning rate, better for softmax cross-entropy."""

@@ -49,7 +49,7 @@ class WithRegisters(nn.Module):
         out = self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)
         if out.shape[1] != x.shape[1] + len(self.registers):
             raise UserError(
-                "registers need a stack that keeps every patch, but this one pools or merges patches: leave out one of both"
+                "registers need a stack that keeps all patches; this one pools or merges them: leave one of the two out"
             )
         return out[:, : x.shape[1]]
 

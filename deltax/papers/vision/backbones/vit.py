@@ -134,11 +134,12 @@ def resized(table: Tensor, before: Grid, after: Grid) -> Tensor:
 
 @torch.no_grad()
 def attention_maps(trunk: ViT, images: Images, *, block: int = -1) -> Tensor:
-    """How much the class token looks at each patch in a block, (B, H, rows, columns); a head's sum to at most 1."""
+    """The class token's attention to each patch in a block, (B, H, rows, columns); each head sums to at most 1."""
     attention, seen = [m for m in trunk.stack.modules() if isinstance(m, Attention)][block], []
     kernel = attention.kernel
 
     def watched(q: Tensor, k: Tensor, v: Tensor, rules: Any) -> Tensor:
+        # unit vectors as values: the output is then the attention row itself
         each = torch.eye(k.shape[1], dtype=v.dtype, device=v.device)[None, :, None]
         seen.append(kernel(q, k, each.expand(len(k), -1, k.shape[2], -1), rules))
         return kernel(q, k, v, rules)

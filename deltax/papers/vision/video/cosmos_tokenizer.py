@@ -1,16 +1,16 @@
 """Cosmos World Foundation Model Platform for Physical AI, section 4: its tokenizer. NVIDIA, 2025. arXiv:2501.03575
 
-A video autoencoder, but it starts from wavelets, convolves and attends in space and then over the past alone, and its
-latent is plain or rounded.
+A video autoencoder, but its input is wavelets, its layers are factorised and causal, and its latent has no penalty.
 
-Everything that looks along time looks back, and the first frame stands for what was before it. So the latent of the
-first frame is what its picture gives alone, one tokenizer serves both, and a video is encoded as it comes. The latent
-is 16 channels of a plain autoencoder, with no penalty, or six rounded by FSQ: `cosmos_tokenizer + fsq`. Channels are
-normed within each frame. Halving adds a strided convolution to a mean, doubling a convolution to a repetition. The
-paper learns with an L1 and a perceptual loss, then losses on optical flow and Gram matrices, then an adversary; here
-it is the squared error, since under the L1 a small digit on a dark field is long not worth drawing (`absolute` gives
-it back). Released widths are 128, 256, 512, 512 for the encoder, with two units a level, and one halving or two after
-wavelets of two levels; the default here halves no more and makes 192 numbers of a video of 9 x 16 x 16.
+Everything along time is causal, padded by the first frame. So the first frame's latent is that of the image alone, one
+tokenizer serves images and videos, and a video can be encoded frame by frame. The latent has 16 channels of a plain
+autoencoder, or six quantised by FSQ: `cosmos_tokenizer + fsq`. Downsampling adds a strided convolution to a mean,
+upsampling a convolution to a repetition.
+
+The paper trains with an L1 and a perceptual loss, then optical-flow and Gram losses, then a GAN; here it is the squared
+error, since under L1 a small digit on a dark field stays blank for long (`absolute` restores it). Released encoders
+have widths 128, 256, 512, 512, two units per level, and one or two downsamplings after two wavelet levels; the default
+here has none and encodes a video of 9 x 16 x 16 in 192 numbers.
 """
 
 from collections import OrderedDict
@@ -40,16 +40,17 @@ from deltax.parts.training.run import Loop, Run, from_task
 from deltax.parts.training.schedules import cosine
 from deltax.tasks.images.videos import MovingDigits
 
-Factors = tuple[tuple[int, int], ...]  # how many times fewer frames, and rows and columns; each 1 or 2
+Factors = tuple[tuple[int, int], ...]  # per level: downsampling of time, and of rows and columns; each 1 or 2
 
 
 class FrameNorm(nn.GroupNorm):
-    """Each frame standardised over all its channels and places; a gain and a bias a channel. (B, C, T, Y, X)."""
+    """Each frame normalised over all channels and positions; gain and bias per channel. (B, C, T, Y, X)."""
 
     def __init__(self, channels: int):
         super().__init__(1, channels, eps=1e-6)
 
     def forward(self, x: Video) -> Video:
+        # statistics of each frame alone, so that nothing looks ahead
         return super().forward(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
@@ -68,7 +69,7 @@ class Unit(nn.Module):
 
 
 class Attentive(nn.Module):
-    """Attention within each frame, then at each place over the past, each added to what it was given normed."""
+    """Pre-norm attention within each frame, then causal attention along time, each with a residual."""
 
     def __init__(self, channels: int, *, mixer: Part):
         super().__init__()
@@ -82,7 +83,7 @@ class Attentive(nn.Module):
 
 
 class Level(nn.Module):
-    """`units` units at one resolution, the first `attentive` of them each with attention behind it."""
+    """`units` units at one resolution; the first `attentive` of them are followed by attention."""
 
     def __init__(self, channels: int, out: int, *, units: int, attentive: int, mixer: Part):
         super().__init__()
@@ -98,18 +99,19 @@ class Level(nn.Module):
 
 
 class HalfPlane(nn.Conv3d):
-    """Half the rows and columns: a strided 3 x 3 convolution and the mean of 2 x 2, added."""
+    """Half the rows and columns: a strided 3 x 3 convolution plus the mean of 2 x 2."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, (1, 3, 3), stride=(1, 2, 2))
 
     def forward(self, x: Video) -> Video:
+        # zeros at the right and bottom only, as in the released code
         x = nn.functional.pad(x, (0, 1, 0, 1))
         return super().forward(x) + nn.functional.avg_pool3d(x, (1, 2, 2))
 
 
 class HalfTime(PastConv):
-    """1 + 2 k frames as 1 + k: a strided convolution over the past and the mean of two frames, added."""
+    """1 + 2 k frames -> 1 + k: a strided causal convolution plus the mean of two frames."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, stride=2)
@@ -119,7 +121,7 @@ class HalfTime(PastConv):
 
 
 class TwicePlane(PlaneConv):
-    """Twice the rows and columns: each repeated, and a convolution of that added."""
+    """Twice the rows and columns: nearest upsampling plus a convolution of it."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
@@ -130,25 +132,25 @@ class TwicePlane(PlaneConv):
 
 
 class TwiceTime(PastConv):
-    """1 + k frames as 1 + 2 k: each but the first repeated, and a convolution over the past of that added."""
+    """1 + k frames -> 1 + 2 k: all but the first repeated, plus a causal convolution of that."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
 
     def forward(self, x: Video) -> Video:
-        x = x.repeat_interleave(2, 2)[:, :, 1:]
+        x = x.repeat_interleave(2, 2)[:, :, 1:]  # the first frame stays one frame
         return super().forward(x) + x
 
 
 def shrinking(channels: int, factors: tuple[int, int]) -> nn.Sequential:
-    """Fewer rows and columns, then frames, then a linear map; nothing where both factors are 1."""
+    """Downsampling of rows and columns, then of time, then a 1 x 1 convolution; empty where both factors are 1."""
     time, plane = factors
     halves = [("plane", HalfPlane(channels))] * (plane == 2) + [("time", HalfTime(channels))] * (time == 2)
     return _with_point(channels, halves)
 
 
 def growing(channels: int, factors: tuple[int, int]) -> nn.Sequential:
-    """More frames, then rows and columns, then a linear map; nothing where both factors are 1."""
+    """Upsampling of time, then of rows and columns, then a 1 x 1 convolution; empty where both factors are 1."""
     time, plane = factors
     doubles = [("time", TwiceTime(channels))] * (time == 2) + [("plane", TwicePlane(channels))] * (plane == 2)
     return _with_point(channels, doubles)
@@ -160,11 +162,11 @@ def _with_point(channels: int, steps: list[tuple[str, nn.Module]]) -> nn.Sequent
 
 
 class CosmosEncoder(nn.Module):
-    """patcher -> levels, each but the last followed by its factors -> latent. (B, C, 1 + k t, Y, X) ->
-    (B, out, 1 + k, Y / s, X / s), t and s the products of all factors and the patch.
+    """patcher -> levels, each but the last followed by its downsampling -> latent.
 
-    Level i goes from widths[i] to widths[i + 1]; `attentive` names those with attention. Raises UserError for videos
-    that do not divide so.
+    (B, C, 1 + k t, Y, X) -> (B, out, 1 + k, Y / s, X / s); t and s are the products of all factors and the patch. Level
+    i goes from widths[i] to widths[i + 1]; `attentive` lists the levels with attention. Raises UserError for other
+    sizes.
     """
 
     can_be_zero = ("depth",)
@@ -199,7 +201,7 @@ class CosmosEncoder(nn.Module):
         frames, rows, columns = video.shape[2:]
         if (frames - 1) % time or rows % plane or columns % plane:
             raise UserError(
-                f"a video of {frames} x {rows} x {columns} does not become a latent: cut or pad it to 1 + a multiple "
+                f"a video of {frames} x {rows} x {columns} has no whole latent: crop or pad it to 1 + a multiple "
                 f"of {time} frames, and rows and columns to multiples of {plane}"
             )
         x = self.enter(self.patcher.cut(video))
@@ -209,9 +211,9 @@ class CosmosEncoder(nn.Module):
 
 
 class CosmosDecoder(nn.Module):
-    """The encoder in a mirror, with one unit more at each level. (B, latent, 1 + k, Y, X) -> (B, C, 1 + k t, s Y, s X).
+    """The mirrored encoder, with one more unit per level. (B, latent, 1 + k, Y, X) -> (B, C, 1 + k t, s Y, s X).
 
-    Widths, factors and levels with attention are given as to the encoder.
+    `widths`, `factors` and `attentive` are in the encoder's order.
     """
 
     can_be_zero = ("depth",)
@@ -251,7 +253,7 @@ class CosmosDecoder(nn.Module):
 
 
 def _patch(patch: int, factors: Factors, widths: tuple[int, ...]) -> tuple[int, int]:
-    """How many frames, and how many rows and columns, make one of the latent."""
+    """Frames, and rows and columns, per latent position."""
     if len(widths) < len(factors) + 2 or any(factor not in (1, 2) for pair in factors for factor in pair):
         raise UserError(
             f"{len(factors)} factors take at least {len(factors) + 2} widths, not {len(widths)}, and each is a pair of "
