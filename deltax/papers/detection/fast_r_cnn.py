@@ -56,6 +56,7 @@ class JointHead(nn.Module):
         self.classes, self.offsets = Linear(hidden, classes + 1), Linear(hidden, 4 * classes)
 
     def forward(self, features: Float[Tensor, "N _ P P"]) -> tuple[Tensor, Tensor]:
+        # fc6 and fc7 of the paper
         x = torch.relu(self.second(torch.relu(self.first(features.flatten(1)))))
         return self.classes(x), self.offsets(x).unflatten(-1, (-1, 4))
 

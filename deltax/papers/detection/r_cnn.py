@@ -50,7 +50,7 @@ class Crops(nn.Module):
     def forward(
         self, maps: list[Maps], images: Images, regions: Regions, strides: tuple[int, ...] = ()
     ) -> Float[Tensor, "N D"]:
-        [pixels] = maps
+        [pixels] = maps  # the image itself
         return self.backbone(warp(pixels, regions, size=self.size, context=self.context)).mean((-2, -1))
 
 
@@ -78,6 +78,7 @@ def r_cnn(*, width: int = 8) -> Part:
             regions=part(Crops, backbone=backbone),
             region_head=SeparateHead,
         ),
+        # scenes with boxes in place of VOC
         task=part(CocoScenes, classes=4, held_out=128),
         objective=region_loss,
         batches=from_task,
@@ -92,6 +93,7 @@ def warp(images: Images, regions: Regions, *, size: int, context: int = 0) -> Fl
 
     Pixels outside the image have the image's mean.
     """
+    # box as (cx, cy, w, h)
     centre, extent = centred(regions.boxes).chunk(2, -1)
     # the region fills size - 2 context pixels of the crop, so the box grows by this ratio
     wider = corners(torch.cat([centre, extent * size / (size - 2 * context)], -1))

@@ -46,6 +46,7 @@ class TopConvolutions(nn.Module):
         self.second = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
     def forward(self, deepest: Maps, last: Maps) -> list[Maps]:
+        # P6: 3 x 3, stride 2, on C5; P7: the same on relu(P6)
         x = self.first(deepest)
         return [x, self.second(torch.relu(x))]
 
@@ -124,6 +125,7 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
     """
     boxes, real = truth(batch, batch.images)
     said = model(batch.images)
+    # index of the object, or background, or ignored
     found = assign(iou(said.anchors[:, None], boxes[:, None]), real, low=0.4, high=0.5)
     mine = found >= 0
     logits, offsets = at_least_float32(said.logits), at_least_float32(said.offsets)
@@ -132,6 +134,7 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
     # anchors between 0.4 and 0.5 are ignored
     each = focal(logits, targets.to(logits.dtype), gamma=gamma, alpha=alpha).sum(-1).where(found != IGNORED, 0.0)
     goal = encode(of_found(boxes, found, 0.0), said.anchors).to(offsets.dtype)
+    # class-agnostic, positive anchors only
     error = nn.functional.smooth_l1_loss(offsets, goal, reduction="none").sum(-1).where(mine, 0.0)
     return (each + error).sum(1) / mine.sum(1).clamp(min=1)
 
@@ -139,6 +142,7 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
 @paper(on=fpn, year=2017, arxiv="1708.02002")
 def retinanet(*, dim: int = 32, width: int = 8) -> Part:
     backbone = part(r_cnn["model.regions.backbone"], widths=(width, 2 * width, 4 * width))
+    # anchor sides in pixels, two per level
     sizes = (8.0, 11.0), (12.0, 15.0), (16.0, 20.0), (24.0, 30.0)
     model = part(
         OneStage,

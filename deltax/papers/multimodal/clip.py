@@ -34,6 +34,7 @@ from deltax.tasks.multimodal.pairs import PairBatch, Pairs
 
 def symmetric(logits: Float[Tensor, "N N"]) -> PerExample:
     """Cross-entropy of row i against column i, averaged over both directions, in nats (Figure 3)."""
+    # the loss is taken in float32 at least
     own = logits.float() if logits.dtype is not torch.float64 else logits
     # mean of the softmax over rows and over columns, labels 0 to N - 1
     return (own.logsumexp(0) + own.logsumexp(1)) / 2 - own.diagonal()
@@ -55,6 +56,7 @@ def clip(*, dim: int = 48, depth: int = 2, heads: int = 3, patch: int = 2, width
     image = paper_of(vit)(dim=dim, depth=depth, heads=heads, patch=patch)["model.trunk"]
     # a norm before the blocks; no bias in patches
     image = image.fill("norm", LayerNorm, eps=1e-5).put("stack.entry", part(LayerNorm)).set(Patches, embed=Matrix)
+    # causal, read at the end-of-text token
     text = paper_of(gpt)(dim=dim, depth=depth, heads=heads)["model"].put("head", part(Nothing))
     model = part(
         DualEncoder,

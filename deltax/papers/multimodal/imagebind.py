@@ -56,20 +56,12 @@ class Bound(nn.Module):
     interface = SENSES_TO_LOGITS
 
     def __init__(
-        self,
-        channels: int,
-        size: int | Grid,
-        vocab: int,
-        context: int,
-        spectrogram: Grid,
-        *,
-        inner: Part,
-        sound: Part,
+        self, channels: int, size: int | Grid, vocab: int, context: int, spectrogram: Grid, *, inner: Part, sound: Part,
         temperature: float = 0.05,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.inner = inner(channels=channels, size=size, vocab=vocab, context=context)
-        self.sound = sound(1, spectrogram, self.inner.width)
+        self.sound = sound(1, spectrogram, self.inner.width)  # a spectrogram is an image of one channel
         self.temperature = temperature
         self.register_load_state_dict_pre_hook(_begin_from_inner)
 
@@ -83,7 +75,7 @@ class Bound(nn.Module):
 
     def hear(self, sounds: Sounds) -> Vectors:
         """L2-normalised vectors of spectrograms."""
-        return of_length_one(self.sound(sounds))
+        return of_length_one(self.sound(sounds))  # (B, width)
 
     def forward(
         self, images: Images, texts: Tokens, others: Images, sounds: Sounds

@@ -49,16 +49,9 @@ Pair = tuple[tuple[int, Rows], tuple[int, Rows]]
 
 @needs(task=("pairs",), model=TOKENS_TO_LOGITS)
 def linked(
-    model: nn.Module,
-    task: Any,
-    step: int,
-    *,
-    size: int,
-    seed: int,
-    warmup: int = 300,
-    every: int = 2,
+    model: nn.Module, task: Any, step: int, *, size: int, seed: int, warmup: int = 300, every: int = 2,
     share: float = 0.5,
-) -> Batch:
+) -> Batch:  # fmt: skip
     """Pairs in both orders, a `share` of them with a moved span; from step `warmup` on, each `every`-th batch has
     generated pairs instead."""
     device = next(model.parameters()).device
@@ -110,6 +103,7 @@ def through_the_link(model: nn.Module, pair: Pair) -> tuple[list[Rows], list[int
     true, link = sorted(pair, key=lambda block: block[0] == LINK)
     # pairs are (image, word) and (word, sound): the word is the link
     missing = ({IMAGE, SOUND} - {true[0]}).pop()
+    # B, then the start token of C
     prompt = spell(link, (missing, link[1][:, :0]))
     with evaluating(model):  # dropout off, no gradient
         pseudo = (missing, generate(model, prompt, length=LENGTHS[missing])[:, -LENGTHS[missing] :])

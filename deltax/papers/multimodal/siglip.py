@@ -35,6 +35,7 @@ from deltax.tasks.multimodal.pairs import PairBatch
 
 @paper(on=clip, year=2023, arxiv="2303.15343")
 def siglip(recipe: Part, *, bias: float = -10.0) -> Part:
+    # both the loss and the logits' bias change
     return recipe.fill("objective", pair_sigmoid).fill("logits", Biased, bias=bias)
 
 
@@ -52,6 +53,7 @@ class Biased(Temperature):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
+        # b, initially -10
         self.bias = tag(nn.Parameter(torch.tensor(float(self.begin))), "vector")
 
     def forward(self, cosines: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:

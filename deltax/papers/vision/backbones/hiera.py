@@ -46,14 +46,18 @@ def hiera(recipe: Part, *, local: int = 1) -> Part:
     stages, merges, norm = list(trunk["stack.stages"]), list(trunk["stack.merges"]), trunk["norm"]
     levels = len(merges)
     for i in range(min(local, len(stages))):
+        # a unit has 4^(levels - i) elements in stage i
         stages[i] = stages[i].wrap("mixer", MaskUnits, unit=4 ** (levels - i))
         if i < levels:
+            # the pooling block after a local stage is still local
             merges[i] = merges[i].wrap("mixer", MaskUnits, unit=4 ** (levels - i))
     stack = part(trunk["stack"], stages=tuple(stages), merges=tuple(merges))
+    # learned absolute positions only
     recipe = recipe.set(ViT, position=LearnedGrid, stack=stack)
     # under MAE the decoder needs tokens, so stages are fused; the classifier pools instead
     if masked:
         return recipe.set(ViT, stack=part(Fused, inner=stack)).wrap("trunk", InUnits, levels=levels)
+    # the norm moves behind the mean
     return recipe.set(ViT, norm=Nothing).fill("pool", NormedMean, norm=norm)
 
 

@@ -86,14 +86,9 @@ class LeNet(nn.Module):
     interface = IMAGES_TO_LOGITS
 
     def __init__(
-        self,
-        size: int,
-        classes: int,
-        *,
-        activation: Part = part(tanh),
-        map_norm: Part = part(Nothing),
+        self, size: int, classes: int, *, activation: Part = part(tanh), map_norm: Part = part(Nothing),
         dropout: Part = part(Nothing),
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.h1 = Detectors(size, 12, ((0,),))  # 1068 parameters
         self.h2 = Detectors(size // 2, 12, GROUPS)  # 2592

@@ -35,17 +35,9 @@ class QPooled(Projections):
     """
 
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        stride: int = 4,
-        widen: int = 1,
-        query: Part = part(Linear),
-        key: Part = part(Linear),
-        value: Part = part(Linear),
-        out: Part = part(Out),
-    ):
+        self, dim: int, heads: int, *, stride: int = 4, widen: int = 1, query: Part = part(Linear),
+        key: Part = part(Linear), value: Part = part(Linear), out: Part = part(Out),
+    ):  # fmt: skip
         wide = lambda made: part(widened, made=made, after=widen)  # D -> widen D
         both = part(widened, made=out, before=widen, after=widen)
         super().__init__(dim, heads, query=wide(query), key=wide(key), value=wide(value), out=both)
@@ -66,17 +58,9 @@ class PooledBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        norm: Part,
-        mixer: Part,
-        residual: Part,
-        mlp: Part,
-        shortcut: Part = part(Glorot),
-        stride: int = 4,
-        widen: int = 2,
-    ):
+        self, dim: int, *, norm: Part, mixer: Part, residual: Part, mlp: Part, shortcut: Part = part(Glorot),
+        stride: int = 4, widen: int = 2,
+    ):  # fmt: skip
         super().__init__()
         self.stride = stride
         self.norm, self.shortcut = norm(dim), shortcut(dim, widen * dim)
@@ -118,6 +102,7 @@ def pool(x: Tensor, stride: int) -> Tensor:
         raise UserError(
             f"a sequence of {x.shape[1]} is no multiple of the stride {stride}; set a patch size that makes it one"
         )
+    # max pooling, as in Hiera; MViT convolves
     return x.unflatten(1, (-1, stride)).amax(2)
 
 

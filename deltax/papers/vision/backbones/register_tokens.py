@@ -44,6 +44,7 @@ class WithRegisters(nn.Module):
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
         if ctx.positions is not None:
+            # positions of the registers: 0
             ctx = replace(ctx, positions=nn.functional.pad(ctx.positions, (0, len(self.registers))))
         # (B, T, D) -> (B, T + R, D)
         out = self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)
@@ -51,7 +52,7 @@ class WithRegisters(nn.Module):
             raise UserError(
                 "registers need a stack that keeps all patches; this one pools or merges them: leave one of the two out"
             )
-        return out[:, : x.shape[1]]
+        return out[:, : x.shape[1]]  # registers are dropped
 
 
 @paper(on=vit, year=2023, arxiv="2309.16588")

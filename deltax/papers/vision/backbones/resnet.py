@@ -51,17 +51,11 @@ class Residual(nn.Module):
     """relu(branch(x) + x); where shapes differ, x passes a 1 x 1 convolution and norm (Eqs. 1 and 2, option B)."""
 
     def __init__(
-        self,
-        channels: int,
-        out: int,
-        stride: int,
-        *,
-        branch: Part = part(Basic),
-        map_norm: Part = part(BatchNorm),
-    ):
+        self, channels: int, out: int, stride: int, *, branch: Part = part(Basic), map_norm: Part = part(BatchNorm),
+    ):  # fmt: skip
         super().__init__()
         self.branch = branch(channels, out, stride)
-        same = channels == out and stride == 1
+        same = channels == out and stride == 1  # otherwise the shortcut needs a projection (option B)
         self.shortcut = nn.Identity() if same else ConvNorm(channels, out, size=1, stride=stride, map_norm=map_norm)
 
     def forward(self, x: Images) -> Maps:
@@ -77,15 +71,10 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        stem: Part = part(Stem, map_norm=BatchNorm),
-        stem_width: int = 64,
-        widths: tuple[int, ...] = (64, 128, 256, 512),
-        depths: tuple[int, ...] = (2, 2, 2, 2),
+        self, channels: int, *, stem: Part = part(Stem, map_norm=BatchNorm), stem_width: int = 64,
+        widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2),
         unit: Part = part(Residual),
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.stem = stem(channels, stem_width)
         self.stages = nn.ModuleList()
@@ -102,7 +91,7 @@ class Backbone(nn.Module):
 
     def each(self, images: Images) -> Iterator[Maps]:
         """The maps after every stage."""
-        x = self.stem(images)
+        x = self.stem(images)  # (B, stem_width, Y / s, X / s)
         for stage in self.stages:
             x = stage(x)
             yield x
@@ -161,10 +150,12 @@ class Bottleneck(Convolutions):
     """1 x 1 to 1/`squeeze` of the channels, 3 x 3 with the stride, 1 x 1 to `out` (Figure 5, right)."""
 
     def __init__(self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(BatchNorm)):
+        # 1 x 1 convolutions reduce and restore the channels around the 3 x 3
         inner = out // squeeze
         super().__init__(
             [
                 ConvNorm(channels, inner, size=1, map_norm=map_norm),
+                # the stride is here in all released weights (v1.5)
                 ConvNorm(inner, inner, stride=stride, map_norm=map_norm),
                 ConvNorm(inner, out, size=1, map_norm=map_norm),
             ]

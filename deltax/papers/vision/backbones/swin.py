@@ -63,6 +63,7 @@ class Windows(nn.Module):
         windows = self.inner(windows, Context(positions=positions, segments=segments))  # (B W, side side, D)
         maps = unite(windows, side, grid)
         maps = maps.roll((shift, shift), (1, 2)) if shift else maps
+        # without the padding, (B, T, D)
         return maps[:, :rows, :columns].flatten(1, 2)
 
 
@@ -128,6 +129,7 @@ class PatchMerging(nn.Module):
 def partition(maps: Tensor, side: int) -> Tensor:
     """Maps (B, Y, X, D) cut into windows: (B W, side side, D), an image's windows in row-major order."""
     cut = maps.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    # (B, Y/w, w, X/w, w, D) -> (B W, w w, D)
     return cut.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 

@@ -63,28 +63,20 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        size: int,
-        dim: int,
-        *,
-        widths: tuple[int, ...] = (16, 32),
-        depth: int = 1,
-        level: Part = part(Pair),
-        skip: Part = part(beside),
-        map_norm: Part = part(GroupNorm, groups=8),
-    ):
+        self, channels: int, size: int, dim: int, *, widths: tuple[int, ...] = (16, 32), depth: int = 1,
+        level: Part = part(Pair), skip: Part = part(beside), map_norm: Part = part(GroupNorm, groups=8),
+    ):  # fmt: skip
         super().__init__()
         self.depth, self.skip = depth, skip
         width, kept = widths[0], [widths[0]]  # widths of the skip connections, last in first out
-        self.into = Window(channels, width)
+        self.into = Window(channels, width)  # (B, C, Y, X) -> (B, widths[0], Y, X)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for i, wide in enumerate(widths):
             self.down.append(nn.ModuleList(level(width if j == 0 else wide, wide, dim) for j in range(depth)))
             kept += [wide] * depth
             width = wide
             if i < len(widths) - 1:
-                self.shrink.append(Window(wide, wide, stride=2, gain=1.0))
+                self.shrink.append(Window(wide, wide, stride=2, gain=1.0))  # halves the resolution, rounded up
                 kept.append(wide)
         self.middle = nn.ModuleList(level(width, width, dim) for _ in range(2))
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
@@ -171,5 +163,6 @@ class Conditioned(nn.Module):
 
     def forward(self, x: Images, ctx: Context) -> Maps:
         silu = nn.functional.silu
+        # the time embedding is added after the first convolution (DDPM)
         hidden = self.first(silu(self.norm1(x))) + self.condition(silu(ctx.condition))[:, :, None, None]
         return self.shortcut(x) + self.second(silu(self.norm2(hidden)))

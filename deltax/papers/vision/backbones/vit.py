@@ -53,22 +53,15 @@ class ViT(nn.Module):
     gives_context = ("grid",)
 
     def __init__(
-        self,
-        channels: int,
-        size: int | Grid,
-        *,
-        dim: int,
-        patches: Part = part(Patches),
-        class_token: Part = part(ClassToken),
-        position: Part = part(LearnedGrid),
-        stack: Part,
-        norm: Part,
-    ):
+        self, channels: int, size: int | Grid, *, dim: int, patches: Part = part(Patches),
+        class_token: Part = part(ClassToken), position: Part = part(LearnedGrid), stack: Part, norm: Part,
+    ):  # fmt: skip
         super().__init__()
         self.size = pair(size)
         self.patches = patches(channels, dim)
         self.grid = self.patches.grid(size)
         self.position = position(dim, self.grid)
+        # x_class, the first row of z_0
         self.class_token = class_token(dim)
         self.prefix = self.class_token.count
         self.stack = stack(dim)
@@ -91,6 +84,7 @@ class ViT(nn.Module):
         return self.norm(self.stack(self.class_token(tokens), ctx or Context()))
 
     def forward(self, images: Images) -> OtherStream:
+        # shifted or merged windows need rows and columns
         return self.read(self.tokens(images), Context(grid=self.grid if self.patches.raster else None))
 
 
@@ -127,6 +121,7 @@ def mean_pooled(recipe: Part) -> Part:
 
 def resized(table: Tensor, before: Grid, after: Grid) -> Tensor:
     """Position embeddings (rows * columns, D) interpolated to another grid, bicubically (section 3.2)."""
+    # (R C, D) -> (1, D, R, C)
     image = table.T.unflatten(1, before)[None]
     image = nn.functional.interpolate(image, size=after, mode="bicubic", align_corners=False)
     return image[0].flatten(1).T.contiguous()

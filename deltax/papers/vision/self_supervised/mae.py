@@ -82,6 +82,7 @@ class PixelDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, latent: OtherStream, kept: Int[Tensor, "B N"]) -> Pixels:
+        # class token and visible patches
         first, seen = self.enter(latent).tensor_split([self.prefix], 1)
         if seen.shape[1] != kept.shape[1]:
             raise UserError(
@@ -91,7 +92,7 @@ class PixelDecoder(nn.Module):
         # (B, T, D): mask tokens everywhere, visible tokens scattered to their places
         patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen.to(self.mask_token.dtype))
         x = torch.cat([first, self.position(patches, Context())], 1)
-        return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]
+        return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]  # predictions of the patches only
 
 
 @needs(outside=("Windows", "SpaceTimeBlock"))
@@ -148,6 +149,7 @@ def filled_in(model: MaskedAutoencoder, images: Images, noise: Float[Tensor, "B 
     """
     said, truth = model(images, noise), patchify(images, model.patch)
     masked = said.masked[..., None]
+    # undoes `standardised`
     filled = said.pixels * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
     rows = {"seen": truth.masked_fill(masked, float("nan")), "filled in": torch.where(masked, filled, truth)}
     return {word: unpatchify(row, model.patch, model.trunk.grid) for word, row in {**rows, "true": truth}.items()}
@@ -155,6 +157,7 @@ def filled_in(model: MaskedAutoencoder, images: Images, noise: Float[Tensor, "B 
 
 def keep(noise: Float[Tensor, "B T"], ratio: float) -> Int[Tensor, "B N"]:
     """Indices of the visible patches: those with the least noise, a fraction of 1 - ratio, at least one."""
+    # shuffling by random noise, as in the released code
     return noise.argsort(1)[:, : max(1, int(noise.shape[1] * (1 - ratio)))]
 
 

@@ -43,6 +43,7 @@ class Momentum(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        # the key encoder starts as a copy
         self.slow.load_state_dict(self.inner.state_dict())
         self.queue.copy_(nn.functional.normalize(torch.randn_like(self.queue), dim=-1))
 

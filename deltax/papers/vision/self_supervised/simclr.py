@@ -76,6 +76,7 @@ def simclr(*, width: int = 8, temperature: float = 0.5) -> Part:
     backbone = part(Backbone, stem=stem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(1, 1, 1))
     return part(
         Run,
+        # batch norm would leak the partner through its statistics
         model=part(Contrastive, backbone=backbone.fill("map_norm", GroupNorm)),
         task=LinearProbe,
         objective=part(contrast, temperature=temperature),

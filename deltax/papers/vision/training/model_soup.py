@@ -48,6 +48,7 @@ def uniform(states: Sequence[State]) -> State:
     if any(other != shapes[0] for other in shapes):
         raise UserError("the states have different names or shapes: average the states of one model only")
     return {
+        # integer buffers, such as step counters, have no mean
         name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value.clone()
         for name, value in states[0].items()
     }

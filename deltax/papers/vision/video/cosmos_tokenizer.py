@@ -4,13 +4,12 @@ A video autoencoder, but its input is wavelets, its layers are factorised and ca
 
 Everything along time is causal, padded by the first frame. So the first frame's latent is that of the image alone, one
 tokenizer serves images and videos, and a video can be encoded frame by frame. The latent has 16 channels of a plain
-autoencoder, or six quantised by FSQ: `cosmos_tokenizer + fsq`. Downsampling adds a strided convolution to a mean,
-upsampling a convolution to a repetition.
+autoencoder, or six quantised by FSQ: `cosmos_tokenizer + fsq`. Released encoders have widths 128, 256, 512, 512, two
+units per level, and one or two downsamplings after two wavelet levels; the default has none and encodes a video of 9 x
+16 x 16 in 192 numbers.
 
-The paper trains with an L1 and a perceptual loss, then optical-flow and Gram losses, then a GAN; here it is the squared
-error, since under L1 a small digit on a dark field stays blank for long (`absolute` restores it). Released encoders
-have widths 128, 256, 512, 512, two units per level, and one or two downsamplings after two wavelet levels; the default
-here has none and encodes a video of 9 x 16 x 16 in 192 numbers.
+The paper's losses are L1 and perceptual, then optical flow and Gram matrices, then a GAN; here squared error, since
+under L1 a small digit on a dark field stays blank for long (`absolute` restores it).
 """
 
 from collections import OrderedDict
@@ -157,6 +156,7 @@ def growing(channels: int, factors: tuple[int, int]) -> nn.Sequential:
 
 
 def _with_point(channels: int, steps: list[tuple[str, nn.Module]]) -> nn.Sequential:
+    # the 1 x 1 convolution that follows every resampling
     point = [("point", PlaneConv(channels, channels, size=1))] * bool(steps)
     return nn.Sequential(OrderedDict(steps + point))
 
@@ -172,17 +172,9 @@ class CosmosEncoder(nn.Module):
     can_be_zero = ("depth",)
 
     def __init__(
-        self,
-        channels: int,
-        out: int,
-        *,
-        widths: tuple[int, ...] = (32, 32),
-        depth: int = 1,
-        factors: Factors = (),
-        attentive: tuple[int, ...] = (),
-        patcher: Part = part(Haar),
-        mixer: Part = part(Attention, heads=1),
-    ):
+        self, channels: int, out: int, *, widths: tuple[int, ...] = (32, 32), depth: int = 1, factors: Factors = (),
+        attentive: tuple[int, ...] = (), patcher: Part = part(Haar), mixer: Part = part(Attention, heads=1),
+    ):  # fmt: skip
         super().__init__()
         self.patcher = patcher()
         self.patch = _patch(self.patcher.patch, factors, widths)
@@ -204,9 +196,10 @@ class CosmosEncoder(nn.Module):
                 f"a video of {frames} x {rows} x {columns} has no whole latent: crop or pad it to 1 + a multiple "
                 f"of {time} frames, and rows and columns to multiples of {plane}"
             )
+        # (B, widths[0], 1 + k patches, Y / p, X / p)
         x = self.enter(self.patcher.cut(video))
         for level, shrink in zip(self.levels, self.shrink, strict=True):
-            x = shrink(level(x))
+            x = shrink(level(x))  # residual units, attention, then downsampling
         return self.point(self.leave(nn.functional.silu(self.norm(self.middle(x)))))
 
 
@@ -219,17 +212,9 @@ class CosmosDecoder(nn.Module):
     can_be_zero = ("depth",)
 
     def __init__(
-        self,
-        latent: int,
-        channels: int,
-        *,
-        widths: tuple[int, ...] = (32, 32),
-        depth: int = 1,
-        factors: Factors = (),
-        attentive: tuple[int, ...] = (),
-        patcher: Part = part(Haar),
-        mixer: Part = part(Attention, heads=1),
-    ):
+        self, latent: int, channels: int, *, widths: tuple[int, ...] = (32, 32), depth: int = 1, factors: Factors = (),
+        attentive: tuple[int, ...] = (), patcher: Part = part(Haar), mixer: Part = part(Attention, heads=1),
+    ):  # fmt: skip
         super().__init__()
         self.patcher = patcher()
         _patch(self.patcher.patch, factors, widths)
@@ -241,6 +226,7 @@ class CosmosDecoder(nn.Module):
         for i in reversed(range(levels)):
             count = depth + 1 if i in attentive else 0
             self.levels.append(Level(wide, widths[i], units=depth + 1, attentive=count, mixer=mixer))
+            # level i of the decoder undoes the downsampling before level i of the encoder
             self.grow.append(growing(widths[i], factors[i - 1] if 0 < i <= len(factors) else (1, 1)))
             wide = widths[i]
         self.norm, self.leave = FrameNorm(wide), FactorizedConv(wide, channels * self.patcher.patch**3)

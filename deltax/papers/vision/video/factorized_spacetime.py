@@ -34,6 +34,7 @@ class SpaceTimeBlock(nn.Module):
         mixer = inner["mixer"]
         self.space_residual = inner["residual"](dim)
         self.space = WithinFrames(dim, inner=mixer)
+        # the replaced block itself, its attention now along time
         self.rest = part(inner, mixer=part(AlongTime, inner=part(mixer, mask=mask)))(dim)
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
@@ -97,6 +98,7 @@ class PlaneConv(nn.Conv3d):
     """A size x size convolution of each frame, zero-padded. (B, C, T, Y, X) -> (B, D, T, Y, X)."""
 
     def __init__(self, channels: int, out: int, *, size: int = 3):
+        # 1 x k x k
         super().__init__(channels, out, (1, size, size), padding=(0, size // 2, size // 2))
 
 
@@ -105,6 +107,7 @@ class PastConv(nn.Conv3d):
     ceil(T / stride), Y, X)."""
 
     def __init__(self, channels: int, out: int, *, length: int = 3, stride: int = 1):
+        # k x 1 x 1
         super().__init__(channels, out, (length, 1, 1), stride=(stride, 1, 1))
 
     def forward(self, x: Video) -> Video:

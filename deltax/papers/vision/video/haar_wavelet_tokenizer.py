@@ -55,6 +55,7 @@ def analysed(x: Field, *, levels: int = 2, rescale: float = 1.0) -> Field:
         for axis in axes:
             # low and high half of every band: 2^n bands per level
             bands = [half for band in bands for half in _halves(band, axis)]
+        # the next level splits all bands: a wavelet packet
         x = torch.cat(bands, 1) / rescale
     return x
 

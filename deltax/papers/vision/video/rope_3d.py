@@ -30,20 +30,15 @@ class Rotary3D(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        *,
-        rows: int,
-        columns: int,
-        base: float = 10_000.0,
-        stretch: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        rate: float = 1.0,
-    ):
+        self, width: int, *, rows: int, columns: int, base: float = 10_000.0,
+        stretch: tuple[float, float, float] = (1.0, 1.0, 1.0), rate: float = 1.0,
+    ):  # fmt: skip
         super().__init__()
         groups(width)
         self.space, self.base, self.stretch, self.rate = (0, rows, columns), base, stretch, rate
 
     def forward(self, x: Heads, positions: Positions) -> Heads:
+        # (*B, T, 3)
         places = unravelled(positions, self.space) * torch.tensor([self.rate, 1.0, 1.0], device=positions.device)
         return rotate(x, turns(places, x.shape[-1], base=self.base, stretch=self.stretch).float())
 

@@ -67,6 +67,26 @@ class Scene(NamedTuple):
         return self.film(self.points())
 
 
+@needs(context=("grid",))
+class Axial(nn.Module):
+    """Two inner blocks: one along time at each point, one across the points of each frame.
+
+    Stream (B, N P, D) with ctx.grid (N, P) -> (B, N P, D).
+    """
+
+    def __init__(self, dim: int, *, inner: Part):
+        super().__init__()
+        self.time, self.across = inner(dim), inner(dim)
+
+    def forward(self, x: Stream, ctx: Context) -> Stream:
+        frames, points = ctx.grid
+        columns = x.unflatten(1, ctx.grid).transpose(1, 2).flatten(0, 1)  # (B P, N, D)
+        columns = self.time(columns, Context()).unflatten(0, (-1, points))
+        # (B N, P, D), without positions: equivariant to their order
+        rows = self.across(columns.transpose(1, 2).flatten(0, 1), Context())
+        return rows.unflatten(0, (-1, frames)).flatten(1, 2)
+
+
 class TracksTo4D(nn.Module):
     """Tracks (B, N, P, 3) of x, y and visibility -> `Scene` with K `bases`. The task gives `frames`."""
 
@@ -79,6 +99,7 @@ class TracksTo4D(nn.Module):
         self.position = position(dim, frames)
         self.stack = stack(dim)
         self.norm = norm(dim)
+        # 6 + 3 + K - 1 and 3 K + 1 outputs
         self.camera, self.shape = Linear(dim, 8 + bases), Linear(dim, 3 * bases + 1)
 
     def forward(self, tracks: Points) -> Scene:
@@ -118,9 +139,9 @@ def rotations(six: Float[Tensor, "*B 6"]) -> Float[Tensor, "*B 3 3"]:
 
     The 6-D representation is continuous (arXiv:1812.07035).
     """
-    six = six + six.new_tensor([1.0, 0, 0, 0, 1, 0])
+    six = six + six.new_tensor([1.0, 0, 0, 0, 1, 0])  # zeros become the identity
     first = nn.functional.normalize(six[..., :3], dim=-1)
-    second = six[..., 3:] - (first * six[..., 3:]).sum(-1, keepdim=True) * first
+    second = six[..., 3:] - (first * six[..., 3:]).sum(-1, keepdim=True) * first  # Gram-Schmidt
     second = nn.functional.normalize(second, dim=-1)
     return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
 
@@ -137,26 +158,6 @@ def scene_of(cameras: Float[Tensor, "B N _"], shapes: Float[Tensor, "B P _"], *,
     return Scene(rotation, place, cameras[..., 9:], bases, nn.functional.softplus(shapes[..., -1] - 3) + 1e-3)
 
 
-@needs(context=("grid",))
-class Axial(nn.Module):
-    """Two inner blocks: one along time at each point, one across the points of each frame.
-
-    Stream (B, N P, D) with ctx.grid (N, P) -> (B, N P, D).
-    """
-
-    def __init__(self, dim: int, *, inner: Part):
-        super().__init__()
-        self.time, self.across = inner(dim), inner(dim)
-
-    def forward(self, x: Stream, ctx: Context) -> Stream:
-        frames, points = ctx.grid
-        columns = x.unflatten(1, ctx.grid).transpose(1, 2).flatten(0, 1)  # (B P, N, D)
-        columns = self.time(columns, Context()).unflatten(0, (-1, points))
-        # (B N, P, D), without positions: equivariant to their order
-        rows = self.across(columns.transpose(1, 2).flatten(0, 1), Context())
-        return rows.unflatten(0, (-1, frames)).flatten(1, 2)
-
-
 def reprojection(image: Float[Tensor, "B N P 2"], tracks: Points) -> PerExample:
     """The mean distance to the tracks, over visible points."""
     seen = tracks[..., 2]
@@ -171,7 +172,7 @@ def cauchy(off: Tensor, spread: Tensor) -> Tensor:
 
 def standing(scene: Scene, tracks: Points) -> PerExample:
     """The static loss: `cauchy` of the projection of B_1 alone, with each point's movement as its spread."""
-    image, _ = scene.film(scene.bases[:, :1].expand(-1, tracks.shape[1], -1, -1))
+    image, _ = scene.film(scene.bases[:, :1].expand(-1, tracks.shape[1], -1, -1))  # B_1 in every frame
     seen = tracks[..., 2]
     surprise = cauchy(_off(image, tracks), scene.movement[:, None])
     return (surprise * seen).sum((1, 2)) / seen.sum((1, 2))
@@ -186,6 +187,7 @@ def explain(
     image, depth = scene.film(points)
     strayed = (points - scene.bases[:, :1]).square().sum(-1).add(1e-8).sqrt()
     loss = reprojection(image, tracks) + still * standing(scene, tracks)
+    # depths below 0.1 are behind or too near
     return loss + behind * torch.relu(0.1 - depth).mean((1, 2)) + sparse * strayed.mean((1, 2))
 
 
