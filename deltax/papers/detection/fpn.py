@@ -26,6 +26,16 @@ def top_down(above: Maps, lateral: Maps) -> Maps:
     return nn.functional.interpolate(above, size=lateral.shape[-2:], mode="nearest") + lateral
 
 
+@paper(
+    on=(faster_r_cnn, resnet), replaces=fast_r_cnn, year=2016, arxiv="1612.03144", whole="r-cnn+fast-r-cnn+faster-r-cnn"
+)
+def fpn(recipe: Part, *, dim: int = 32) -> Part:
+    # the levels' features, then the level of each region
+    recipe = recipe.fill("maps", Pyramid, dim=dim).wrap("regions", ByLevel)
+    # one anchor scale per level
+    return recipe.set(Anchors, sides=((9.0,), (13.0,), (18.0,)))
+
+
 class Subsample(nn.Module):
     """One more level for large anchors: every second cell of the last (section 4.1). -> [map]."""
 
@@ -80,16 +90,6 @@ class Pyramid(nn.Module):
         # reduces the aliasing of upsampling (section 3)
         levels = [smooth(m) for smooth, m in zip(self.smooth, merged, strict=True)]
         return [*levels, *self.top(maps[-1], levels[-1])]
-
-
-@paper(
-    on=(faster_r_cnn, resnet), replaces=fast_r_cnn, year=2016, arxiv="1612.03144", whole="r-cnn+fast-r-cnn+faster-r-cnn"
-)
-def fpn(recipe: Part, *, dim: int = 32) -> Part:
-    # the levels' features, then the level of each region
-    recipe = recipe.fill("maps", Pyramid, dim=dim).wrap("regions", ByLevel)
-    # one anchor scale per level
-    return recipe.set(Anchors, sides=((9.0,), (13.0,), (18.0,)))
 
 
 def level_of(boxes: Float[Tensor, "N 4"], *, home: float, side: float, levels: int) -> Tensor:

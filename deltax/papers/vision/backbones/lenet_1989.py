@@ -32,52 +32,12 @@ GROUPS = (tuple(range(8)), tuple(range(4, 12)), (*range(4), *range(8, 12)))  # H
 PASSES, IMAGES = 23, 300
 
 
-class Detectors(nn.Module):
-    """5 x 5 convolution of stride 2 with padding -1. Images (B, C, Y, X) -> (B, D, Y/2, X/2).
-
-    Weights are shared over positions, biases are not. groups[i] lists the input maps of the i-th part of the D output
-    maps.
-    """
-
-    def __init__(self, size: int, out: int, groups: tuple[tuple[int, ...], ...]):
-        super().__init__()
-        self.groups, seen = groups, len(groups[0])
-        # (D, maps per group, 5, 5)
-        self.weight = tag(nn.Parameter(torch.empty(out, seen, 5, 5)), "matrix")
-        # one bias per unit: (D, Y/2, X/2)
-        self.bias = tag(nn.Parameter(torch.empty(out, size // 2, size // 2)), "vector")
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        _uniform(self.weight, self.weight[0].numel())
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Images) -> Maps:
-        padded = nn.functional.pad(x, (2, 2, 2, 2), value=PAPER)
-        # (B, sum of group sizes, Y + 4, X + 4): each group's input maps side by side for one grouped convolution
-        seen = torch.cat([padded[:, group] for group in self.groups], 1) if len(self.groups) > 1 else padded
-        return nn.functional.conv2d(seen, self.weight, stride=2, groups=len(self.groups)) + self.bias
-
-
 @needs("images", "labels", model=IMAGES_TO_LOGITS)
 def squared_error(model: nn.Module, batch: Batch) -> PerExample:
     """Mean over classes of (tanh(z) - t)^2, t = 1 for the true class and -1 for the others."""
     said = torch.tanh(model(batch.images).float())
     right = 2 * nn.functional.one_hot(batch.labels, said.shape[-1]) - 1
     return (said - right).square().mean(-1)
-
-
-class Units(nn.Linear):
-    """A linear layer x W' + b, W uniform in +-2.4 / sqrt(fan in); b starts at `bias`. (B, D) -> (B, F)."""
-
-    def __init__(self, dim: int, out: int, *, bias: float = 0.0):
-        self.start = bias
-        super().__init__(dim, out)
-        tag(self.weight, "matrix")
-
-    def reset_parameters(self) -> None:
-        _uniform(self.weight, self.in_features)
-        nn.init.constant_(self.bias, self.start)
 
 
 class LeNet(nn.Module):
@@ -120,6 +80,46 @@ def lenet_1989(*, passes: int = PASSES, images: int = IMAGES) -> Part:
         schedule=constant,
         loop=part(Loop, batch=1, steps=passes * images, clip=1000.0),  # one example at a time
     )
+
+
+class Detectors(nn.Module):
+    """5 x 5 convolution of stride 2 with padding -1. Images (B, C, Y, X) -> (B, D, Y/2, X/2).
+
+    Weights are shared over positions, biases are not. groups[i] lists the input maps of the i-th part of the D output
+    maps.
+    """
+
+    def __init__(self, size: int, out: int, groups: tuple[tuple[int, ...], ...]):
+        super().__init__()
+        self.groups, seen = groups, len(groups[0])
+        # (D, maps per group, 5, 5)
+        self.weight = tag(nn.Parameter(torch.empty(out, seen, 5, 5)), "matrix")
+        # one bias per unit: (D, Y/2, X/2)
+        self.bias = tag(nn.Parameter(torch.empty(out, size // 2, size // 2)), "vector")
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _uniform(self.weight, self.weight[0].numel())
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Images) -> Maps:
+        padded = nn.functional.pad(x, (2, 2, 2, 2), value=PAPER)
+        # (B, sum of group sizes, Y + 4, X + 4): each group's input maps side by side for one grouped convolution
+        seen = torch.cat([padded[:, group] for group in self.groups], 1) if len(self.groups) > 1 else padded
+        return nn.functional.conv2d(seen, self.weight, stride=2, groups=len(self.groups)) + self.bias
+
+
+class Units(nn.Linear):
+    """A linear layer x W' + b, W uniform in +-2.4 / sqrt(fan in); b starts at `bias`. (B, D) -> (B, F)."""
+
+    def __init__(self, dim: int, out: int, *, bias: float = 0.0):
+        self.start = bias
+        super().__init__(dim, out)
+        tag(self.weight, "matrix")
+
+    def reset_parameters(self) -> None:
+        _uniform(self.weight, self.in_features)
+        nn.init.constant_(self.bias, self.start)
 
 
 def _uniform(weight: Tensor, fan_in: int) -> None:

@@ -6,10 +6,8 @@ Everything along time is causal, padded by the first frame. So the first frame's
 tokenizer serves images and videos, and a video can be encoded frame by frame. The latent has 16 channels of a plain
 autoencoder, or six quantised by FSQ: `cosmos_tokenizer + fsq`. Released encoders have widths 128, 256, 512, 512, two
 units per level, and one or two downsamplings after two wavelet levels; the default has none and encodes a video of 9 x
-16 x 16 in 192 numbers.
-
-The paper's losses are L1 and perceptual, then optical flow and Gram matrices, then a GAN; here squared error, since
-under L1 a small digit on a dark field stays blank for long (`absolute` restores it).
+16 x 16 in 192 numbers. The paper's losses are L1 and perceptual, then optical flow and Gram matrices, then a GAN; here
+squared error, since under L1 a small digit on a dark field stays blank for long (`absolute` restores it).
 """
 
 from collections import OrderedDict
@@ -40,125 +38,6 @@ from deltax.parts.training.schedules import cosine
 from deltax.tasks.images.videos import MovingDigits
 
 Factors = tuple[tuple[int, int], ...]  # per level: downsampling of time, and of rows and columns; each 1 or 2
-
-
-class FrameNorm(nn.GroupNorm):
-    """Each frame normalised over all channels and positions; gain and bias per channel. (B, C, T, Y, X)."""
-
-    def __init__(self, channels: int):
-        super().__init__(1, channels, eps=1e-6)
-
-    def forward(self, x: Video) -> Video:
-        # statistics of each frame alone, so that nothing looks ahead
-        return super().forward(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-
-
-class Unit(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), factorised and causal. (B, C, T, Y, X) -> (B, D, T, Y, X)."""
-
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.norm1, self.conv1 = FrameNorm(channels), FactorizedConv(channels, out)
-        self.norm2, self.conv2 = FrameNorm(out), FactorizedConv(out, out)
-        self.shortcut = nn.Identity() if channels == out else PlaneConv(channels, out, size=1)
-
-    def forward(self, x: Video) -> Video:
-        hidden = self.conv1(nn.functional.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(nn.functional.silu(self.norm2(hidden)))
-
-
-class Attentive(nn.Module):
-    """Pre-norm attention within each frame, then causal attention along time, each with a residual."""
-
-    def __init__(self, channels: int, *, mixer: Part):
-        super().__init__()
-        self.space_norm, self.space = FrameNorm(channels), WithinFrames(channels, inner=mixer)
-        self.time_norm, self.time = FrameNorm(channels), AlongTime(channels, inner=part(mixer, mask=part(causal)))
-
-    def forward(self, x: Video) -> Video:
-        space, ctx = tuple(x.shape[2:]), Context(grid=tuple(x.shape[3:]))
-        x = x + as_maps(self.space(as_stream(self.space_norm(x)), ctx), space)
-        return x + as_maps(self.time(as_stream(self.time_norm(x)), ctx), space)
-
-
-class Level(nn.Module):
-    """`units` units at one resolution; the first `attentive` of them are followed by attention."""
-
-    def __init__(self, channels: int, out: int, *, units: int, attentive: int, mixer: Part):
-        super().__init__()
-        self.units = nn.ModuleList(Unit(out if i else channels, out) for i in range(units))
-        self.attention = nn.ModuleList(Attentive(out, mixer=mixer) for _ in range(attentive))
-
-    def forward(self, x: Video) -> Video:
-        for i, unit in enumerate(self.units):
-            x = unit(x)
-            if i < len(self.attention):
-                x = self.attention[i](x)
-        return x
-
-
-class HalfPlane(nn.Conv3d):
-    """Half the rows and columns: a strided 3 x 3 convolution plus the mean of 2 x 2."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, (1, 3, 3), stride=(1, 2, 2))
-
-    def forward(self, x: Video) -> Video:
-        # zeros at the right and bottom only, as in the released code
-        x = nn.functional.pad(x, (0, 1, 0, 1))
-        return super().forward(x) + nn.functional.avg_pool3d(x, (1, 2, 2))
-
-
-class HalfTime(PastConv):
-    """1 + 2 k frames -> 1 + k: a strided causal convolution plus the mean of two frames."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, stride=2)
-
-    def forward(self, x: Video) -> Video:
-        return super().forward(x) + nn.functional.avg_pool3d(preceded(x, 1), (2, 1, 1))
-
-
-class TwicePlane(PlaneConv):
-    """Twice the rows and columns: nearest upsampling plus a convolution of it."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels)
-
-    def forward(self, x: Video) -> Video:
-        x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
-        return super().forward(x) + x
-
-
-class TwiceTime(PastConv):
-    """1 + k frames -> 1 + 2 k: all but the first repeated, plus a causal convolution of that."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels)
-
-    def forward(self, x: Video) -> Video:
-        x = x.repeat_interleave(2, 2)[:, :, 1:]  # the first frame stays one frame
-        return super().forward(x) + x
-
-
-def shrinking(channels: int, factors: tuple[int, int]) -> nn.Sequential:
-    """Downsampling of rows and columns, then of time, then a 1 x 1 convolution; empty where both factors are 1."""
-    time, plane = factors
-    halves = [("plane", HalfPlane(channels))] * (plane == 2) + [("time", HalfTime(channels))] * (time == 2)
-    return _with_point(channels, halves)
-
-
-def growing(channels: int, factors: tuple[int, int]) -> nn.Sequential:
-    """Upsampling of time, then of rows and columns, then a 1 x 1 convolution; empty where both factors are 1."""
-    time, plane = factors
-    doubles = [("time", TwiceTime(channels))] * (time == 2) + [("plane", TwicePlane(channels))] * (plane == 2)
-    return _with_point(channels, doubles)
-
-
-def _with_point(channels: int, steps: list[tuple[str, nn.Module]]) -> nn.Sequential:
-    # the 1 x 1 convolution that follows every resampling
-    point = [("point", PlaneConv(channels, channels, size=1))] * bool(steps)
-    return nn.Sequential(OrderedDict(steps + point))
 
 
 class CosmosEncoder(nn.Module):
@@ -204,10 +83,8 @@ class CosmosEncoder(nn.Module):
 
 
 class CosmosDecoder(nn.Module):
-    """The mirrored encoder, with one more unit per level. (B, latent, 1 + k, Y, X) -> (B, C, 1 + k t, s Y, s X).
-
-    `widths`, `factors` and `attentive` are in the encoder's order.
-    """
+    """The mirrored encoder, with one more unit per level and its options in the encoder's order. (B, latent, 1 + k,
+    Y, X) -> (B, C, 1 + k t, s Y, s X)."""
 
     can_be_zero = ("depth",)
 
@@ -238,6 +115,138 @@ class CosmosDecoder(nn.Module):
         return self.patcher.join(self.leave(nn.functional.silu(self.norm(x))))
 
 
+@paper(on=(haar_wavelet_tokenizer, factorized_spacetime, fsq), year=2025, arxiv="2501.03575")
+def cosmos_tokenizer(*, width: int = 4, levels: int = 2) -> Part:
+    patcher = part(Haar, levels=levels)
+    encoder, decoder = (part(coder, patcher=patcher) for coder in (CosmosEncoder, CosmosDecoder))
+    model = part(Autoencoder, encoder=encoder, bottleneck=part(Open, width=width), decoder=decoder)
+    return part(
+        Run,
+        model=model,
+        task=MovingDigits,
+        objective=part(rebuild, of="videos"),
+        batches=from_task,
+        optimizer=part(adamw, rate=3e-3, decay=0.0),
+        schedule=cosine,
+        loop=part(Loop, batch=16, steps=700),
+    )
+
+
+class Level(nn.Module):
+    """`units` units at one resolution; the first `attentive` of them are followed by attention."""
+
+    def __init__(self, channels: int, out: int, *, units: int, attentive: int, mixer: Part):
+        super().__init__()
+        self.units = nn.ModuleList(Unit(out if i else channels, out) for i in range(units))
+        self.attention = nn.ModuleList(Attentive(out, mixer=mixer) for _ in range(attentive))
+
+    def forward(self, x: Video) -> Video:
+        for i, unit in enumerate(self.units):
+            x = unit(x)
+            if i < len(self.attention):
+                x = self.attention[i](x)
+        return x
+
+
+class Unit(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), factorised and causal. (B, C, T, Y, X) -> (B, D, T, Y, X)."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.norm1, self.conv1 = FrameNorm(channels), FactorizedConv(channels, out)
+        self.norm2, self.conv2 = FrameNorm(out), FactorizedConv(out, out)
+        self.shortcut = nn.Identity() if channels == out else PlaneConv(channels, out, size=1)
+
+    def forward(self, x: Video) -> Video:
+        hidden = self.conv1(nn.functional.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(nn.functional.silu(self.norm2(hidden)))
+
+
+class Attentive(nn.Module):
+    """Pre-norm attention within each frame, then causal attention along time, each with a residual."""
+
+    def __init__(self, channels: int, *, mixer: Part):
+        super().__init__()
+        self.space_norm, self.space = FrameNorm(channels), WithinFrames(channels, inner=mixer)
+        self.time_norm, self.time = FrameNorm(channels), AlongTime(channels, inner=part(mixer, mask=part(causal)))
+
+    def forward(self, x: Video) -> Video:
+        space, ctx = tuple(x.shape[2:]), Context(grid=tuple(x.shape[3:]))
+        x = x + as_maps(self.space(as_stream(self.space_norm(x)), ctx), space)
+        return x + as_maps(self.time(as_stream(self.time_norm(x)), ctx), space)
+
+
+class FrameNorm(nn.GroupNorm):
+    """Each frame normalised over all channels and positions; gain and bias per channel. (B, C, T, Y, X)."""
+
+    def __init__(self, channels: int):
+        super().__init__(1, channels, eps=1e-6)
+
+    def forward(self, x: Video) -> Video:
+        # statistics of each frame alone, so that nothing looks ahead
+        return super().forward(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class HalfPlane(nn.Conv3d):
+    """Half the rows and columns: a strided 3 x 3 convolution plus the mean of 2 x 2."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, (1, 3, 3), stride=(1, 2, 2))
+
+    def forward(self, x: Video) -> Video:
+        # zeros at the right and bottom only, as in the released code
+        x = nn.functional.pad(x, (0, 1, 0, 1))
+        return super().forward(x) + nn.functional.avg_pool3d(x, (1, 2, 2))
+
+
+class HalfTime(PastConv):
+    """1 + 2 k frames -> 1 + k: a strided causal convolution plus the mean of two frames."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, stride=2)
+
+    def forward(self, x: Video) -> Video:
+        return super().forward(x) + nn.functional.avg_pool3d(preceded(x, 1), (2, 1, 1))
+
+
+class TwicePlane(PlaneConv):
+    """Twice the rows and columns: nearest upsampling plus a convolution of it."""
+
+    def forward(self, x: Video) -> Video:
+        x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
+        return super().forward(x) + x
+
+
+class TwiceTime(PastConv):
+    """1 + k frames -> 1 + 2 k: all but the first repeated, plus a causal convolution of that."""
+
+    def forward(self, x: Video) -> Video:
+        x = x.repeat_interleave(2, 2)[:, :, 1:]  # the first frame stays one frame
+        return super().forward(x) + x
+
+
+def shrinking(channels: int, factors: tuple[int, int]) -> nn.Sequential:
+    """Downsampling of rows and columns, then of time, then a 1 x 1 convolution; empty where both factors are 1."""
+    time, plane = factors
+    halves = [("plane", HalfPlane(channels))] * (plane == 2) + [("time", HalfTime(channels))] * (time == 2)
+    return _with_point(channels, halves)
+
+
+def growing(channels: int, factors: tuple[int, int]) -> nn.Sequential:
+    """Upsampling of time, then of rows and columns, then a 1 x 1 convolution; empty where both factors are 1."""
+    time, plane = factors
+    doubles = [("time", TwiceTime(channels, channels))] * (time == 2) + [("plane", TwicePlane(channels, channels))] * (
+        plane == 2
+    )
+    return _with_point(channels, doubles)
+
+
+def _with_point(channels: int, steps: list[tuple[str, nn.Module]]) -> nn.Sequential:
+    # the 1 x 1 convolution that follows every resampling
+    point = [("point", PlaneConv(channels, channels, size=1))] * bool(steps)
+    return nn.Sequential(OrderedDict(steps + point))
+
+
 def _patch(patch: int, factors: Factors, widths: tuple[int, ...]) -> tuple[int, int]:
     """Frames, and rows and columns, per latent position."""
     if len(widths) < len(factors) + 2 or any(factor not in (1, 2) for pair in factors for factor in pair):
@@ -249,23 +258,3 @@ def _patch(patch: int, factors: Factors, widths: tuple[int, ...]) -> tuple[int, 
     for fewer, smaller in factors:
         time, plane = time * fewer, plane * smaller
     return time, plane
-
-
-@paper(on=(haar_wavelet_tokenizer, factorized_spacetime, fsq), year=2025, arxiv="2501.03575")
-def cosmos_tokenizer(*, width: int = 4, levels: int = 2) -> Part:
-    patcher = part(Haar, levels=levels)
-    return part(
-        Run,
-        model=part(
-            Autoencoder,
-            encoder=part(CosmosEncoder, patcher=patcher),
-            bottleneck=part(Open, width=width),
-            decoder=part(CosmosDecoder, patcher=patcher),
-        ),
-        task=MovingDigits,
-        objective=part(rebuild, of="videos"),
-        batches=from_task,
-        optimizer=part(adamw, rate=3e-3, decay=0.0),
-        schedule=cosine,
-        loop=part(Loop, batch=16, steps=700),
-    )
