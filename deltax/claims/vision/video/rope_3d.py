@@ -99,7 +99,7 @@ def three_axes_are_better_than_one(lab):
 
 @claim
 def in_order_is_rope_of_the_stream():
-    """`InOrder` gives RoPE's angles at 0, 1, 2, ..., bitwise, for any positions."""
+    """The angles of `InOrder` are RoPE's angles at 0, 1, 2, ..., bitwise, for any positions."""
     torch.manual_seed(0)
     x, at = torch.randn(2, 5, 3, 14), torch.tensor([0, 3, 1024, 1025, 9000])
     assert torch.equal(InOrder(14)(x, at), Rotary(14)(x, torch.arange(5)))
