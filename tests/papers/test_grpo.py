@@ -79,12 +79,12 @@ def test_a_resumed_run_keeps_its_reference_and_ends_the_same(tmp_path):
 
 @pytest.mark.parametrize(("size", "group"), [(10, 4), (4, 1)])
 def test_a_batch_that_does_not_come_in_groups_is_told(size, group):
-    with pytest.raises(UserError, match="does not come in groups"):
+    with pytest.raises(UserError, match="is no multiple of a group"):
         rollouts(model_of(SMALL), Arithmetic(), 0, size=size, seed=0, group=group)
 
 
 def test_a_task_without_a_reward_is_told():
-    with pytest.raises(UserError, match="cannot tell a right answer"):
+    with pytest.raises(UserError, match="has no reward for an answer"):
         rollouts(model_of(SMALL), object(), 0, size=8, seed=0, group=4)
 
 
