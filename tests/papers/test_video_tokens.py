@@ -7,7 +7,6 @@ import torch
 
 from deltax import UserError, part
 from deltax.claims.checking import randomise
-from deltax.claims.vision.video.vitok import floats
 from deltax.expression import recipe as read
 from deltax.papers.generative.fsq import FSQ, fsq
 from deltax.papers.generative.vq_vae import Codebook, ConvEncoder, MovingCodebook, nearest, usage, vq_vae
@@ -17,7 +16,7 @@ from deltax.papers.vision.video.cosmos_tokenizer import CosmosDecoder, CosmosEnc
 from deltax.papers.vision.video.factorized_spacetime import AlongTime, PastConv, WithinFrames, factorized_spacetime
 from deltax.papers.vision.video.haar_wavelet_tokenizer import Haar, analysed, haar_wavelet_tokenizer, synthesised
 from deltax.papers.vision.video.rope_3d import Rotary3D, groups, turns, unravelled
-from deltax.papers.vision.video.vitok import CubeEncoder, standing, vitok
+from deltax.papers.vision.video.vitok import CubeEncoder, floats, standing, vitok
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import causal, everywhere
 from deltax.parts.model.autoencoder import Autoencoder, Gaussian, Open, absolute, decibels, rebuild, squared
@@ -179,9 +178,9 @@ def test_wavelets_refuse_what_does_not_halve():
 
 def test_a_stream_without_a_grid_is_no_video():
     mixer = WithinFrames(8, inner=part(Attention, heads=2))
-    with pytest.raises(UserError, match=r"ctx\.grid is None"):
+    with pytest.raises(UserError, match="no video without its grid"):
         mixer(torch.randn(1, 6, 8), Context())
-    with pytest.raises(UserError, match="no multiple of 4 patches"):
+    with pytest.raises(UserError, match="not made of frames of 4 patches"):
         AlongTime(8, inner=part(Attention, heads=2))(torch.randn(1, 6, 8), Context(grid=(2, 2)))
 
 
@@ -214,7 +213,7 @@ def nn_time(conv, frames):
 def test_heads_too_narrow_for_three_axes_are_refused():
     assert groups(6) == (2, 2, 2) and groups(16) == (8, 4, 4) and groups(18) == (6, 6, 6)
     for width in (4, 7):
-        with pytest.raises(UserError, match=f"a head of {width} features"):
+        with pytest.raises(UserError, match=f"heads of {width} features"):
             Rotary3D(width, rows=2, columns=2)
 
 
@@ -286,7 +285,7 @@ def test_errors_are_means_over_pixels():
 
 def test_cosmos_refuses_videos_that_do_not_become_a_latent():
     encoder = CosmosEncoder(1, 4, widths=(4, 4, 4), factors=((1, 2),))
-    with pytest.raises(UserError, match=r"9 x 12 x 16 has no whole latent.*multiple of 4 frames.*multiples of 8"):
+    with pytest.raises(UserError, match=r"9 x 12 x 16 does not become a latent.*multiple of 4 frames.*multiples of 8"):
         encoder(torch.randn(1, 1, 9, 12, 16))
     with pytest.raises(UserError, match="take at least 4 widths, not 2"):
         CosmosDecoder(4, 1, factors=((2, 2), (1, 2)))

@@ -6,12 +6,11 @@ from torch import nn
 
 from deltax import UserError, catalog, part
 from deltax.claims.optimization.losses.entropy_minimisation import _error, _gaussians, _logistic
-from deltax.claims.vision.backbones.lecun1989_rerun import STOPS
 from deltax.expression import recipe
 from deltax.papers.generative.ddpm import ddpm
 from deltax.papers.optimization.losses.dropout import Dropout, Thinned
 from deltax.papers.optimization.normalization.batch_norm import BatchNorm
-from deltax.papers.vision.backbones.lecun1989_rerun import RUNGS
+from deltax.papers.vision.backbones.lecun1989_rerun import RUNGS, STOPS
 from deltax.papers.vision.backbones.lenet_1989 import lenet_1989
 from deltax.papers.vision.backbones.u_net import Conditioned, UNet
 from deltax.papers.vision.self_supervised.moco import Momentum

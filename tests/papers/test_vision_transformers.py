@@ -222,7 +222,7 @@ def test_windows_say_what_they_need():
         Windows(8, inner=part(Attention), window=4, shift=4)
     mixer = Windows(8, inner=part(Attention), window=4)
     for ctx in (Context(), Context(grid=(4, 4))):
-        with pytest.raises(UserError, match="leave out tokens before or behind"):
+        with pytest.raises(UserError, match="leave out what stands before or behind"):
             mixer(torch.randn(1, 17, 8), ctx)
 
 

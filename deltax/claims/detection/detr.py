@@ -32,7 +32,7 @@ def a_set_has_no_order():
 
 @claim
 def no_assignment_is_cheaper():
-    """For 5 objects and 5 or 7 queries, the matching has the least cost of all permutations."""
+    """The matching of 5 objects to 5 and to 7 queries costs what the cheapest of all permutations costs."""
     torch.manual_seed(0)
     for queries in (5, 7):
         cost = torch.randn(3, queries, 5, dtype=torch.float64)
@@ -46,8 +46,8 @@ def no_assignment_is_cheaper():
 
 @claim
 def an_empty_scene_teaches_silence():
-    """For scenes without objects the loss is finite, its gradients raise only the "no object" logit, and boxes have
-    gradient zero."""
+    """Scenes without objects give a finite loss, gradients of the logits that raise "no object" alone, and none of
+    the boxes."""
     said, batch = _random()
     empty = batch._replace(labels=torch.full_like(batch.labels, -1), objects=torch.zeros_like(batch.objects))
     loss, (of_logits, of_boxes) = _loss_and_gradient(said, empty)
@@ -57,7 +57,7 @@ def an_empty_scene_teaches_silence():
 
 @claim
 def pieces_add_up():
-    """Split into micro-batches, a batch has the same loss and gradients as in one piece."""
+    """Read in pieces, a batch has the loss and the gradients that it has as a whole."""
     said, batch = _random()
     whole, gradient = _loss_and_gradient(said, batch)
     parts = [
@@ -71,7 +71,8 @@ def pieces_add_up():
 
 @claim
 def overlap_has_its_bounds():
-    """GIoU is at most IoU and above -1. Two unit squares one apart have GIoU -1/3, equal boxes 1."""
+    """GIoU is at most IoU and above -1; two unit squares at a distance of one have -1/3, and boxes that are equal
+    have 1."""
     torch.manual_seed(0)
     a, b = corners(torch.rand(2, 999, 4, dtype=torch.float64))
     assert (giou(a, b) <= iou(a, b) + 1e-12).all() and (giou(a, b) > -1).all()
@@ -82,8 +83,8 @@ def overlap_has_its_bounds():
 
 @claim
 def places_are_not_values():
-    """Position encodings enter queries and keys only: with constant image features, self-attention gives the same
-    output with and without them."""
+    """What stands where changes who looks where, not what is seen: without content, all places give all queries the
+    same."""
     torch.manual_seed(0)
     model = detr().build({"channels": 1, "classes": 3}).double().eval()
     nn.init.zeros_(model.project.weight)
@@ -96,8 +97,7 @@ def places_are_not_values():
 
 @claim.parity(peer="transformers DetrForObjectDetection")
 def equals_transformers():
-    """With the same random weights, logits, boxes, set loss and gradients equal those of transformers' DETR to 1e-9 in
-    float64."""
+    """The same random weights give transformers' logits, boxes, set loss and gradients, to 1e-9 in float64."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     torch.manual_seed(0)
@@ -144,8 +144,8 @@ def equals_transformers():
 
 @claim.measured(paper="42.0 AP on COCO with ResNet-50 (Table 1)")
 def learns_to_find(lab):
-    """Trained on scenes of up to two digits of four classes, DETR reaches an AP50 above 0.3 on held-out scenes with
-    held-out digits. The chance level is the AP50 of predicting another scene's objects."""
+    """Trained on scenes of up to two digits of four kinds, it finds held-out digits in held-out scenes with an AP50
+    above 0.3, where answering with the objects of another scene gets next to nothing."""
     runs = [lab.train("detr", seed=seed) for seed in lab.seeds(3)]
     task, reached = lab.task("detr"), [run.evaluation.metrics.get("AP50", 0.0) for run in runs]
     found = runs[0].model.detect((batch := next(task.held_out_batches(8))).images)
@@ -157,7 +157,7 @@ def learns_to_find(lab):
 
 @claim.measured(paper="NMS after the last decoder layer does not improve AP (Figure 4)")
 def needs_no_suppression(lab):
-    """Adding NMS after the last decoder layer raises AP by less than 0.01."""
+    """Non-maximum suppression after the last decoder layer gains less than one point of AP."""
     gains = []
     for seed in lab.seeds(3):
         run = lab.train("detr", seed=seed)
@@ -168,7 +168,7 @@ def needs_no_suppression(lab):
 
 
 def _random() -> tuple[Predictions, Batch]:
-    """Random predictions of two layers of 7 queries for three scenes with 4, 0 and 2 objects."""
+    """What two layers of 7 queries might say of three scenes of 4, 0 and 2 objects."""
     torch.manual_seed(0)
     said = Predictions(torch.randn(2, 3, 7, 5, dtype=torch.float64), torch.rand(2, 3, 7, 4, dtype=torch.float64))
     labels = torch.tensor([[0, 3, 1, 1, -1], [-1] * 5, [2, 0, -1, -1, -1]])
@@ -185,7 +185,7 @@ def _loss_and_gradient(said: Predictions, batch: Batch) -> tuple[Tensor, tuple[T
 def _transformers_loss(
     config, logits: Tensor, boxes: Tensor, targets: list, layers: Predictions | None = None
 ) -> Tensor:
-    """transformers' own loss with its own matcher; its class weights are created in the default dtype."""
+    """transformers' own loss with its own matcher; its class weights follow the default dtype."""
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
     torch.set_default_dtype(torch.float64)

@@ -22,8 +22,7 @@ from deltax.tasks.detection.scenes import draw
 
 @claim
 def knows_no_place():
-    """Shifting the image by one stride shifts the anchors' scores and offsets by one cell, away from the border, to
-    1e-9."""
+    """Moving the image by one stride moves what the network says of the anchors by one cell, away from the border."""
     torch.manual_seed(0)
     model = (r_cnn + fast_r_cnn + faster_r_cnn)["model"](channels=1, classes=3).double().eval()
     wide = torch.randn(1, 1, 64, 68, dtype=torch.float64)
@@ -38,7 +37,7 @@ def knows_no_place():
 
 @claim
 def corners_carry_no_gradient():
-    """The classifier's loss has no gradient in the RPN's offsets; the RPN's own loss has."""
+    """The classifier's loss does not reach the offsets of the proposals that it was given; the network's own does."""
     torch.manual_seed(0)
     model = (r_cnn + fast_r_cnn + faster_r_cnn)["model"](channels=1, classes=3).double()
     images, boxes = torch.randn(2, 1, 32, 32, dtype=torch.float64), torch.tensor([[[4.0, 4, 12, 16]]] * 2).double()
@@ -51,7 +50,7 @@ def corners_carry_no_gradient():
 
 @claim
 def every_object_has_an_anchor():
-    """An object whose anchors are all below IoU 0.7 is assigned to its best anchor, if any overlaps it."""
+    """An object that no anchor overlaps by 0.7 is answered for by the anchor that overlaps it most, if any does."""
     anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16]], dtype=torch.float64)
     boxes = torch.tensor([[6.0, 0, 16, 4], [1, 1, 8, 8], [50, 50, 60, 60]], dtype=torch.float64)
     overlaps, real = iou(anchors[:, None], boxes), torch.ones(3, dtype=torch.bool)
@@ -62,8 +61,8 @@ def every_object_has_an_anchor():
 
 @claim
 def small_errors_count_by_beta():
-    """For an offset error e the box loss is e^2 / (2 beta) below beta and e - beta / 2 above. beta = 1 is Fast
-    R-CNN's smooth L1, beta = 0 plain L1."""
+    """Of an anchor's offset with an error of e, the box loss has e^2 / (2 beta) up to e = beta and e - beta / 2 beyond;
+    with beta = 1 that is Fast R-CNN's smooth L1, with beta = 0 the plain L1."""
     recipe, error = r_cnn + fast_r_cnn + faster_r_cnn, torch.tensor([0.01, 0.1, 0.5, 3.0], dtype=torch.float64)
     anchors = boxes = torch.tensor([[4.0, 4, 12, 16]]).double()
     for beta in (1.0, 1 / 9, 0.0):
@@ -78,7 +77,7 @@ def small_errors_count_by_beta():
 
 @claim.measured(paper="300 proposals reach 69.9 mAP on VOC 2007, selective search with 2000 reaches 66.9 (Table 3)")
 def finds_nearly_all(lab):
-    """More than 95% of held-out objects have an IoU of 0.5 or more with one of the best 50 proposals."""
+    """Of the objects of held-out scenes, more than 95 % have an IoU of 0.5 with one of its best 50 proposals."""
     runs = [lab.train("r-cnn+fast-r-cnn+faster-r-cnn", seed=seed) for seed in lab.seeds(3)]
     batch = next(runs[0].task.held_out_batches(8))
     figure = draw(batch.images, runs[0].model.detect(batch.images), batch)
@@ -88,7 +87,7 @@ def finds_nearly_all(lab):
 
 @claim.measured(paper="300 proposals reach 69.9 mAP on VOC 2007, selective search with 2000 reaches 66.9 (Table 3)")
 def better_than_windows(lab):
-    """The best 49 proposals reach at least the recall of 49 evenly spaced windows of the usual size."""
+    """Its best 49 proposals find more of the objects than 49 windows do, spread evenly and of the usual size."""
 
     def windows(maps: list[Maps], images: Images, strides: tuple[int, ...]) -> Proposals:
         boxes = anchor_grid(7, 7, images.shape[-1] / 7, sides=(10.0,), ratios=(1.4,)).expand(len(images), -1, -1)
@@ -101,7 +100,7 @@ def better_than_windows(lab):
 
 @claim.measured(paper="69.9 mAP on VOC 2007 against 66.9 with selective search (Table 3)")
 def no_worse_than_with_windows(lab):
-    """The detector's AP50 is at most 0.03 below that of Fast R-CNN with 128 windows per image."""
+    """The detector's AP50 is at most 3 points below that of Fast R-CNN with 128 windows an image."""
     gaps = []
     for seed in lab.seeds(3):
         recipes = ("r-cnn+fast-r-cnn+faster-r-cnn", "r-cnn+fast-r-cnn")
@@ -112,7 +111,7 @@ def no_worse_than_with_windows(lab):
 
 @torch.inference_mode()
 def _recall(run, source, most: int = 50) -> float:
-    """The fraction of held-out objects with an IoU of 0.5 or more with one of the first `most` proposals."""
+    """The share of held-out objects that one of the first `most` proposals overlaps by 0.5."""
     hit, count = 0, 0
     for batch in run.task.held_out_batches(64):
         boxes, real = truth(batch, batch.images)

@@ -22,8 +22,8 @@ from deltax.weights.detection.mask2former import from_hf
 
 @claim
 def a_mask_of_ones_is_plain_attention():
-    """With full masks, and with empty ones, masked attention equals plain cross-attention to 1e-6 and no gradient is
-    NaN. With half masks, map cells outside a query's mask do not change its output."""
+    """Where every mask is whole, and where every one is empty, masked attention is plain cross-attention, with no NaN
+    in any gradient; where masks are neither, what lies outside of a query's mask does not change what it says."""
     torch.manual_seed(0)
     recipe = mask2former.put("model.decoder.inner.depth", 1)
     masked, plain = (_decoder(tree) for tree in (recipe, recipe.put("model.decoder.attention_mask", anywhere)))
@@ -47,8 +47,8 @@ def a_mask_of_ones_is_plain_attention():
 
 @claim
 def points_stand_for_pixels():
-    """At all pixel centres the point-sampled loss and its gradient equal the dense loss. At random points it is
-    unbiased: the mean of 2000 draws is within 1% of the loss on a grid 16 times finer."""
+    """At all pixels' centres, the sampled loss is the dense one and so is its gradient; at random points it has no
+    bias: the mean over 2000 draws is within 1% of the loss of the interpolated masks on a grid 16 times finer."""
     torch.manual_seed(0)
     masks = torch.randn(3, 2, 7, 5, dtype=torch.float64, requires_grad=True)
     truth = (torch.rand(3, 2, 7, 5, dtype=torch.float64) > 0.5).double()
@@ -64,7 +64,8 @@ def points_stand_for_pixels():
 
 @claim
 def what_is_unsure_is_learned():
-    """Three quarters of the loss points are at least as uncertain as the 30% quantile of uniform points."""
+    """Of the points at which matched masks learn, three quarters are surer than none of those left out: a mask that is
+    sure but for one row is learned there."""
     torch.manual_seed(0)
     masks = torch.full((2, 9, 9), 8.0, dtype=torch.float64)
     masks[:, 4] = 0.01
@@ -77,8 +78,8 @@ def what_is_unsure_is_learned():
 
 @claim.parity(peer="transformers Mask2FormerForUniversalSegmentation")
 def equals_transformers():
-    """With the same random weights, class logits and masks after every layer and the gradients equal transformers'
-    Mask2Former to 1e-8 in float64; with the same points, so does the loss over all layers."""
+    """The same random weights give transformers' class logits and masks after every layer, and its gradients; the same
+    outputs and the same points give its loss over all layers, to 1e-8 in float64."""
     from unittest.mock import patch
 
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
@@ -122,7 +123,7 @@ def equals_transformers():
 
 @claim.parity(peer="transformers multi_scale_deformable_attention")
 def reads_as_transformers_does():
-    """Deformable attention on three maps, with some points outside, equals transformers' in values and gradients to
+    """Points of three maps, some of them outside, are read and weighed as in transformers, with all gradients, to
     1e-12 in float64."""
     from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
 
@@ -140,7 +141,7 @@ def reads_as_transformers_does():
 
 @claim.measured(paper="43.7 AP with masked attention, 37.8 without (ResNet-50 on COCO, Table 4a)")
 def looking_inside_helps(lab):
-    """After equal steps, mask AP with masked attention is at least that with plain cross-attention, at 3 seeds."""
+    """At equal steps, with masked attention it finds masks with a higher AP than with plain cross-attention."""
     plain = mask2former.put("model.decoder.attention_mask", anywhere)
     runs = [[lab.train(recipe, seed=seed) for seed in lab.seeds(3)] for recipe in (mask2former, plain)]
     reached = [[run.evaluation.metrics["AP"] for run in each] for each in runs]
@@ -154,10 +155,10 @@ def looking_inside_helps(lab):
 
 @claim.measured(paper="51.9 PQ with masked attention after 50 epochs; MaskFormer trains for 300 (section 4)")
 def needs_fewer_steps(lab):
-    """After two thirds of MaskFormer's steps, Mask2Former's panoptic quality is at least MaskFormer's at the end. Each
-    is trained at the better of its learning rate and three times that.
+    """After two thirds of MaskFormer's steps, its panoptic quality is at least what MaskFormer's is after all, each at
+    the better of its rate and three times that.
 
-    A first version trained both at the recipe's learning rate, untuned, and was opposite.
+    A first version trained both at the recipe's rate, untuned, and was opposite.
     """
     steps, gains = maskformer["loop"]().steps, []
     ours_at, theirs_at = lab.tuned(mask2former, RATES), lab.tuned(maskformer, RATES)

@@ -23,8 +23,8 @@ from deltax.weights.detection.maskformer import from_hf
 
 @claim
 def sure_masks_are_the_label_map():
-    """With one-hot classes and disjoint masks, semantic and panoptic inference return the label map exactly, also where
-    two objects of one class touch. Pixels outside every object are labelled void."""
+    """With sure classes and disjoint masks, semantic inference gives the label map, and panoptic inference the things,
+    exactly, also where two things of one class touch; what is no object's is nothing's."""
     torch.manual_seed(0)
     batch = _truth()
     sure = lambda x: 80.0 * (2 * x.double() - 1)
@@ -43,8 +43,8 @@ def sure_masks_are_the_label_map():
 
 @claim
 def each_pixel_goes_to_one_of_the_kept():
-    """Panoptic inference equals a loop over pixels and queries written from both released codes: `least` = 0 is
-    MaskFormer's rule, 0.5 Mask2Former's. Queries of one stuff class form one segment."""
+    """Panoptic inference is, pixel by pixel and query by query, the rule of both released codes: with `least` = 0 that
+    of MaskFormer, with 0.5 that of Mask2Former, and queries of one class of stuff are one segment."""
     torch.manual_seed(0)
     logits = 2.5 * torch.randn(6, 9, 4, dtype=torch.float64)
     masks = torch.randn(6, 9, 11, 13, dtype=torch.float64) + 2 * torch.randn(6, 9, 1, 1, dtype=torch.float64)
@@ -59,8 +59,8 @@ def each_pixel_goes_to_one_of_the_kept():
 
 @claim.parity(peer="transformers post_process_panoptic_segmentation")
 def panoptic_inference_is_that_of_transformers():
-    """With class probabilities near 1 and `least` = 0, panoptic inference gives transformers' segments and classes,
-    with stuff merged and not; transformers multiplies masks by probabilities, which then changes nothing."""
+    """With sure classes, where transformers' masks times probabilities are the masks, panoptic inference with `least` =
+    0 gives its segments and classes, with stuff fused and not."""
     from types import SimpleNamespace
 
     from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
@@ -99,8 +99,8 @@ def a_set_of_masks_has_no_order():
 
 @claim
 def an_empty_scene_teaches_silence():
-    """For scenes without objects the loss is finite, its gradients raise only the "no object" logit, and masks have
-    gradient zero. Split into micro-batches, a batch has the same loss and gradients."""
+    """Scenes without objects give a finite loss, gradients of the logits that raise "no object" alone, and none of
+    the masks; read in pieces, a batch has the loss that it has as a whole."""
     said, batch = random_scene()
     empty = batch._replace(labels=torch.full_like(batch.labels, -1), objects=torch.zeros_like(batch.objects))
     loss, (of_logits, of_masks) = _loss_and_gradient(said, empty)
@@ -116,8 +116,8 @@ def an_empty_scene_teaches_silence():
 
 @claim.parity(peer="transformers MaskFormerForInstanceSegmentation")
 def equals_transformers():
-    """With the same random weights, class logits, masks and gradients equal transformers' MaskFormer to 1e-9 in
-    float64; with the same predictions, so does the loss over all layers."""
+    """The same random weights give transformers' class logits, masks and gradients, and the same outputs its loss over
+    all layers, to 1e-9 in float64."""
     from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig
 
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def equals_transformers():
 
 
 def loaded(tree: Part, state: dict[str, Tensor]) -> nn.Module:
-    """The model of a recipe for two channels and four classes, with this state."""
+    """The model of a recipe, for two channels and four classes, with this state."""
     ours = tree().build({"channels": 2, "classes": 4}).double().eval()
     counts = {k: v for k, v in ours.state_dict().items() if k.endswith("num_batches_tracked")}
     ours.load_state_dict(state | counts)
@@ -161,7 +161,7 @@ def loaded(tree: Part, state: dict[str, Tensor]) -> nn.Module:
 def assert_loss_of_transformers(
     peer: nn.Module, said: MaskPredictions, batch: MaskBatch, loss: Callable[[MaskPredictions, MaskBatch], Tensor]
 ) -> None:
-    """Our loss over all layers and its gradients equal the peer's."""
+    """Our loss of what was said, over all layers, and its gradients, are the peer's."""
     said = MaskPredictions(*(t.detach().clone().requires_grad_() for t in said))
     truth = [(m[c >= 0].double(), c[c >= 0]) for m, c in zip(batch.masks, batch.labels, strict=True)]
     layers = [{"masks_queries_logits": m, "class_queries_logits": c} for c, m in zip(*said, strict=True)]
@@ -176,11 +176,11 @@ def assert_loss_of_transformers(
 
 @claim.measured(paper="mask classification beats per-pixel classification where classes are many (Table 1)")
 def things_of_one_kind_stay_two(lab):
-    """On scenes of up to three digits that may touch, mask classification has a higher panoptic quality than per-pixel
-    classification, whose objects are connected components. Backbone and pixel decoder are the same; each is trained at
-    the better of its learning rate and three times that.
+    """Each at the better of its rate and three times that, on scenes of up to three digits that may touch, with one
+    backbone and one pixel decoder, mask classification has a higher panoptic quality than classification of pixels,
+    whose things are what hangs together.
 
-    A first version trained both at the recipe's learning rate, untuned, and was opposite.
+    A first version trained both at the recipe's rate, untuned, and was opposite.
     """
     by_pixel = maskformer.fill("model", PixelClassifier).fill("objective", classify_pixels)
     ours, others = (_tuned_runs(lab, recipe) for recipe in (maskformer, by_pixel))
@@ -196,8 +196,8 @@ def things_of_one_kind_stay_two(lab):
 
 @claim.measured(paper="52.7 PQ on COCO panoptic (abstract)")
 def learns_to_cut_out(lab):
-    """Trained on scenes of up to three digits of four classes, MaskFormer reaches a panoptic quality above 0.6 on
-    held-out scenes."""
+    """Trained on scenes of up to three digits of four kinds, it reaches a panoptic quality above 0.6 on held-out
+    scenes."""
     runs = _tuned_runs(lab, maskformer)
     numbers = {"mask AP": runs[0].evaluation.metrics["AP"], "chance of AP": runs[0].task.chance()["AP"]}
     return lab.at_least([run.evaluation.metrics["PQ"] for run in runs], 0.6, "PQ", numbers=numbers)
@@ -212,7 +212,7 @@ def _tuned_runs(lab, recipe: Part) -> list:
 
 
 def _truth() -> MaskBatch:
-    """Three scenes of 4, 0 and 2 objects in bands of 12 x 10 pixels; in the first, two objects of class 1 touch."""
+    """Three scenes of 4, 0 and 2 objects in bands of 12 x 10 pixels; of the first, two of class 1 touch."""
     labels = torch.tensor([[0, 3, 1, 1, -1], [-1] * 5, [2, 0, -1, -1, -1]])
     masks = torch.zeros(3, 5, 12, 10, dtype=torch.bool)
     for k in range(5):
@@ -223,7 +223,7 @@ def _truth() -> MaskBatch:
 
 
 def random_scene() -> tuple[MaskPredictions, MaskBatch]:
-    """Random predictions of two layers of 7 queries for `_truth`, at half its size."""
+    """What two layers of 7 queries might say of `_truth`, at half its size."""
     torch.manual_seed(0)
     logits, masks = torch.randn(2, 3, 7, 5, dtype=torch.float64), torch.randn(2, 3, 7, 6, 5, dtype=torch.float64)
     return MaskPredictions(logits, masks), _truth()
@@ -236,7 +236,7 @@ def _loss_and_gradient(said: MaskPredictions, batch: MaskBatch) -> tuple[Tensor,
 
 
 def _one_by_one(logits: Tensor, masks: Tensor, least: float, stuff: tuple[int, ...]) -> Int[Tensor, "Y X 2"]:
-    """Panoptic inference on one scene, written from section 3.4 and the released codes."""
+    """Panoptic inference on one scene, as it is written in section 3.4 and the released codes."""
     odds, chance = logits.softmax(-1), masks.sigmoid()
     kept = [i for i in range(len(odds)) if odds[i].argmax() < odds.shape[1] - 1 and odds[i].max() > 0.5]
     found, first = torch.full((*masks.shape[1:], 2), -1), dict[int, int]()

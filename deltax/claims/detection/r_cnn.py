@@ -15,8 +15,8 @@ from deltax.tasks.detection.scenes import draw
 
 @claim
 def offsets_are_undone():
-    """Decoding the offsets of a box from any anchor returns the box; zero offsets return the anchor; moving and
-    scaling both boxes together leaves the offsets unchanged."""
+    """A box is its offsets from any other box, put back; no offsets leave a box where it is; moving and scaling both
+    boxes together changes no offset."""
     torch.manual_seed(0)
     boxes, anchors = corners(torch.rand(2, 99, 4, dtype=torch.float64) + 0.1)
     torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes)
@@ -26,8 +26,8 @@ def offsets_are_undone():
 
 @claim
 def the_best_of_each_heap_is_kept():
-    """No two boxes that NMS keeps overlap by more than the threshold, and every removed box is overlapped by a kept
-    one with a higher score. Only greedy NMS gives such a set."""
+    """Of the boxes that suppression keeps no two overlap by more than the threshold, and each one removed is so
+    overlapped by a kept one that scores higher: only greedy suppression leaves such a set."""
     torch.manual_seed(0)
     boxes, scores = corners(torch.rand(999, 4, dtype=torch.float64)), torch.rand(999, dtype=torch.float64)
     for threshold in (0.1, 0.3, 0.7):
@@ -39,8 +39,8 @@ def the_best_of_each_heap_is_kept():
 
 @claim
 def a_warped_slope_is_a_slope():
-    """The crop of an image that is linear in x and y is linear, and the region fills the crop except for the context
-    on every side."""
+    """Warping keeps straight lines: a crop of an image that is linear in x and y is linear, and the region fills all
+    of it but the context on every side."""
     y, x = torch.meshgrid(torch.arange(40.0).double(), torch.arange(50.0).double(), indexing="ij")
     box = torch.tensor([[10.0, 12.0, 31.0, 25.0]], dtype=torch.float64)
     crop = warp(torch.stack([x, y])[None] + 0.5, Regions(box, torch.tensor([0])), size=11, context=2)[0]
@@ -51,7 +51,7 @@ def a_warped_slope_is_a_slope():
 
 @claim
 def boxes_do_not_shape_features():
-    """The box regressor's loss has no gradient in the features; the classifier's has."""
+    """The regressor's loss has no gradient in the features that it reads; the classifier's has."""
     torch.manual_seed(0)
     head, features = SeparateHead(7, 3).double(), torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     logits, offsets = head(features)
@@ -62,7 +62,7 @@ def boxes_do_not_shape_features():
 
 @claim.parity(peer="pycocotools.mask.iou")
 def overlaps_are_those_of_coco():
-    """IoU equals pycocotools' for boxes that touch, contain each other or lie apart."""
+    """IoU is what the COCO evaluation computes, for boxes that touch, contain each other or lie apart."""
     from pycocotools import mask
 
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def overlaps_are_those_of_coco():
 
 @claim.measured(paper="mAP on VOC 2007 58.5 with box regression, 54.2 without (Table 2)")
 def regression_helps(lab):
-    """With box regression the same detector's AP50 is at least 0.03 above that without.
+    """The same detector has an AP50 at least 3 points higher with its boxes moved by the regressor than without.
 
     While this was written the recipe's width went from 16 to 8, its network lost its small stem, and its held-out
     scenes went from 256 to 128; the threshold is the fact sheet's.

@@ -10,7 +10,7 @@ from deltax.tasks.detection.scenes import Scenes, draw
 
 @claim
 def without_focus_it_is_cross_entropy():
-    """With gamma = 0 and no alpha, focal loss and its gradient equal binary cross-entropy."""
+    """With gamma = 0 and no alpha, focal loss and its gradient are those of binary cross-entropy."""
     torch.manual_seed(0)
     logits, targets = 9 * torch.randn(99, dtype=torch.float64), (torch.rand(99) < 0.3).double()
     logits.requires_grad_()
@@ -23,8 +23,8 @@ def without_focus_it_is_cross_entropy():
 
 @claim
 def what_is_known_fades():
-    """With gamma = 2, focal loss is (1 - p)^2 times cross-entropy: 1/100 at p = 0.9, below 1/1000 at 0.968, at most
-    1/4 at 0.5 (section 3.2). At logits of +-2000, loss and gradient are finite."""
+    """With gamma = 2, an example at p = 0.9 has a hundredth of the cross-entropy's loss, one at 0.968 less than a
+    thousandth, and a wrong one at 0.5 at most a quarter (section 3.2); far out, loss and gradient stay finite."""
     p = torch.tensor([0.9, 0.9685, 0.5, 0.1], dtype=torch.float64)
     share = focal(p.logit(), torch.ones(4), alpha=-1.0) / -p.log()
     torch.testing.assert_close(share, (1 - p) ** 2)
@@ -36,7 +36,7 @@ def what_is_known_fades():
 
 @claim
 def silence_is_the_first_guess():
-    """A new head gives every class at every anchor a probability within 0.001 of 0.01."""
+    """A new head gives every class at every anchor a probability of about 0.01, so that the background costs little."""
     model = retinanet["model"](channels=1, classes=3)
     odds = model(torch.randn(2, 1, 45, 37)).logits.sigmoid()
     assert (odds - 0.01).abs().max() < 0.001 and odds.shape[1] == len(model(torch.zeros(1, 1, 45, 37)).anchors)
@@ -44,7 +44,7 @@ def silence_is_the_first_guess():
 
 @claim
 def no_object_moves_no_box():
-    """For an empty scene the loss is finite, its gradient lowers every logit, and offsets have gradient zero."""
+    """An empty scene's loss is finite, lowers every logit, and has no gradient in the offsets."""
     torch.manual_seed(0)
     model = retinanet["model"](channels=1, classes=3).double()
     batch = Scenes(classes=3).batch(0, size=2, seed=0)
@@ -58,7 +58,7 @@ def no_object_moves_no_box():
 
 @claim.parity(peer="transformers sigmoid_focal_loss")
 def equals_transformers():
-    """Values and gradients equal transformers' sigmoid focal loss."""
+    """The values and gradients of the focal loss with which transformers trains DETR's descendants."""
     from transformers.loss.loss_for_object_detection import sigmoid_focal_loss
 
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def equals_transformers():
 
 @claim.measured(paper="34.0 AP with focal loss against 31.1 with the best balanced cross-entropy (Table 1 b)")
 def better_than_cross_entropy(lab):
-    """Of about 500 anchors one is positive. From the same prior, focal loss reaches an AP at least that of plain
+    """Of every 500 answers one is an object's; from the same prior, focal loss ends at a higher AP than plain
     cross-entropy."""
     plain = retinanet.set(one_stage, gamma=0.0, alpha=-1.0)
     gains, shown = [], {}
@@ -87,7 +87,8 @@ def better_than_cross_entropy(lab):
 
 @claim.measured(paper="without the prior, cross-entropy diverges (section 5.1)")
 def without_the_prior_background_swamps(lab):
-    """The first loss of plain cross-entropy is at least 20 times higher with a prior of 0.5 than with 0.01."""
+    """The first loss of plain cross-entropy is at least 20 times higher when every anchor starts at a probability of a
+    half than when it starts at a hundredth."""
     plain = retinanet.set(one_stage, gamma=0.0, alpha=-1.0)
     first = lambda recipe, seed: lab.train(recipe, seed=seed, steps=1).losses[0][1]
     times = [first(plain.set(DenseHead, prior=0.5), seed) / first(plain, seed) for seed in lab.seeds(3)]

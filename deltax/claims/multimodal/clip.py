@@ -16,8 +16,8 @@ from deltax.weights.multimodal.clip import from_hf, to_hf
 
 @claim
 def neither_side_is_first():
-    """Each loss is the mean of the cross-entropies of its row and its column, with gradients; swapping images and
-    texts transposes the logits and keeps the losses."""
+    """Swapping images and texts transposes the logits and leaves every loss as it was, and so the gradients; each loss
+    is the mean of two cross-entropies, of its row and of its column."""
     torch.manual_seed(0)
     logits = torch.randn(7, 7, dtype=torch.float64, requires_grad=True)
     weight, own = torch.randn(7, dtype=torch.float64), torch.arange(7)
@@ -32,7 +32,7 @@ def neither_side_is_first():
 
 @claim
 def the_first_end_is_read():
-    """Tokens after the first end-of-text do not change the text vector; tokens before do."""
+    """What fills the context after a text's end, whatever it is, changes nothing of its vector; what is before does."""
     model, _, texts = tiny()
     texts[:, 4] = 10
     filled = torch.cat([texts[:, :5], torch.randint(11, (3, 2))], 1)
@@ -43,7 +43,8 @@ def the_first_end_is_read():
 
 @claim
 def the_sharpness_is_capped():
-    """In training the learned scale is clamped to 100 and unchanged below it, with a nonzero gradient at the clamp."""
+    """In training the learned scale goes back to 100 where it is beyond, and what is below is left, to the bit; its
+    gradient is never cut off."""
     scale = Temperature().double().train()
     cosines = torch.rand(3, 3, dtype=torch.float64)
     torch.testing.assert_close(scale(cosines), cosines / 0.07)
@@ -57,8 +58,8 @@ def the_sharpness_is_capped():
 
 @claim.parity(peer="transformers CLIPModel")
 def equals_transformers():
-    """With the same random weights, logits, loss and gradients equal transformers' CLIP for texts of different
-    lengths; the weight map is invertible."""
+    """The same random weights give transformers' logits, loss and gradients, with texts of different lengths; the
+    weights go there and back unchanged."""
     from transformers import CLIPConfig, CLIPModel
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
@@ -91,14 +92,14 @@ def equals_transformers():
 
 @claim.measured(paper="76.2 % of ImageNet zero-shot, as a supervised ResNet-50 (abstract)")
 def names_are_enough(lab):
-    """Trained on digits and captions only, zero-shot classification is right for more than 90% of held-out digits."""
+    """Trained on digits and captions alone, comparing with captions tells more than 90 % of held-out digits."""
     right = [100 - lab.train("clip", seed=seed).score for seed in lab.seeds(3)]
     return lab.at_least(right, 90.0, unit="% right")
 
 
 @claim.measured(paper="an ensemble of 80 prompts adds 3.5 % over one; wordings never trained on work (section 3.1.4)")
 def other_words_will_do(lab):
-    """With prompts that were not in training, zero-shot accuracy is at most 5 points lower."""
+    """Asked in wordings that were never trained on it loses at most 5 points."""
     metrics = [lab.train("clip", seed=seed).evaluation.metrics for seed in lab.seeds(3)]
     known, new = ([m[f"% error, wordings {which}"] for m in metrics] for which in ("trained on", "never seen"))
     lost = [b - a for a, b in zip(known, new, strict=True)]
@@ -107,8 +108,8 @@ def other_words_will_do(lab):
 
 @claim.measured(paper="76.2 % of ImageNet zero-shot by ViT-L/14@336px (abstract)")
 def unseen_combinations_are_named(lab):
-    """For digits in colours never paired in training, zero-shot accuracy over all 50 (colour, digit) names is above
-    50%; chance is 2%."""
+    """Digits in a colour that they never had in training are named, colour and digit, among all 50 names in more than
+    half the cases, where guessing is right in 2 %."""
     seeds, rates = lab.seeds(3), {}
     for size in (16, 64):
         recipe = lab.recipe("clip").put("task", part(ColouredPairs)).put("loop.batch", size)

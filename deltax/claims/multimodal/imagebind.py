@@ -15,8 +15,8 @@ from deltax.tasks.multimodal.spoken_numbers import BoundBatch, SpokenNumbers, fo
 
 @claim
 def texts_and_sounds_never_meet():
-    """The text encoder's gradients do not depend on the sounds, nor the sound encoder's on the texts; the image
-    encoder's depend on both. No training image has both a text and a sound."""
+    """What the text's encoder learns of a batch does not depend on its sounds, nor what the sound's learns on its
+    texts; the image's learns from both. And no training picture comes with a text and with a sound."""
     model, batch = _tiny()
     texts = torch.where(batch.texts < 10, 9 - batch.texts, 10)
     other = batch._replace(texts=texts), batch._replace(sounds=batch.sounds.flip(1, 2))
@@ -35,8 +35,8 @@ def texts_and_sounds_never_meet():
 
 @claim
 def bound_to_the_same_they_are_bound_to_each_other():
-    """Where texts and sounds equal their image's vector, sound-to-text retrieval has no error; at an angle a on
-    either side, the two are within 2 a."""
+    """Where every text and every sound has found its image's vector, sound to text is right as image to text is; at
+    an angle of a to it on either side, the two lie within 2 a of each other."""
     torch.manual_seed(0)
     image = nn.functional.normalize(torch.randn(6, 9, dtype=torch.float64), dim=-1)
     text, sound = (nn.functional.normalize(image + 0.1 * torch.randn_like(image), dim=-1) for _ in range(2))
@@ -49,8 +49,7 @@ def bound_to_the_same_they_are_bound_to_each_other():
 
 @claim
 def what_was_bound_to_stays():
-    """Bound to a trained clip, image and text logits are unchanged and their encoders get no gradient; the sound
-    encoder does."""
+    """Bound onto a trained clip, images and texts keep their logits and get no gradient; sounds do."""
     model, batch = _tiny()
     plain = randomise((paper_of(clip)(**_SHAPE))().build(_FACTS), seed=1)
     model.load_state_dict(plain.state_dict())
@@ -65,15 +64,15 @@ def what_was_bound_to_stays():
 
 @claim.measured(paper="ESC-50 66.9 %, where no sound was ever given with a text (Table 2)")
 def sounds_find_texts_never_given_with_them(lab):
-    """Trained on (image, text) and (image, sound) pairs, a held-out sound retrieves its text first among 64 in more
-    than 60% of cases; chance is 1.6%."""
+    """Trained on pictures with texts and others with sounds, it finds the text of a held-out sound among 64 at the
+    first guess in more than 60 % of cases, where chance is 1.6 %."""
     return _found(lab, [_bound(lab, seed) for seed in lab.seeds(3)])
 
 
 @claim.measured(paper="image and text encoders of OpenCLIP, kept frozen; ESC-50 66.9 % (Table 2)")
 def a_new_sense_is_bound_to_a_finished_clip(lab):
-    """With a trained clip frozen and only a sound encoder trained, a held-out sound retrieves its text first among
-    64 in more than 60% of cases."""
+    """A sound's encoder alone, trained onto a clip that was trained before and stays as it is, finds the text of a
+    held-out sound among 64 in more than 60 % of cases."""
     runs = []
     for seed in lab.seeds(3):
         start = lab.train(lab.recipe("clip(patch=4)").put("task", part(SpokenNumbers)), seed=seed, rate=_RATE)
@@ -84,8 +83,7 @@ def a_new_sense_is_bound_to_a_finished_clip(lab):
 
 @claim.measured(paper="embeddings of image and audio, added, retrieve images of both (Figure 4)")
 def senses_add_up(lab):
-    """The sum of a number's image and sound vectors retrieves its text with at most the error of the better of the
-    two alone."""
+    """The sum of a number's vectors, seen and heard, finds its text more often than the better of the two alone."""
     gains = []
     for seed in lab.seeds(3):
         wrong = _bound(lab, seed).evaluation.metrics

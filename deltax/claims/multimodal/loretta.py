@@ -26,7 +26,7 @@ from deltax.tasks.multimodal.linked_digits import (
 
 @claim
 def a_pair_has_no_first():
-    """A pair and the swapped pair give the same two sequences, each with equal probability."""
+    """A pair and the same pair swapped give the same sequences, both orders, each with equal chance."""
     (image, word), _ = LinkedDigits().pairs(0, size=400, seed=0)
     one = (image[0], image[1][:1].expand(200, -1)), (word[0], word[1][:1].expand(200, -1))
     torch.manual_seed(0)
@@ -38,8 +38,8 @@ def a_pair_has_no_first():
 
 @claim
 def a_span_moved_is_not_lost():
-    """Moving the span back to MARK restores the sequence; every token but the first is a target once. With `share` =
-    0, sequences and losses are unchanged."""
+    """Put back where MARK stands, what follows FILL makes the sequence that was; every token of it but the first is
+    still to be said, once. With a share of nothing the sequences, and so the losses, are as they were."""
     torch.manual_seed(0)
     tokens = torch.randint(150, (64, 13))
     moved = span_moved(tokens, share=0.7)
@@ -59,7 +59,8 @@ def a_span_moved_is_not_lost():
 
 @claim
 def what_is_made_up_is_read_and_what_is_true_is_said():
-    """In a generated sequence only the true block is a target, all of it; the generated tokens carry no gradient."""
+    """Of a sequence through the link only the true block is a target, whole, the one that was given with the link; no
+    gradient comes of the model's having made up what stands before."""
     model, pairs = _tiny(), LinkedDigits().pairs(3, size=10, seed=0)
     for pair, true, missing in zip(pairs, (IMAGE, SOUND), (SOUND, IMAGE), strict=True):
         torch.manual_seed(0)
@@ -75,8 +76,8 @@ def what_is_made_up_is_read_and_what_is_true_is_said():
 
 @claim
 def nothing_is_made_up_before_the_warm_up():
-    """During the warm-up the model generates nothing and batches equal those without generation; afterwards every
-    second batch is generated."""
+    """Up to the end of the warm-up the model is not asked, and batches hold tokens of the given pairs alone, the same
+    as if nothing were ever made up; after it each second batch is made up."""
     task, model = LinkedDigits(), _tiny()
     asked = []
     model.register_forward_hook(lambda *_: asked.append(1))
@@ -91,22 +92,22 @@ def nothing_is_made_up_before_the_warm_up():
 
 @claim.measured(paper="ahead of GPT, BERT and CLIP on pairs never given together, on three sets (abstract, Figure 2)")
 def it_says_what_it_never_saw_together(lab):
-    """For the sound of a held-out image, a combination never seen in training, accuracy is at least 20 points above
-    the same GPT trained on the plain pairs."""
+    """Asked for the sound of a held-out picture, which no training pair had together, it is right at least 20 points
+    more often than the same GPT trained on the same pairs as they are."""
     plain, whole = (_runs(lab, name) for name in ("plain", "loretta"))
     return _gain(lab, plain, whole, 20.0)
 
 
 @claim.measured(paper="the transitive step links what commutative modelling leaves apart (section 3, Figure 2)")
 def the_link_is_needed(lab):
-    """Without generated sequences, all else equal, that accuracy is at least 10 points lower."""
+    """Without sequences through the link, all else equal, it is right at least 10 points less often."""
     without, whole = (_runs(lab, name) for name in ("without the link", "loretta"))
     return _gain(lab, without, whole, 10.0)
 
 
 @claim.measured(paper="the transitive step links what commutative modelling leaves apart (section 3, Figure 2)")
 def the_given_pairs_do_not_suffer(lab):
-    """With generated sequences, the error of image to word is at most 3 points higher."""
+    """With sequences through the link it names held-out pictures as well as without, within 3 points."""
     way = "% error, image to word"
     without, whole = ([run.evaluation.metrics[way] for run in _runs(lab, n)] for n in ("without the link", "loretta"))
     lost = [b - a for a, b in zip(without, whole, strict=True)]

@@ -19,8 +19,8 @@ from deltax.weights.multimodal.siglip import from_hf, released_towers, to_hf
 
 @claim
 def around_the_ring_it_is_the_whole_batch():
-    """Over 1, 2 and 5 ranks of two pairs each, the summed ring loss and its gradients in images, texts, scale and
-    bias equal those of the whole batch."""
+    """Summed over workers that hold a few pairs each and pass their texts on, the loss is that of the whole batch, and
+    so is each gradient: of images, texts, scale and bias."""
     torch.manual_seed(0)
     for size in (1, 2, 5):
         images, texts = (torch.randn(2 * size, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -39,8 +39,8 @@ def around_the_ring_it_is_the_whole_batch():
 
 @claim
 def at_the_start_the_pairs_that_belong_together_lead():
-    """At zero cosines, a bias of -10 gives each image a loss of about 10 for 4 or 64 texts; a bias of 0 gives log 2
-    per text, nearly all from negatives."""
+    """Where all cosines are zero, a bias of -10 leaves each image a loss of 10 or so, however many texts it is shown;
+    from a bias of 0 on it is log 2 a text, nearly all of it from texts that do not belong."""
     for n in (4, 64):
         cosines = torch.zeros(n, n, dtype=torch.float64)
         torch.testing.assert_close(each_alone(Biased().double()(cosines)).mean(), _start(n, 10.0))
@@ -51,7 +51,7 @@ def at_the_start_the_pairs_that_belong_together_lead():
 
 @claim
 def neither_side_is_first():
-    """Swapping images and texts transposes the logits; the batch's loss and gradients stay."""
+    """Swapping images and texts transposes the scores: the loss of the batch stays, and so do its gradients."""
     torch.manual_seed(0)
     logits = torch.randn(7, 7, dtype=torch.float64, requires_grad=True)
     losses = each_alone(logits).sum(), each_alone(logits.mT).sum()
@@ -61,8 +61,7 @@ def neither_side_is_first():
 
 @claim.parity(peer="transformers SiglipModel")
 def equals_transformers():
-    """With the same random weights, logits, loss and gradients equal transformers' SigLIP; the weight map is
-    invertible."""
+    """The same random weights give transformers' logits, loss and gradients; they go there and back unchanged."""
     from transformers import SiglipConfig, SiglipModel
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
@@ -88,7 +87,7 @@ def equals_transformers():
 
 @claim.measured(paper="sigmoid is ahead of softmax below a batch of 16k, and equal at 32k (Figure 2, section 4.2)")
 def small_batches_suffice(lab):
-    """With 16 pairs per batch, the zero-shot error on digits in unseen colours is at most CLIP's."""
+    """With 16 pairs a batch it names more digits in colours that they never had than CLIP does."""
     wrong = {name: _errors(lab, name, 16) for name in ("clip", "clip+siglip")}
     gains = [a - b for a, b in zip(wrong["clip"], wrong["clip+siglip"], strict=True)]
     return lab.at_least(gains, 0.0, unit="points", numbers={f"% error, {k}": v for k, v in wrong.items()})
@@ -96,7 +95,7 @@ def small_batches_suffice(lab):
 
 @claim.measured(paper="without the bias of -10 the start is unstable, and ImageNet zero-shot falls (Table 4)")
 def the_bias_is_needed(lab):
-    """Starting from a bias of 0, the zero-shot error on digits in unseen colours is at least that from -10."""
+    """Started with a bias of 0 it names fewer digits in colours that they never had than with -10."""
     wrong = {bias: _errors(lab, f"clip+siglip(bias={bias})", 64) for bias in (-10.0, 0.0)}
     gains = [b - a for a, b in zip(wrong[-10.0], wrong[0.0], strict=True)]
     return lab.at_least(gains, 0.0, unit="points", numbers={f"% error, bias {k}": v for k, v in wrong.items()})
@@ -108,7 +107,7 @@ def _errors(lab, expression: str, batch: int) -> list[float]:
 
 
 def _member(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, ring: Ring) -> list[Tensor]:
-    """A rank's loss for its two pairs, and three times its gradients."""
+    """A worker's loss, and three times its gradients, of its two pairs and of scale and bias."""
     own = [x.detach()[2 * ring.rank :][:2].requires_grad_() for x in (images, texts)]
     loss = around_the_ring(*own, scale, bias, ring)
     return [loss.detach(), *torch.autograd.grad(3 * loss, [*own, scale, bias])]

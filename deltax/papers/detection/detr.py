@@ -1,15 +1,14 @@
 """End-to-End Object Detection with Transformers. Carion, Massa, Synnaeve, Usunier, Kirillov, Zagoruyko, 2020.
 arXiv:2005.12872
 
-A transformer on a ResNet's feature map, but the decoder predicts a set: learned queries are decoded in parallel.
+A transformer on the maps of a ResNet, but its decoder says a set: learned queries answer all at once, and each is
+matched to at most one object.
 
-No anchors, no region proposals, no non-maximum suppression (NMS). The Hungarian algorithm matches each query to at most
-one object; the loss is computed under that matching after every decoder layer, and unmatched queries are trained to
-predict "no object". Queries attend to each other, so two of them need not predict the same object. Position encodings
-are added to queries and keys in every layer, never to values.
-
-The paper trains 6 + 6 layers of width 256 with 100 queries for 500 epochs, from a pretrained backbone with frozen batch
-norm. The default here trains on small scenes from random weights, so its batch norm is trained too.
+No anchors, no overlapping proposals, no suppression. The Hungarian algorithm pairs queries with objects, the loss is
+taken under that pairing after every decoder layer, and a query left over is to say "no object"; queries see each
+other, so they can divide the scene among them. Where things stand is added to queries and keys in every layer, never
+to values. The paper trains 6 + 6 layers of width 256 with 100 queries for 500 epochs from a pretrained backbone with
+frozen batch norm; the default here learns small scenes from nothing, so its batch norm learns too.
 """
 
 import math
@@ -44,15 +43,14 @@ from deltax.tasks.detection.scenes import Batch
 
 
 class Predictions(NamedTuple):
-    """The output of each of L decoder layers for N queries: class logits, "no object" last, and a box (cx, cy, w, h) in
-    [0, 1]."""
+    """What each query says after each of L decoder layers: class logits, no object last, and a box (cx, cy, w, h)."""
 
     logits: Float[Tensor, "L B N V"]
     boxes: Float[Tensor, "L B N 4"]
 
 
 class DetectionHead(nn.Module):
-    """Norm, then class logits by a linear map and a box by a three-layer MLP. (..., D) -> (..., V + 1), (..., 4)."""
+    """Of the normed stream, class logits by a linear map and a box by three. (..., D) -> (..., V + 1), (..., 4)."""
 
     def __init__(self, dim: int, classes: int, *, norm: Part = part(LayerNorm)):
         super().__init__()
@@ -67,7 +65,7 @@ class DetectionHead(nn.Module):
 
 
 class DETR(nn.Module):
-    """Images (B, C, Y, X) -> `Predictions` of N queries (Figure 2). The task gives `channels` and `classes`."""
+    """Images (B, C, Y, X) -> `Predictions` of N queries (Figure 2). `channels` and `classes` are the task's."""
 
     interface = IMAGES_TO_OBJECTS
 
@@ -86,35 +84,104 @@ class DETR(nn.Module):
         self.detection_head = detection_head(dim, classes)
 
     def forward(self, images: Images) -> Predictions:
-        maps = self.project(self.backbone(images))  # (B, D, Y', X')
+        maps = self.project(self.backbone(images))
         places = grid_sinusoids(*maps.shape[-2:], maps.shape[1], maps.device).to(maps.dtype)[None]
-        memory = self.encoder(maps.flatten(2).mT, Context(place=places))  # (B, S, D), S = Y' X'
+        memory = self.encoder(maps.flatten(2).mT, Context(place=places))
         queries = self.queries.weight.expand(len(images), -1, -1)
         ctx = Context(place=queries, memory=memory, memory_place=places)
-        # the decoder's input is zero; the learned queries are its position encodings. (L, B, N, D)
         after = torch.stack(list(self.decoder.each(torch.zeros_like(queries), ctx)))
         return Predictions(*self.detection_head(after))
 
     def detect(self, images: Images, layer: int = -1) -> Detections:
-        """Each query's most probable class, its probability, and its box, after one decoder layer. Images -> (B, N)
-        each."""
+        """Each query's likeliest class, its probability, and its box, after a decoder layer. Images -> (B, N) each."""
         logits, boxes = (at_least_float32(t[layer]) for t in self(images))
-        # the last class is "no object", so it is left out of the maximum
         return Detections(*logits.softmax(-1)[..., :-1].max(-1), boxes)
+
+
+def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "S D"]:
+    """Half of the features are the row's sinusoids, half the column's, counted up to 2 pi. Float64 (Y X, D)."""
+    count = lambda n: (torch.arange(1, n + 1, device=device, dtype=torch.float64) / (n + 1e-6)) * 2 * math.pi
+    row, column = sinusoids(count(rows), dim // 2), sinusoids(count(columns), dim // 2)
+    both = row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)
+    return torch.cat(both, -1).flatten(0, 1)
+
+
+@torch.no_grad()
+def match(cost: Float[Tensor, "B N M"], real: Bool[Tensor, "B M"]) -> Int[Tensor, "B N"]:
+    """For each query the object that the cheapest one-to-one assignment gives it, or -1 (Eq. 1).
+
+    Objects that are not real take no part. Raises UserError where a scene has more objects than queries.
+    """
+    most, queries = int(real.sum(1).max()), cost.shape[1]
+    if most > queries:
+        raise UserError(
+            f"a scene has {most} objects and the model {queries} queries; set model.queries to at least {most}"
+        )
+    matched = np.full(cost.shape[:2], -1)
+    costs = torch.nan_to_num(cost.double(), nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
+    for i, objects in enumerate(real.cpu().numpy()):
+        objects = objects.nonzero()[0]
+        chosen, columns = linear_sum_assignment(costs[i][:, objects])
+        matched[i, chosen] = objects[columns]
+    return torch.from_numpy(matched).to(cost.device)
+
+
+def matching_cost(
+    said: Predictions, batch: Batch, *, l1: float = 5.0, overlap: float = 2.0
+) -> Float[Tensor, "L B N M"]:
+    """-p(class) + `l1` * |box - box'|_1 - `overlap` * GIoU of every query and object (section 3.1)."""
+    count = said.logits.shape[2]
+    label = batch.labels.clamp(min=0)[None, :, None].expand(len(said.logits), -1, count, -1)
+    ours, theirs = said.boxes[..., None, :], batch.boxes[None, :, None]
+    distance = (ours - theirs).abs().sum(-1)
+    return -said.logits.softmax(-1).gather(-1, label) + l1 * distance - overlap * giou(corners(ours), corners(theirs))
+
+
+def set_loss(
+    said: Predictions, batch: Batch, *, no_object: float = 0.1, l1: float = 5.0, overlap: float = 2.0
+) -> PerExample:
+    """The sum over decoder layers of cross-entropy, L1 and 1 - GIoU under the cheapest matching (Eq. 2), of each scene.
+
+    The mean over the batch is the paper's loss: boxes count per object of the whole batch, and classes by a weighted
+    mean over its queries, in which no object weighs `no_object`. A scene's share needs only `batch.objects` of the
+    others.
+    """
+    layers, scenes, queries, _ = said.logits.shape
+    real = (batch.labels >= 0).repeat(layers, 1)
+    cost = matching_cost(said, batch, l1=l1, overlap=overlap)
+    matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)
+    found, truth = matched >= 0, of_found(batch.boxes, matched, 0.0)
+    distance = (said.boxes - truth).abs().sum(-1)
+    apart = 1 - giou(corners(said.boxes), corners(truth))
+    box_loss = torch.where(found, l1 * distance + overlap * apart, 0.0).sum(2) / batch.objects.clamp(min=1e-6)
+    return (class_loss(said.logits, matched, batch.labels, batch.objects, no_object=no_object) + box_loss).sum(0)
+
+
+def class_loss(
+    logits: Float[Tensor, "L B N V"], matched: Int[Tensor, "L B N"], labels: Int[Tensor, "B M"], objects: PerExample,
+    *, no_object: float = 0.1,
+) -> Float[Tensor, "L B"]:  # fmt: skip
+    """Each scene's share of the mean of the cross-entropy over queries, in which those that are to say no object weigh
+    `no_object`."""
+    _, _, queries, classes = logits.shape
+    found = matched >= 0
+    label = of_found(labels, matched, classes - 1)
+    each = nn.functional.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none").view_as(label)
+    objects = objects.to(each.dtype)
+    return torch.where(found, each, no_object * each).sum(2) / (objects + no_object * (queries - objects))
 
 
 @needs("images", "boxes", "labels", "objects", model=IMAGES_TO_OBJECTS)
 def set_prediction(
     model: nn.Module, batch: Batch, *, no_object: float = 0.1, l1: float = 5.0, overlap: float = 2.0
 ) -> PerExample:
-    """`set_loss` of the model's predictions for the images."""
+    """`set_loss` of what the model says of the images."""
     said = Predictions(*(at_least_float32(t) for t in model(batch.images)))
     return set_loss(said, batch, no_object=no_object, l1=l1, overlap=overlap)
 
 
 @paper(on=(transformer, resnet), year=2020, arxiv="2005.12872")
 def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 6) -> Part:
-    # post-norm layers of the transformer; its attention masks nothing, in the decoder too
     coder = lambda name: (
         transformer[f"model.{name}"].set(Stack, depth=depth).set(Attention, heads=heads, mask=everywhere)
     )
@@ -138,81 +205,3 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 6) -> 
         schedule=cosine,
         loop=part(Loop, batch=16, steps=2000, clip=0.1),
     )
-
-
-def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "S D"]:
-    """2-D sine encodings, half of the features for the row, half for the column, in (0, 2 pi]. Float64 (Y X, D)."""
-    # released code: cells are counted from 1 and scaled to 2 pi, with 1e-6 against division by zero
-    count = lambda n: (torch.arange(1, n + 1, device=device, dtype=torch.float64) / (n + 1e-6)) * 2 * math.pi
-    row, column = sinusoids(count(rows), dim // 2), sinusoids(count(columns), dim // 2)  # (Y, D/2), (X, D/2)
-    both = row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)
-    return torch.cat(both, -1).flatten(0, 1)
-
-
-@torch.no_grad()
-def match(cost: Float[Tensor, "B N M"], real: Bool[Tensor, "B M"]) -> Int[Tensor, "B N"]:
-    """The object matched to each query by the cheapest one-to-one assignment, or -1 (Eq. 1). No gradient.
-
-    Padding objects (not `real`) are left out. Raises UserError where a scene has more objects than queries.
-    """
-    most, queries = int(real.sum(1).max()), cost.shape[1]
-    if most > queries:
-        raise UserError(
-            f"a scene has {most} objects and the model {queries} queries; set model.queries to at least {most}"
-        )
-    matched = np.full(cost.shape[:2], -1)
-    # scipy refuses NaN and infinity
-    costs = torch.nan_to_num(cost.double(), nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
-    for i, objects in enumerate(real.cpu().numpy()):
-        objects = objects.nonzero()[0]
-        chosen, columns = linear_sum_assignment(costs[i][:, objects])
-        matched[i, chosen] = objects[columns]
-    return torch.from_numpy(matched).to(cost.device)
-
-
-def matching_cost(
-    said: Predictions, batch: Batch, *, l1: float = 5.0, overlap: float = 2.0
-) -> Float[Tensor, "L B N M"]:
-    """The cost of every query and object: -p(class) + `l1` * L1 distance - `overlap` * GIoU (section 3.1)."""
-    count = said.logits.shape[2]
-    # padding has label -1; `match` ignores its column
-    label = batch.labels.clamp(min=0)[None, :, None].expand(len(said.logits), -1, count, -1)
-    ours, theirs = said.boxes[..., None, :], batch.boxes[None, :, None]  # (L, B, N, 1, 4), (1, B, 1, M, 4)
-    distance = (ours - theirs).abs().sum(-1)
-    # the probability stands in for log p, so that its size is comparable to the box terms (section 3.1)
-    return -said.logits.softmax(-1).gather(-1, label) + l1 * distance - overlap * giou(corners(ours), corners(theirs))
-
-
-def set_loss(
-    said: Predictions, batch: Batch, *, no_object: float = 0.1, l1: float = 5.0, overlap: float = 2.0
-) -> PerExample:
-    """Cross-entropy, L1 and 1 - GIoU under the cheapest matching (Eq. 2), summed over decoder layers, for each scene.
-
-    Its mean over the batch is the paper's loss: the box loss is divided by the objects of the whole batch, and the
-    class loss is a mean over all queries weighted by `no_object` where unmatched. A scene needs only `batch.objects` of
-    the other scenes.
-    """
-    layers, scenes, queries, _ = said.logits.shape
-    real = (batch.labels >= 0).repeat(layers, 1)
-    cost = matching_cost(said, batch, l1=l1, overlap=overlap)
-    matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)  # -1: no object
-    found, truth = matched >= 0, of_found(batch.boxes, matched, 0.0)
-    distance = (said.boxes - truth).abs().sum(-1)
-    apart = 1 - giou(corners(said.boxes), corners(truth))
-    # an average over batches may have no object at all
-    box_loss = torch.where(found, l1 * distance + overlap * apart, 0.0).sum(2) / batch.objects.clamp(min=1e-6)
-    return (class_loss(said.logits, matched, batch.labels, batch.objects, no_object=no_object) + box_loss).sum(0)
-
-
-def class_loss(
-    logits: Float[Tensor, "L B N V"], matched: Int[Tensor, "L B N"], labels: Int[Tensor, "B M"], objects: PerExample,
-    *, no_object: float = 0.1,
-) -> Float[Tensor, "L B"]:  # fmt: skip
-    """Each scene's part of the weighted mean of cross-entropy over queries; "no object" has weight `no_object`."""
-    _, _, queries, classes = logits.shape
-    found = matched >= 0
-    label = of_found(labels, matched, classes - 1)
-    each = nn.functional.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none").view_as(label)
-    objects = objects.to(each.dtype)
-    # weights: 1 for each object, `no_object` for each of the other queries
-    return torch.where(found, each, no_object * each).sum(2) / (objects + no_object * (queries - objects))

@@ -3,10 +3,11 @@
 
 A deep convolutional classifier, but it is run on every region proposal, cropped and warped to one size.
 
-Detection becomes classification of crops; the proposals come from elsewhere. A regressor on the same features then
-corrects the box; its loss does not train the features. The paper takes 2000 proposals from selective search, a
-pretrained AlexNet, and a linear SVM for each class. Here proposals are sliding windows, a small network trains from
-random weights, and the softmax of the fine-tuning classifies, which costs 3.3 points of mAP in appendix B.
+Detection becomes classification: where to look is somebody else's business, and what is there is asked crop by crop.
+A regressor on the same features then moves the box; it reads them and does not shape them. The paper takes 2000
+proposals from selective search, a pretrained AlexNet, and a linear SVM for each class on its features. Here windows
+slide, a small network learns from nothing, and classes are scored by the softmax of the fine-tuning itself, which costs
+3.3 points of mAP in appendix B.
 """
 
 import torch
@@ -27,7 +28,7 @@ from deltax.tasks.detection.coco import CocoScenes
 
 
 class Pixels(nn.Module):
-    """The identity backbone: its one map is the image, since R-CNN crops the image itself."""
+    """Nothing is computed before the crop: the maps are the images."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -38,7 +39,7 @@ class Pixels(nn.Module):
 
 
 class Crops(nn.Module):
-    """The network's mean features of each cropped and warped region. Maps, images, N regions -> (N, .width)."""
+    """The network's features of each region, cut out and warped. Maps, images, N regions -> (N, .width)."""
 
     can_be_zero = ("context",)
 
@@ -50,19 +51,29 @@ class Crops(nn.Module):
     def forward(
         self, maps: list[Maps], images: Images, regions: Regions, strides: tuple[int, ...] = ()
     ) -> Float[Tensor, "N D"]:
-        [pixels] = maps  # the image itself
+        [pixels] = maps
         return self.backbone(warp(pixels, regions, size=self.size, context=self.context)).mean((-2, -1))
 
 
+def warp(images: Images, regions: Regions, *, size: int, context: int = 0) -> Float[Tensor, "N _ P P"]:
+    """Each region as an image of size x size, whose outer `context` pixels show what lies around it (section 2.1).
+
+    What lies outside the image has the image's mean.
+    """
+    centre, extent = centred(regions.boxes).chunk(2, -1)
+    wider = corners(torch.cat([centre, extent * size / (size - 2 * context)], -1))
+    mean = images.mean((-2, -1), keepdim=True)
+    return roi_align(images - mean, Regions(wider, regions.image), scale=1.0, out=size, samples=1) + mean[regions.image]
+
+
 class SeparateHead(nn.Module):
-    """Features (N, D) -> class logits (N, V + 1) and box offsets (N, V, 4), a t per class (appendix C)."""
+    """Features (N, D) -> class logits (N, V + 1) and, of features held fixed, offsets (N, V, 4) (appendix C)."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
         self.classes, self.offsets = Linear(width, classes + 1), Linear(width, 4 * classes)
 
     def forward(self, features: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
-        # detached: the regressor is fitted to fixed features
         return self.classes(features), self.offsets(features.detach()).unflatten(-1, (-1, 4))
 
 
@@ -78,7 +89,6 @@ def r_cnn(*, width: int = 8) -> Part:
             regions=part(Crops, backbone=backbone),
             region_head=SeparateHead,
         ),
-        # scenes with boxes in place of VOC
         task=part(CocoScenes, classes=4, held_out=128),
         objective=region_loss,
         batches=from_task,
@@ -86,17 +96,3 @@ def r_cnn(*, width: int = 8) -> Part:
         schedule=cosine,
         loop=part(Loop, batch=8, steps=400),
     )
-
-
-def warp(images: Images, regions: Regions, *, size: int, context: int = 0) -> Float[Tensor, "N _ P P"]:
-    """Each region resized to size x size, with `context` pixels of its surroundings on every side (section 2.1).
-
-    Pixels outside the image have the image's mean.
-    """
-    # box as (cx, cy, w, h)
-    centre, extent = centred(regions.boxes).chunk(2, -1)
-    # the region fills size - 2 context pixels of the crop, so the box grows by this ratio
-    wider = corners(torch.cat([centre, extent * size / (size - 2 * context)], -1))
-    mean = images.mean((-2, -1), keepdim=True)
-    # roi_align reads zero outside the image: with the mean subtracted, zero is the mean
-    return roi_align(images - mean, Regions(wider, regions.image), scale=1.0, out=size, samples=1) + mean[regions.image]

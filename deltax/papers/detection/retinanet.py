@@ -1,13 +1,12 @@
 """Focal Loss for Dense Object Detection. Lin, Goyal, Girshick, He, Dollár, 2017. arXiv:1708.02002
 
-A feature pyramid network, but one-stage: every anchor is classified directly, with a loss that down-weights easy
-examples.
+A feature pyramid network, but in one stage: each anchor is classified, by a loss that fades out what is easy.
 
-A second stage trains on a balanced sample of regions; a one-stage detector trains on thousands of anchors, nearly all
-easy background, whose summed losses exceed those of the few objects. Focal loss multiplies cross-entropy by (1 -
-p_t)^gamma, so well-classified anchors have almost no loss. The last bias starts at a prior probability of 0.01;
-otherwise background dominates the first steps. The paper keeps the best 1000 anchors of each level; `detect` keeps the
-best 200 over all levels.
+A second stage sees a balanced handful of regions; a first stage sees thousands of anchors, nearly all of them
+background and nearly all of those easy. Together their small losses drown the few objects. Focal loss multiplies
+cross-entropy by (1 - p)^gamma, so that what is known already weighs nothing, and the last bias starts at a prior of one
+object in a hundred, or the first steps would be spent on the background alone. The paper detects with the best 1000
+anchors of each level; `detect` takes the best 200 answers of all levels together.
 """
 
 import math
@@ -27,8 +26,18 @@ from deltax.parts.numerics.precision import at_least_float32
 from deltax.shapes import Images, Maps, PerExample
 
 
+def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """-alpha_t (1 - p_t)^gamma log p_t, elementwise, of targets 0 and 1 (Eq. 5).
+
+    `alpha` weighs the ones and 1 - alpha the zeros; a negative alpha weighs both by 1.
+    """
+    sign = 2 * targets - 1
+    loss = -(torch.sigmoid(-sign * logits) ** gamma) * nn.functional.logsigmoid(sign * logits)
+    return loss if alpha < 0 else loss * (targets * alpha + (1 - targets) * (1 - alpha))
+
+
 class Dense(NamedTuple):
-    """Class logits and box offsets of S anchors; anchors (S, 4) are corners in pixels."""
+    """Of S anchors (S, 4), corners in pixels: a logit for each class, and offsets."""
 
     logits: Float[Tensor, "B S V"]
     offsets: Float[Tensor, "B S 4"]
@@ -36,7 +45,7 @@ class Dense(NamedTuple):
 
 
 class TopConvolutions(nn.Module):
-    """P6 and P7: a 3 x 3 convolution of stride 2 of the backbone's last map, and another of its relu."""
+    """Two more levels: a 3 x 3 convolution of stride 2 of the backbone's last map, and another of that one's relu."""
 
     steps = (2, 2)
 
@@ -46,15 +55,14 @@ class TopConvolutions(nn.Module):
         self.second = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
     def forward(self, deepest: Maps, last: Maps) -> list[Maps]:
-        # P6: 3 x 3, stride 2, on C5; P7: the same on relu(P6)
         x = self.first(deepest)
         return [x, self.second(torch.relu(x))]
 
 
 class DenseHead(nn.Module):
-    """Two towers of 3 x 3 convolutions, for classes and for boxes, shared over levels (section 4).
+    """Two towers of 3 x 3 convolutions, for classes and for boxes, the same on all levels (section 4).
 
-    Maps -> logits (B, S, V), initially at probability `prior`, and class-agnostic offsets (B, S, 4).
+    Maps -> logits (B, S, V) that begin at a probability of `prior`, and offsets (B, S, 4), the same for all classes.
     """
 
     can_be_zero = ("depth",)
@@ -72,7 +80,6 @@ class DenseHead(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)
-        # section 4.1: b = -log((1 - pi) / pi)
         nn.init.constant_(self.classes.bias, math.log(self.prior / (1 - self.prior)))
 
     def forward(self, maps: list[Maps]) -> tuple[Float[Tensor, "B S V"], Float[Tensor, "B S 4"]]:
@@ -81,14 +88,13 @@ class DenseHead(nn.Module):
             says, moves = x, x
             for of_class, of_box in zip(self.class_tower, self.box_tower, strict=True):
                 says, moves = torch.relu(of_class(says)), torch.relu(of_box(moves))
-            # (B, cells * anchors, V)
             logits.append(by_cell(self.classes(says), self.classes_count))
             offsets.append(by_cell(self.offsets(moves), 4))
         return torch.cat(logits, 1), torch.cat(offsets, 1)
 
 
 class OneStage(nn.Module):
-    """Images -> maps -> `Dense` predictions of every anchor. The task gives `channels` and `classes`."""
+    """Images -> maps -> what is said of every anchor, a `Dense`. `channels` and `classes` are the task's."""
 
     interface = IMAGES_TO_ANCHORS
 
@@ -107,9 +113,8 @@ class OneStage(nn.Module):
     def detect(
         self, images: Images, *, least: float = 0.05, overlap: float = 0.5, before: int = 200, most: int = 20
     ) -> Detections:
-        """The `before` most probable boxes of each image above `least`, after NMS."""
+        """Boxes of a probability of at least `least`, the `before` likeliest of each image, after suppression."""
         said = self(images)
-        # over (anchor, class) pairs: the index is anchor * V + class
         odds, index = at_least_float32(said.logits).sigmoid().flatten(1).topk(min(before, said.logits[0].numel()))
         image, rank = (odds > least).nonzero(as_tuple=True)
         anchor, label = (f(index[image, rank], said.logits.shape[-1]) for f in (torch.floor_divide, torch.remainder))
@@ -119,22 +124,17 @@ class OneStage(nn.Module):
 
 @needs("images", "boxes", "labels", model=IMAGES_TO_ANCHORS)
 def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float = 0.25) -> PerExample:
-    """Focal loss of every anchor and class plus smooth L1 of positive anchors' offsets, for each image (section 4).
-
-    Divided by the number of positive anchors, at least 1. IoU of 0.5 or more is positive, below 0.4 background.
-    """
+    """Focal loss of every anchor and class and smooth L1 of objects' offsets, over the anchors that are an object's,
+    at least 1: those of IoU 0.5 on, where below 0.4 is background (section 4). One for each image."""
     boxes, real = truth(batch, batch.images)
     said = model(batch.images)
-    # index of the object, or background, or ignored
     found = assign(iou(said.anchors[:, None], boxes[:, None]), real, low=0.4, high=0.5)
     mine = found >= 0
     logits, offsets = at_least_float32(said.logits), at_least_float32(said.offsets)
     label = of_found(batch.labels, found, 0)
     targets = nn.functional.one_hot(label, logits.shape[-1]) * mine[..., None]
-    # anchors between 0.4 and 0.5 are ignored
     each = focal(logits, targets.to(logits.dtype), gamma=gamma, alpha=alpha).sum(-1).where(found != IGNORED, 0.0)
     goal = encode(of_found(boxes, found, 0.0), said.anchors).to(offsets.dtype)
-    # class-agnostic, positive anchors only
     error = nn.functional.smooth_l1_loss(offsets, goal, reduction="none").sum(-1).where(mine, 0.0)
     return (each + error).sum(1) / mine.sum(1).clamp(min=1)
 
@@ -142,7 +142,6 @@ def one_stage(model: nn.Module, batch: Any, *, gamma: float = 2.0, alpha: float 
 @paper(on=fpn, year=2017, arxiv="1708.02002")
 def retinanet(*, dim: int = 32, width: int = 8) -> Part:
     backbone = part(r_cnn["model.regions.backbone"], widths=(width, 2 * width, 4 * width))
-    # anchor sides in pixels, two per level
     sizes = (8.0, 11.0), (12.0, 15.0), (16.0, 20.0), (24.0, 30.0)
     model = part(
         OneStage,
@@ -150,14 +149,3 @@ def retinanet(*, dim: int = 32, width: int = 8) -> Part:
         anchors=part(Anchors, sides=sizes),
     )
     return r_cnn.put("model", model).put("objective", part(one_stage)).put("loop.steps", 600)
-
-
-def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """FL(p_t) = -alpha_t (1 - p_t)^gamma log p_t, elementwise, for targets 0 and 1 (Eq. 5).
-
-    `alpha` is the weight of target 1, 1 - alpha that of target 0; a negative alpha gives both weight 1.
-    """
-    sign = 2 * targets - 1
-    # 1 - p_t = sigmoid(-sign z), log p_t = logsigmoid(sign z): finite for any logit
-    loss = -(torch.sigmoid(-sign * logits) ** gamma) * nn.functional.logsigmoid(sign * logits)
-    return loss if alpha < 0 else loss * (targets * alpha + (1 - targets) * (1 - alpha))

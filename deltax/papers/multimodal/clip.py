@@ -1,13 +1,13 @@
 """Learning Transferable Visual Models From Natural Language Supervision. Radford, Kim, Hallacy, Ramesh, Goh, Agarwal,
 Sastry, Askell, Mishkin, Clark, Krueger, Sutskever, 2021. arXiv:2103.00020
 
-Contrastive learning, but the second view of an image is its caption, encoded by a text encoder.
+Contrastive learning, but the second view of an image is its caption, with an encoder of its own.
 
-In a batch of pairs, each image has to match its text among all texts and each text its image: one softmax over rows and
-one over columns, with a learned temperature. This gives a zero-shot classifier: write each class as a sentence and take
-the nearest. The image encoder is a ViT with one more norm before its blocks, the text encoder a GPT read at the
-end-of-text token; both map linearly into the shared space. ViT-L/14 was trained on 400 million pairs with batches of
-32,768; the default here is trained on digits and bytes.
+In a batch of pairs, each image is to find its text among all texts and each text its image; only pairs across count, so
+there is one softmax over rows and one over columns. How sharp they are is learned. What this gives for free is a
+classifier of anything that can be named: write each class as a sentence, and see which lies nearest. The image's side
+is a ViT with one more norm before its blocks, the text's GPT, read where the text ends; both map linearly into the
+shared space. ViT-L/14 was trained on 400 million pairs, 32,768 a batch; the default here reads digits and bytes.
 """
 
 import torch
@@ -18,7 +18,6 @@ from deltax import Part, paper, part
 from deltax.contract import PAIRS_TO_LOGITS, needs
 from deltax.paper import paper_of
 from deltax.papers.language.models.gpt import gpt
-from deltax.papers.language.models.transformer import transformer
 from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.papers.vision.backbones.vit import vit
 from deltax.papers.vision.self_supervised.simclr import simclr
@@ -33,32 +32,28 @@ from deltax.shapes import PerExample
 from deltax.tasks.multimodal.pairs import PairBatch, Pairs
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), the GELU of the released weights."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 def symmetric(logits: Float[Tensor, "N N"]) -> PerExample:
-    """Cross-entropy of row i against column i, averaged over both directions, in nats (Figure 3)."""
-    # the loss is taken in float32 at least
+    """How surprising it is, in nats, that row i belongs to column i: a mean of both directions (Figure 3)."""
     own = logits.float() if logits.dtype is not torch.float64 else logits
-    # mean of the softmax over rows and over columns, labels 0 to N - 1
     return (own.logsumexp(0) + own.logsumexp(1)) / 2 - own.diagonal()
 
 
 @needs("images", "texts", model=PAIRS_TO_LOGITS)
 @mixes("the negatives of an example are the others of its piece")
 def pair_contrast(model: nn.Module, batch: PairBatch) -> PerExample:
-    """`symmetric` of a batch. The negatives are the other pairs of the same micro-batch."""
+    """`symmetric` of a batch. What a pair is told from is its own piece of the batch."""
     return symmetric(model(batch.images, batch.texts))
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), the GELU approximation of the released weights."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-@paper(on=(simclr, vit, gpt, transformer), year=2021, arxiv="2103.00020")
+@paper(on=simclr, year=2021, arxiv="2103.00020")
 def clip(*, dim: int = 48, depth: int = 2, heads: int = 3, patch: int = 2, width: int = 32) -> Part:
     image = paper_of(vit)(dim=dim, depth=depth, heads=heads, patch=patch)["model.trunk"]
-    # a norm before the blocks; no bias in patches
     image = image.fill("norm", LayerNorm, eps=1e-5).put("stack.entry", part(LayerNorm)).set(Patches, embed=Matrix)
-    # causal, read at the end-of-text token
     text = paper_of(gpt)(dim=dim, depth=depth, heads=heads)["model"].put("head", part(Nothing))
     model = part(
         DualEncoder,
@@ -72,7 +67,7 @@ def clip(*, dim: int = 48, depth: int = 2, heads: int = 3, patch: int = 2, width
         task=Pairs,
         objective=pair_contrast,
         batches=simclr["batches"],
-        optimizer=part(adamw, rate=1e-3, beta2=0.98, decay=0.2),  # beta2 and decay are the paper's for ViT
+        optimizer=part(adamw, rate=1e-3, beta2=0.98, decay=0.2),
         schedule=simclr["schedule"],
         loop=simclr["loop"],
     )

@@ -19,7 +19,7 @@ from deltax.weights.vision.backbones.hiera import from_hf, pretraining_from_hf
 
 @claim.parity(peer="transformers HieraPooler")
 def the_mean_is_normed_after():
-    """The classifier's pool equals transformers': the norm of the mean, not the mean of norms."""
+    """The classifier's pool is transformers', the norm of the mean and not the mean of norms."""
     from transformers import HieraConfig
     from transformers.models.hiera.modeling_hiera import HieraPooler
 
@@ -37,8 +37,8 @@ def the_mean_is_normed_after():
 
 @claim
 def a_unit_is_attended_as_if_alone():
-    """Attention in mask units equals attention on each unit alone, with its gradients, pooled or not. For a single
-    unit it equals the inner attention bitwise."""
+    """Attention in mask units is attention on each unit's own patches, its gradients too, pooled or not; and one unit
+    of the whole stream is the inner attention, to the bit."""
     trunk = randomise(_tiny["model.trunk"](2, (8, 12)))
     for mixer in (trunk.stack.stages[0].blocks[0].mixer, trunk.stack.merges[0].mixer):
         x = torch.randn(2, 96, 6, dtype=torch.float64, requires_grad=True)
@@ -51,8 +51,8 @@ def a_unit_is_attended_as_if_alone():
 
 @claim
 def what_is_not_seen_does_not_reach_what_is():
-    """The latents of visible units are bitwise independent of masked pixels, NaN included, through pooling, global
-    stages and overlapping convolutions."""
+    """Whatever stands in the masked units, NaN included, the latents of the others are the same to the bit, through
+    pooling, through stages that see everything, and through convolutions that reach over the border."""
     for patches in (part(Patches, patch=1), part(OverlappingPatches, patch=1, reach=3)):
         recipe = _masked.set(ZOrdered, inner=patches)
         model = randomise(recipe["model"](2, (8, 12)))
@@ -65,7 +65,7 @@ def what_is_not_seen_does_not_reach_what_is():
 
 @claim
 def the_first_stages_do_not_see_across_units():
-    """In local stages a unit's elements depend on its own pixels only; after the first global stage, on all pixels."""
+    """Before the first stage that is not local, a unit's elements depend on its own pixels alone; after it on all."""
     trunk = randomise(_tiny["model.trunk"](1, (8, 12)))
     images = torch.randn(1, 1, 8, 12, dtype=torch.float64, requires_grad=True)
     for stage, x in enumerate(trunk.stack.each(trunk.tokens(images), Context())):
@@ -75,8 +75,8 @@ def the_first_stages_do_not_see_across_units():
 
 @claim.parity(peer="transformers HieraModel")
 def equals_transformers():
-    """With the same random weights, stream, pooled features and gradients equal transformers' Hiera on images that
-    are not square."""
+    """The same random weights give transformers' stream, pooled features and gradients on images that are not
+    square."""
     from transformers import HieraModel
 
     recipe = _like(paper_of(vit)(dim=48, heads=8), (1, 2, 2, 1))
@@ -96,8 +96,8 @@ def equals_transformers():
 
 @claim.parity(peer="transformers HieraForPreTraining")
 def equals_transformers_pretraining():
-    """With the same random weights and noise, pixels, loss and gradients equal transformers' Hiera pre-training,
-    with its fusion of stages."""
+    """The same random weights and noise give the pixels, loss and gradients of transformers' masked pre-training, its
+    fusion of stages included."""
     from transformers import HieraForPreTraining
 
     config = _config(
@@ -118,8 +118,9 @@ def equals_transformers_pretraining():
 
 @claim.measured(paper="more accurate than previous models, and simpler (abstract); Hiera-B 84.5 ImageNet top-1")
 def a_pyramid_learns_as_much_for_less(lab):
-    """After MAE pre-training on digits, a linear probe on Hiera (one patch per pixel, units of four) is less than 2
-    points below one on a plain ViT of as many blocks with patches of a unit's size."""
+    """Pre-trained by MAE on digits, one patch a pixel and masked in units of four, the pyramid's features tell digits
+    apart by a linear map less than 2 points worse than a plain ViT's of as many blocks, pre-trained on patches of the
+    same size as the units."""
     gaps, right = [], {"ViT": [], "Hiera": []}
     recipes = {"ViT": vit + mae, "Hiera": paper_of(vit)(patch=1) + mae + q_pooled_attention + hiera}
     for seed in lab.seeds(3):
@@ -132,8 +133,8 @@ def a_pyramid_learns_as_much_for_less(lab):
 
 @claim.measured(paper="significantly faster both at inference and during training (abstract)")
 def a_pyramid_is_faster(lab):
-    """On 256 patches with the reference attention, forward and backward, a plain ViT of as many blocks and the same
-    last width takes at least twice as long.
+    """Forward and backward over 256 patches, both with the reference attention, takes a plain ViT of as many blocks and
+    the same last width at least twice as long.
 
     A first version asked this of 1024 patches.
     """

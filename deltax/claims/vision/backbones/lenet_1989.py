@@ -10,7 +10,7 @@ from deltax.tasks.images.digits import Batch
 
 @claim
 def weights_and_connections_are_those_of_the_paper():
-    """The layers have 1068 + 2592 + 5790 + 310 = 9760 parameters and 64,660 connections (section 3)."""
+    """The layers have 1068 + 2592 + 5790 + 310 = 9760 weights, which make 64,660 connections (section 3)."""
     model = LeNet(16, 10)
     layers = (model.h1, model.h2, model.h3, model.output)
     assert [sum(p.numel() for p in layer.parameters()) for layer in layers] == [1068, 2592, 5790, 310]
@@ -25,8 +25,8 @@ def weights_and_connections_are_those_of_the_paper():
 
 @claim
 def a_unit_sees_its_window_and_no_more():
-    """A unit of H1 depends on the 25 pixels of its window, a unit of H2 on the windows of 8 maps. The padding is
-    background: a wider blank image changes nothing."""
+    """A unit of H1 depends on 25 pixels, or on those of its window that lie inside; a unit of H2 on the windows of
+    8 maps. Outside the image lies paper: a wider blank image changes nothing."""
     torch.manual_seed(0)
     layer = Detectors(8, 12, GROUPS).double()
     nn.init.normal_(layer.bias)
@@ -44,8 +44,8 @@ def a_unit_sees_its_window_and_no_more():
 
 @claim.parity(peer="torch.nn.Conv2d and torch.nn.MSELoss")
 def equals_torch():
-    """With the unconnected map pairs at weight zero and a bias per unit, two torch convolutions and two linear
-    layers of the same random weights give the same logits, loss and gradients."""
+    """With the pairs of maps that are not connected at zero and a bias added for each unit, two of torch's convolutions
+    and two linear maps give the same logits, loss and gradients, all weights random."""
     torch.manual_seed(0)
     model = LeNet(16, 7).double()
     for parameter in model.parameters():
@@ -78,7 +78,7 @@ def equals_torch():
 
 @claim.measured(paper="5.0 % of 2,007 test digits wrong after 23 passes over 7,291 (section 5.1); 4.1 % in the re-run")
 def learns_to_read(lab):
-    """After 23 passes over 300 digits the held-out error is below 8%."""
+    """After 23 passes over 300 digits fewer than 8 % of the held-out digits are read wrongly."""
     runs = [lab.train("lenet-1989", seed=seed) for seed in lab.seeds(3)]
     numbers = {"training error, %": [run.evaluation.metrics["training error"] for run in runs]}
     figures = {"The twelve windows of H1 that one run learned": lab.figure(windows(runs[0].model))}
@@ -86,7 +86,7 @@ def learns_to_read(lab):
 
 
 def windows(model: LeNet):
-    """A matplotlib figure of the weights of H1, white where positive."""
+    """A matplotlib figure of the weights of H1, white where ink is wanted."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 1.2), layout="constrained")

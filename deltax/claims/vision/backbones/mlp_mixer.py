@@ -17,7 +17,7 @@ from deltax.shapes import Stream
 
 @claim
 def is_the_equation():
-    """Values and gradients of a block equal Eq. 1 written out: U = X + (W2 gelu(W1 LN(X)^T))^T, Y = U + W4 gelu(W3
+    """A block is Eq. 1 written out, its gradients too: U = X + (W2 gelu(W1 LN(X)^T))^T, then Y = U + W4 gelu(W3
     LN(U))."""
     block, x = _block()
     x.requires_grad_()
@@ -31,7 +31,8 @@ def is_the_equation():
 
 @claim
 def every_feature_is_mixed_alike_and_alone():
-    """Token mixing is equivariant to permuting features, and no output feature depends on another input feature."""
+    """Permuting the features of what is mixed permutes what comes out, and does nothing else; no feature's output
+    depends on another feature."""
     block, x = _block()
     mixing, order = block.mixer, torch.randperm(7)
     torch.testing.assert_close(mixing(x[..., order]), mixing(x)[..., order])
@@ -42,7 +43,7 @@ def every_feature_is_mixed_alike_and_alone():
 
 @claim
 def places_are_known_without_position_vectors():
-    """Without position embeddings, shuffled patches give a ViT the shuffled stream, but not a Mixer."""
+    """Shuffling the patches does more than shuffle the stream, where attention without positions does no more."""
     for delta, knows in ((mlp_mixer(context=6), True), (mean_pooled, False)):
         recipe = (paper_of(vit)(dim=12, depth=2, heads=3, patch=3) + delta).fill("position", Nothing)
         trunk = randomise(recipe["model.trunk"](2, (6, 9)))
@@ -52,8 +53,8 @@ def places_are_known_without_position_vectors():
 
 @claim.measured(paper="Mixer-H/14 on JFT-300M 87.94 against ViT-H/14 88.55 ImageNet top-1 (Table 2)")
 def nearly_as_good_as_attention(lab):
-    """With 6 blocks against ViT's 4 (equal parameters), Mixer's held-out accuracy on digits is less than 3 points
-    below ViT's."""
+    """With as many parameters, 6 blocks against 4, the mixer's accuracy on held-out digits is less than 3 points below
+    ViT's."""
     gaps, numbers = [], {"ViT": [], "mixer": []}
     for seed in lab.seeds(3):
         runs = {"ViT": vit, "mixer": paper_of(vit)(depth=6) + mlp_mixer}

@@ -13,7 +13,7 @@ from deltax.parts.attention.context import Context
 
 @claim
 def pooling_by_one_is_attention():
-    """With stride 1 and no widening the output equals Attention's, bitwise."""
+    """With a stride of 1 and no widening it is Attention, to the bit."""
     plain = randomise(Attention(12, heads=3))
     pooled = Attention(12, heads=3, project=part(QPooled, stride=1)).double()
     pooled.load_state_dict(plain.state_dict())
@@ -23,7 +23,7 @@ def pooling_by_one_is_attention():
 
 @claim
 def a_group_asks_as_one():
-    """N inputs give N / s outputs. Permuting inputs inside groups leaves the outputs unchanged; permuting across
+    """N elements come out as N / s; permuting the elements inside groups leaves every output as it was, and across
     groups does not."""
     attention = randomise(Attention(12, heads=3, project=part(QPooled, stride=3, widen=2)))
     x = torch.randn(2, 15, 12, dtype=torch.float64)
@@ -36,7 +36,7 @@ def a_group_asks_as_one():
 
 @claim
 def scores_cost_a_stride_less():
-    """The two matrix products of attention over N elements take 1/s of the FLOPs without pooling."""
+    """The two products of attention over N elements take N^2 / s times as many FLOPs as for one pair."""
     from torch.utils.flop_counter import FlopCounterMode
 
     def flops(stride: int, count: int) -> int:
@@ -50,8 +50,8 @@ def scores_cost_a_stride_less():
 
 @claim
 def z_order_keeps_squares_together():
-    """The z-order is a permutation in which each aligned run of 4^n patches is a square of side 2^n; units are in
-    row-major order."""
+    """It is a permutation, in which each run of 4^n patches, from any multiple of it on, is a square of side 2^n; units
+    go row by row."""
     rows, columns, levels = 8, 12, 2
     order = torch.tensor(z_order((rows, columns), levels))
     assert torch.equal(order.sort().values, torch.arange(rows * columns))
@@ -65,8 +65,8 @@ def z_order_keeps_squares_together():
 
 @claim.parity(peer="transformers HieraMaskUnitAttention")
 def equals_transformers():
-    """With the same random weights, outputs and gradients equal those of transformers' pooling attention over all
-    elements, which interleaves groups."""
+    """The same random weights give the outputs and gradients of transformers' pooling attention, which keeps groups a
+    stride apart, over all elements."""
     from transformers.models.hiera.modeling_hiera import HieraMaskUnitAttention
 
     theirs = randomise(HieraMaskUnitAttention(6, 12, num_heads=2, query_stride=4))
@@ -84,7 +84,7 @@ def equals_transformers():
 
 @claim
 def a_stream_gets_shorter_and_wider():
-    """On a ViT, each stage after the first has a quarter of the elements and twice the width of the stage before."""
+    """Over a ViT, each stage after the first has a quarter of the elements and twice the width of the one before."""
     recipe = paper_of(vit)(dim=24, heads=4, patch=1) + q_pooled_attention(depths=(1, 2, 1))
     trunk = recipe["model.trunk"](2, (8, 12))
     x = trunk.tokens(torch.randn(1, 2, 8, 12))

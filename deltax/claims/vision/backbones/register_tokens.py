@@ -13,7 +13,7 @@ from deltax.weights.vision.backbones.register_tokens import from_hf
 
 @claim
 def no_registers_is_a_vit():
-    """With zero registers the stream equals the ViT's, bitwise."""
+    """With none, the stream is the ViT's, to the bit."""
     plain = randomise(_tiny["model.trunk"](2, (6, 9)))
     none = (_tiny + register_tokens(registers=0))["model.trunk"](2, (6, 9)).double()
     none.load_state_dict(_moved(plain.state_dict()) | {"stack.registers": torch.empty(0, 12)})
@@ -23,7 +23,7 @@ def no_registers_is_a_vit():
 
 @claim
 def the_order_of_registers_is_not_seen():
-    """Permuting the registers leaves the stream unchanged; changing one register changes every element."""
+    """Permuting the registers changes nothing; changing one changes every element of the stream."""
     trunk = randomise((_tiny + register_tokens)["model.trunk"](2, (6, 9)))
     images = torch.randn(2, 2, 6, 9, dtype=torch.float64)
     before = trunk(images)
@@ -36,8 +36,7 @@ def the_order_of_registers_is_not_seen():
 
 @claim.parity(peer="transformers Dinov2WithRegistersModel")
 def equals_transformers():
-    """With the same random weights, class token, patches and register gradients equal transformers' DINOv2 with
-    registers."""
+    """The same random weights give transformers' class token and patches, and the gradients of the registers."""
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, image_size=9, patch_size=3)
@@ -56,8 +55,8 @@ def equals_transformers():
     paper="with registers no patch's norm stands out; LOST on VOC07 35.3 to 55.4 corloc with DINOv2-L (Table 3)"
 )
 def no_patch_stands_out(lab):
-    """Trained on digits in 64 patches, the ratio of largest to median patch norm is at least 10% larger without
-    registers than with four."""
+    """Trained on digits in 64 patches, many of them blank, the largest norm among an image's patches over their median
+    is at least a tenth larger without registers than with four."""
     falls, numbers = [], {}
     for seed in lab.seeds(3):
         ratios = {}

@@ -11,8 +11,8 @@ from deltax.weights.vision.backbones.resnet import from_hf
 
 @claim
 def a_unit_that_has_learned_nothing_copies():
-    """With a zero branch, a residual unit on nonnegative maps is the identity, bitwise, and passes gradients
-    unchanged; a plain unit does neither."""
+    """With a branch that gives zero, a unit on maps that are nowhere negative is the identity, to the bit, and its
+    input's gradient passes whole; a plain unit loses both."""
     torch.manual_seed(0)
     x = torch.rand(2, 5, 7, 7, dtype=torch.float64).requires_grad_()
     for unit in (Residual(5, 5, 1).double(), Plain(5, 5, 1).double()):
@@ -34,8 +34,8 @@ def layers_are_counted():
 
 @claim.parity(peer="transformers ResNetForImageClassification")
 def equals_transformers():
-    """With the same random weights and statistics, logits, gradients and new running statistics equal transformers',
-    for basic and bottleneck units, in training and evaluation, at odd sizes."""
+    """The same random weights and statistics give transformers' logits, gradients and new running statistics, with
+    basic and with bottleneck units, training and not, at odd sizes."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     for kind, branch in (("basic", Basic), ("bottleneck", Bottleneck)):
@@ -63,18 +63,18 @@ def equals_transformers():
 
 @claim.measured(paper="plain-34 28.54 against plain-18 27.94 top-1 error on ImageNet (Table 2)")
 def deeper_plain_networks_train_worse(lab):
-    """Without shortcuts, the final training loss of 38 layers is at least 0.05 nats above that of 8 layers."""
+    """Without shortcuts, 38 layers end at a training loss at least 0.05 nats above that of 8 layers."""
     return lab.at_least(_deeper(lab, Plain), 0.05, unit="nats")
 
 
 @claim.measured(paper="ResNet-34 25.03 against ResNet-18 27.88 top-1 error on ImageNet (Table 2)")
 def deeper_residual_networks_do_not(lab):
-    """With shortcuts, the final training loss of 38 layers is less than 0.05 nats above that of 8 layers."""
+    """With shortcuts, 38 layers end at a training loss less than 0.05 nats above that of 8 layers."""
     return lab.at_most(_deeper(lab, Residual), 0.05, unit="nats")
 
 
 def _deeper(lab, unit: type[nn.Module]) -> list[float]:
-    """The training loss of 38 layers minus that of 8, averaged over the last tenth of the run, for each seed."""
+    """The training loss of 38 layers less that of 8, over the last tenth of the run, for each seed."""
     gaps = []
     for seed in lab.seeds(3):
         ends = []
@@ -87,7 +87,7 @@ def _deeper(lab, unit: type[nn.Module]) -> list[float]:
 
 
 def _random(model: nn.Module) -> nn.Module:
-    """All parameters and statistics random; variances and gains positive."""
+    """Every parameter and statistic random; variances and gains positive."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             positive = name.endswith(("running_var", "normalization.weight"))

@@ -20,8 +20,8 @@ from deltax.weights.vision.backbones.swin import from_hf
 
 @claim
 def a_masked_cyclic_shift_is_windows_cut_at_the_border():
-    """Cyclic shift, mask and shift back equal attention in each window of the shifted partition, windows cut at the
-    border, with gradients."""
+    """Rolling, masking and rolling back gives, with its gradients, what attention gives in each window of the shifted
+    partition alone, those at the border cut by it."""
     torch.manual_seed(0)
     rows, columns, window, shift = 6, 9, 3, 1
     tree = part(Windows, inner=part(Attention, heads=2, score=part(RelativeBias, window=window)))
@@ -44,8 +44,8 @@ def a_masked_cyclic_shift_is_windows_cut_at_the_border():
 
 @claim
 def a_window_as_large_as_the_image_is_attention():
-    """Where one window holds the whole grid and biases are zero, the output equals plain attention bitwise, shifted
-    or not."""
+    """Where one window holds the whole grid, and biases are zero, Windows is the attention inside it, shifted or not,
+    to the bit."""
     torch.manual_seed(0)
     inner = part(Attention, heads=2, score=part(RelativeBias, window=5))
     for shift in (0, 2):
@@ -60,8 +60,8 @@ def a_window_as_large_as_the_image_is_attention():
 
 @claim
 def shifting_connects_windows():
-    """After two blocks a patch depends on patches outside its window if the second is shifted, and on none
-    otherwise."""
+    """One block sees its own window only; a second, shifted, sees into the windows around it, and without the shift
+    does not."""
     for shift, connected in ((2, True), (0, False)):
         recipe = paper_of(vit)(dim=8, heads=2, patch=1) + swin(window=4, depths=(2,))
         trunk = randomise(recipe.set(Windows, shift=0)["model.trunk"](1, 12))
@@ -75,8 +75,8 @@ def shifting_connects_windows():
 
 @claim
 def cost_is_linear_in_the_number_of_windows():
-    """Four times as many patches cost four times the FLOPs in windows, shifted or not; global attention's scores
-    cost sixteen times."""
+    """Four times as many patches cost four times the FLOPs in windows, shifted or not, and sixteen times the FLOPs of
+    scores in attention everywhere."""
     from torch.utils.flop_counter import FlopCounterMode
 
     def flops(mixer: nn.Module, side: int) -> int:
@@ -94,8 +94,8 @@ def cost_is_linear_in_the_number_of_windows():
 
 @claim.parity(peer="transformers SwinModel")
 def equals_transformers():
-    """With the same random weights, stream and gradients equal transformers' Swin: padded windows and merging, a
-    single window per stage, and images that are not square."""
+    """The same random weights give transformers' stream and gradients where grids fill neither their windows nor the
+    merging, where one window holds a whole stage, and on images that are not square."""
     from transformers import SwinConfig, SwinModel
 
     for size, window in (((18, 18), 4), ((12, 12), 3), ((14, 22), 4)):
@@ -114,12 +114,12 @@ def equals_transformers():
 
 @claim.measured(paper="Swin-T 80.2 without shifting, 81.3 with it, ImageNet top-1 (Table 4)")
 def windows_that_never_meet_cannot_compare(lab):
-    """The task is whether two marks on both sides of a window border are equal. Two blocks with shifted windows reach
-    an accuracy of at least 95%; without shift the loss stays within 0.02 nats of chance.
+    """Asked whether two marks on either side of a window's border are alike, two blocks in windows that shift are right
+    in at least 95 % of cases; without the shift, nothing merged, their loss stays within 0.02 nats of a guess's.
 
-    The fact sheet asks for chance accuracy without shift. The threshold is on the loss, since an uninformed classifier
-    can be right three times in four by luck; the bound of 0.02 nats is ours, and what was tried before it is not
-    recorded.
+    The fact sheet asks that those without be at chance. This is asked of their loss and not of their accuracy, as the
+    sign of a guess may be right three times in four by luck; the bound of 0.02 nats is ours, and what was tried before
+    it is not recorded.
     """
     shifted = (paper_of(vit)(patch=1, dim=32, heads=2) + swin(window=4, depths=(2,))).put("task", part(Borders))
     seeds, numbers = lab.seeds(3), {}
@@ -133,7 +133,7 @@ def windows_that_never_meet_cannot_compare(lab):
 
 
 def _in_threes(attention: Attention, x: Stream) -> Stream:
-    """Attention in windows of 3 x 3 on a grid of 5 x 3, padded by a row of zeros."""
+    """Attention in the windows of 3 x 3 of a grid of 5 x 3, the last filled up with a row of zeros."""
     maps = nn.functional.pad(x.unflatten(1, (5, 3)), (0, 0, 0, 0, 0, 1))
     halves = [attention(half.flatten(1, 2), Context()) for half in maps.split(3, 1)]
     return torch.cat(halves, 1)[:, :15]

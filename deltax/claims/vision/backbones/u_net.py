@@ -12,8 +12,8 @@ from deltax.weights.vision.backbones.u_net import from_hf
 
 @claim
 def the_bottom_alone_cannot_say_where():
-    """With the skips cut, two images that differ only in pixels lost by downsampling give the same output, bitwise;
-    with skips they do not."""
+    """With its skips cut, and no way to pass but the bottom, two images that differ only in detail that halving loses
+    come out the same, to the bit; with skips they do not."""
     torch.manual_seed(0)
     x = torch.randn(2, 1, 6, 10, dtype=torch.float64)
     for skip in (beside, cut):
@@ -32,7 +32,7 @@ def the_bottom_alone_cannot_say_where():
 
 @claim
 def any_size_comes_back():
-    """The output of images of odd sizes has their size, with a nonzero gradient for every pixel and parameter."""
+    """Images of odd sizes come back at their own, with a gradient for every pixel and every weight."""
     for size in ((16, 16), (7, 11), (4, 5)):
         model = _random(UNet(2, 16, 3, widths=(4, 8, 8), level=part(Conditioned)))
         x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
@@ -44,15 +44,15 @@ def any_size_comes_back():
 
 @claim
 def it_starts_at_zero():
-    """A new network's output is zero for any image."""
+    """A fresh network gives zero for any image: a denoiser that says nothing yet."""
     model = UNet(1, 8, 1)
     assert not model(torch.randn(3, 1, 8, 8), Context()).any()
 
 
 @claim.parity(peer="diffusers UNet2DModel")
 def equals_diffusers():
-    """With the same random weights, output and gradients equal those of diffusers' UNet2DModel without attention,
-    for images that are not square."""
+    """The same random weights give the output of diffusers' network without attention, and its gradients, for images
+    that are not square."""
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
@@ -87,7 +87,8 @@ def equals_diffusers():
 
 @claim.measured(paper="the skips let the network localise; 92 % IoU against 83 % of the second best (Table 2)")
 def skips_restore_where_things_are(lab):
-    """With the skips cut, the squared error of restoring held-out digits from noise is at least 10% higher."""
+    """With its skips cut, the same network restores held-out digits from noise with at least 10 % more squared
+    error."""
     worse, runs = [], {}
     for seed in lab.seeds(3):
         runs = {"with skips": lab.train("u-net", seed=seed), "cut": lab.train(u_net.fill("skip", cut), seed=seed)}

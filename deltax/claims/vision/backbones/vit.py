@@ -18,8 +18,8 @@ from deltax.weights.vision.backbones.vit import from_hf, to_hf
 
 @claim
 def a_patch_embedding_is_a_convolution():
-    """Cutting into patches with a linear map equals a convolution of that size and stride, with gradients;
-    unpatchify inverts patchify."""
+    """Cutting into patches and mapping each linearly is a convolution of that size and stride, its gradients too, and
+    cutting loses nothing: the patches put together again are the image."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, 6, 15, dtype=torch.float64)
     patches = Patches(3, 7, patch=3).double()
@@ -32,8 +32,8 @@ def a_patch_embedding_is_a_convolution():
 
 @claim
 def without_positions_a_picture_is_a_bag_of_patches():
-    """Without positions, shuffled patches give the shuffled stream and the same mean-pooled logits; with positions
-    they do not."""
+    """Without positions, shuffling an image's patches shuffles the stream and leaves a mean-pooled classifier's logits
+    as they were; with positions it changes them."""
     images = torch.randn(2, 2, 6, 9, dtype=torch.float64)
     order = torch.randperm(6)
     shuffled = unpatchify(patchify(images, 3)[:, order], 3, (2, 3))
@@ -46,8 +46,8 @@ def without_positions_a_picture_is_a_bag_of_patches():
 
 @claim.parity(peer="transformers ViTModel")
 def equals_transformers():
-    """With the same random weights, stream and gradients equal transformers' ViT on images that are not square, also
-    at another size with interpolated positions. The weight map is invertible."""
+    """The same random weights give transformers' stream and gradients on images that are not square, at their own size
+    and, positions interpolated, at another; the weights go there and back unchanged."""
     from transformers import ViTConfig, ViTModel
 
     shape = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
@@ -81,14 +81,14 @@ def equals_transformers():
 
 @claim.measured(paper="ViT-L/16 below BiT when pre-trained on ImageNet-1k, above on JFT-300M (Figure 3)")
 def with_little_data_convolutions_win(lab):
-    """Trained on 100 digits, an 8-layer ResNet of as many parameters has a held-out accuracy at least 3 points above
-    ViT's."""
+    """Trained on 100 digits, a ResNet of 8 layers with as many parameters is right on held-out ones at least 3 points
+    more often than ViT."""
     return lab.at_least(_ahead(lab, 100), 3.0, unit="points of accuracy")
 
 
 @claim.measured(paper="ViT-L/16 below BiT when pre-trained on ImageNet-1k, above on JFT-300M (Figure 3)")
 def more_data_closes_the_gap(lab):
-    """The ResNet's lead over ViT is at least 2 points smaller with all 1250 digits than with 100."""
+    """Trained on all 1250 digits or so, the ResNet's lead over ViT is at least 2 points smaller than on 100."""
     gaps = [few - many for few, many in zip(_ahead(lab, 100), _ahead(lab, 10_000), strict=True)]
     run = _trained(lab, "vit", 10_000, lab.seeds(1)[0])
     figure = lab.figure(attention_figure(run.model, run.task.all().images[:8]))
@@ -96,7 +96,7 @@ def more_data_closes_the_gap(lab):
 
 
 def _ahead(lab, examples: int) -> list[float]:
-    """The 8-layer ResNet's accuracy (width 26) minus ViT's, in points, for each seed."""
+    """Points of accuracy that a ResNet of 8 layers from width 26 has over ViT, for each seed."""
     right = lambda name, seed: _trained(lab, name, examples, seed).evaluation.metrics["accuracy"]
     return [100 * (right("resnet(n=1,width=26)", seed) - right("vit", seed)) for seed in lab.seeds(3)]
 

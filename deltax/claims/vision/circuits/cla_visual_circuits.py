@@ -18,6 +18,7 @@ from deltax.papers.vision.circuits.cla_visual_circuits import (
     most_active,
     removed,
     settle,
+    stitched,
     total,
 )
 from deltax.shapes import Images
@@ -25,8 +26,8 @@ from deltax.shapes import Images
 
 @claim
 def between_linear_layers_it_is_the_weight():
-    """Between linear layers the attribution equals the mean absolute activation times the absolute weight, for any
-    image size."""
+    """From one linear layer to the next a score is the mean activation times the size of the weight, whatever the
+    pictures' size."""
     torch.manual_seed(0)
     net = randomise(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1))).eval()
     images = torch.randn(2, 3, 7, 9, dtype=torch.float64)
@@ -37,7 +38,7 @@ def between_linear_layers_it_is_the_weight():
 
 @claim
 def a_score_says_what_a_small_push_does():
-    """Shifting a neuron's whole map by 1e-6 changes the next layer's neurons as the attribution predicts, to 1e-4."""
+    """Moving the whole map of a neuron by a little moves the next layer's neurons by the score over its activation."""
     net, images, layers = _tiny()
     scores = attribution(activity(net, images[:1], layers))
     for i, (name, table) in enumerate(zip(layers, scores, strict=False)):
@@ -54,8 +55,8 @@ def a_score_says_what_a_small_push_does():
 
 @claim
 def between_two_layers_no_sweep_loses():
-    """With two layers no sweep lowers the total, sweeps converge to at most the best circuit, and permuting the
-    neurons permutes the circuit."""
+    """With two layers no sweep lowers the total, sweeps end by themselves at no more than the best circuit of all, and
+    naming the neurons otherwise names the circuit otherwise and changes nothing else."""
     torch.manual_seed(0)
     reached = 0
     for _ in range(12):
@@ -75,8 +76,8 @@ def between_two_layers_no_sweep_loses():
 
 @claim
 def what_is_removed_is_gone():
-    """Removing no neuron leaves the logits bitwise unchanged; removing a whole layer makes them independent of the
-    image. Removing a circuit sets its activations to 0 and leaves no hook."""
+    """Removing no neuron changes no logit, to the bit; removing a whole layer leaves nothing of the picture; removing a
+    circuit leaves none of its activity and no hook behind."""
     net, images, layers = _tiny()
     plain = net(images)
     with removed(net, layers, ((),) * len(layers)):
@@ -97,8 +98,8 @@ LAYERS = ("backbone.stem", "backbone.stages.0", "backbone.stages.1", "backbone.s
 
 @claim.measured(paper="circuits causally affect what the model says (abstract)")
 def without_its_circuit_a_digit_is_lost(lab):
-    """Removing a digit's circuit (a quarter of each layer) lowers the held-out accuracy on that digit by at least 10
-    points more than removing random circuits of the same size."""
+    """With the circuit of a digit taken out, a quarter of each layer, fewer of its held-out pictures are told than
+    without random circuits of that size, by at least 10 points."""
     found = [_taken_out(lab, seed) for seed in lab.seeds(3)]
     gains = [f["% right, random"] - f["% right, circuit"] for f in found]
     return lab.at_least(gains, 10.0, unit="points", numbers=_columns(found))
@@ -106,7 +107,7 @@ def without_its_circuit_a_digit_is_lost(lab):
 
 @claim.measured(paper="circuits are of a concept: others are affected less (section 4)")
 def the_other_digits_lose_less(lab):
-    """Removing a digit's circuit lowers the accuracy on that digit at least as much as on the others."""
+    """Taking the circuit of a digit out costs its own held-out pictures more accuracy than those of the others."""
     found = [_taken_out(lab, seed) for seed in lab.seeds(3)]
     gains = [f["% right of others, circuit"] - f["% right, circuit"] for f in found]
     return lab.at_least(gains, 0.0, unit="points", numbers=_columns(found))
@@ -114,8 +115,8 @@ def the_other_digits_lose_less(lab):
 
 @claim.measured(paper="circuits causally affect what the model says (abstract)")
 def the_circuit_is_more_than_what_is_most_active(lab):
-    """Removing the circuit lowers a digit's held-out accuracy at least as much as removing as many of the most
-    active neurons."""
+    """Taking out the circuit costs a digit's held-out pictures more accuracy than taking out as many neurons of each
+    layer that are the most active."""
     found = [_taken_out(lab, seed) for seed in lab.seeds(3)]
     gains = [f["% right, most active"] - f["% right, circuit"] for f in found]
     return lab.at_least(gains, 0.0, unit="points", numbers=_columns(found))
@@ -123,8 +124,7 @@ def the_circuit_is_more_than_what_is_most_active(lab):
 
 @claim.measured(paper="what is said of stitched images is made of the circuits of both parts (abstract, CatFish)")
 def a_stitched_picture_holds_both_circuits(lab):
-    """The circuit of two digits side by side shares at least as many neurons with those two digits' circuits as with
-    the others'."""
+    """The circuit of two digits side by side shares more neurons with those two digits' circuits than with others'."""
     gains = []
     for seed in lab.seeds(3):
         run = lab.train("resnet", seed=seed)
@@ -142,7 +142,7 @@ def a_stitched_picture_holds_both_circuits(lab):
 
 @claim.measured(paper="sweeps go on until the circuit stops changing (section 3)")
 def sweeps_of_a_deep_network_rarely_lose(lab):
-    """Over four layers, fewer than 5% of sweeps lower the total; each sweep optimises towards one neighbour only."""
+    """Through four layers, where a sweep looks to one side only, fewer than 5 % of sweeps lower the total."""
     losing, rounds, settled = [], [], []
     for seed in lab.seeds(3):
         run = lab.train("resnet", seed=seed)
@@ -156,7 +156,7 @@ def sweeps_of_a_deep_network_rarely_lose(lab):
 
 
 def _shown(task: Any, each: int = 8) -> list[Images]:
-    """The first training images of every digit."""
+    """The first training pictures of every digit."""
     images, labels = task.all("train")
     return [images[labels == digit][:each] for digit in range(10)]
 
@@ -167,8 +167,8 @@ def _named(circuit: Circuit) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def _taken_out(lab: Any, seed: int) -> dict[str, float]:
-    """Held-out accuracy (%) on a digit, and on the others, without its circuit or other neurons; averaged over
-    digits."""
+    """Held-out accuracy of a digit, and of the others, with its circuit and with other neurons taken out; a mean over
+    digits, in percent."""
     run = lab.train("resnet", seed=seed)
     images, labels = run.task.all()
     generator, rows = torch.Generator().manual_seed(0), []
@@ -197,15 +197,10 @@ def _columns(found: list[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def _tiny() -> tuple[nn.Module, Images, tuple[str, ...]]:
-    """A small resnet in float64 with random weights and statistics, in evaluation mode; three images; its layers."""
+    """A small resnet in float64 with random weights and statistics, at rest; three images; its layers."""
     recipe = resnet.put("model.backbone.stem_width", 4).put("model.backbone.widths", (4, 6))
     model = randomise(recipe.put("model.backbone.depths", (1, 1))().build({"channels": 2, "classes": 5}))
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5) if name.endswith("var") else buffer.normal_(std=0.3)
     return model.eval(), torch.randn(3, 2, 8, 8, dtype=torch.float64), LAYERS[:3]
-
-
-def stitched(left: Images, right: Images) -> Images:
-    """Images side by side, as the paper's CatFish."""
-    return torch.cat([left, right], -1)

@@ -13,8 +13,8 @@ from deltax.tasks.images.digits import Batch
 
 @claim
 def the_slow_network_gets_no_gradient():
-    """All query-encoder weights get gradients, the key encoder none. The key encoder moves by Eq. 2; with momentum 0
-    it equals the query encoder bitwise."""
+    """A step's gradient reaches every weight of the inner network and none of the slow one's; the slow one has moved
+    by Eq. 2, and with momentum 0 it is the inner network, to the bit."""
     torch.manual_seed(0)
     for momentum in (0.0, 0.9):
         model = _small(momentum=momentum).train()
@@ -31,7 +31,8 @@ def the_slow_network_gets_no_gradient():
 
 @claim
 def with_the_batch_for_a_queue_it_is_contrast_within_the_batch():
-    """With the batch's other keys as the queue, loss and gradients equal the softmax over in-batch keys."""
+    """With the other keys of the batch in place of the queue the loss is that of telling pairs in a batch: the rows of
+    queries by keys, softmaxed, with gradients."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
     queries, keys = (nn.functional.normalize(x, dim=-1) for x in (q, k))
@@ -46,8 +47,8 @@ def with_the_batch_for_a_queue_it_is_contrast_within_the_batch():
 
 @claim
 def who_cannot_tell_is_at_chance():
-    """With equal keys the loss is log(1 + K) at any temperature, 11.09 nats for the paper's K = 65536. With opposite
-    negatives it is log(1 + K exp(-2 / t))."""
+    """Where all keys are one, the loss is log(1 + K) at any temperature, 11.09 nats with the paper's K of 65536; where
+    the own key is the query and the others are opposite, it is log(1 + K exp(-2 / t))."""
     query = nn.functional.normalize(torch.randn(1, 128, dtype=torch.float64), dim=-1)
     queue = query.expand(65536, -1)
     for temperature in (0.07, 0.5):
@@ -59,7 +60,7 @@ def who_cannot_tell_is_at_chance():
 
 @claim
 def first_in_first_out():
-    """The queue holds the newest keys, newest first, also when a batch is longer than the queue."""
+    """The queue holds the newest keys, newest first, and forgets the oldest, also when a batch is longer than it."""
     model = _small(length=7)
     keys = torch.randn(4, 3, model.inner.width)
     for each in keys:
@@ -73,7 +74,7 @@ def first_in_first_out():
 
 @claim
 def looking_changes_nothing():
-    """In evaluation the loss changes neither queue nor key encoder."""
+    """In evaluation the loss moves neither queue nor slow network."""
     model = _small().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     queued_contrast(model, _batch(4))
@@ -82,7 +83,8 @@ def looking_changes_nothing():
 
 @claim.measured(paper="momentum 0 fails, 0.9 gives 55.2, 0.99 57.8, 0.999 59.0 % of ImageNet (section 4.1)")
 def the_copy_must_be_slow(lab):
-    """With momentum 0, the linear probe's error is at least 5 points above that with momentum 0.99."""
+    """With a queue, a copy that does not lag is read at least 5 % worse by a linear classifier than one of momentum
+    0.99."""
     errors = {m: [lab.train(simclr + moco(momentum=m), seed=s).score for s in lab.seeds(3)] for m in (0.0, 0.9, 0.99)}
     worse = [a - b for a, b in zip(errors[0.0], errors[0.99], strict=True)]
     return lab.at_least(worse, 5.0, unit="% error of a linear probe", numbers={"error by momentum": errors})
@@ -90,7 +92,7 @@ def the_copy_must_be_slow(lab):
 
 @claim.measured(paper="MoCo needs no batch of thousands: 60.6 % linear at batch 256 (Table 1)")
 def small_batches_suffice(lab):
-    """With batches of 16, both tuned, MoCo's features have a lower linear-probe error than SimCLR's."""
+    """At batches of 16, both tuned, MoCo's features are read better by a linear classifier than SimCLR's."""
     x = simclr.put("loop.batch", 16)
     return lab.compare(x, x + moco, budget="solid", pairs=3, ladder="off").better
 

@@ -11,7 +11,7 @@ from deltax.tasks.images.digits import Batch
 
 @claim
 def off_it_is_the_batch_itself():
-    """With `pixels` = 0 the batch and its order are unchanged, bitwise."""
+    """With no pixels to move by, the batch is the one without, to the bit, and so is its order."""
     torch.manual_seed(0)
     plain = Batch(torch.randn(5, 1, 7, 6), torch.arange(5))
     for pixels, same in ((0, True), (1, False)):
@@ -22,8 +22,8 @@ def off_it_is_the_batch_itself():
 
 @claim
 def a_move_and_its_return_keep_the_middle():
-    """Pixel (y, x) of the shifted image is (y - down, x - right) of the input; shifting back restores every pixel
-    that stayed inside."""
+    """Moving there and back gives back every pixel that never left the image, and the moves are those that were asked
+    for: pixel (y, x) comes from (y - down, x - right)."""
     torch.manual_seed(0)
     images = torch.randn(9, 2, 7, 5, dtype=torch.float64)
     down, right = torch.tensor([-1, 0, 1]).repeat(3), torch.tensor([-1, 0, 1]).repeat_interleave(3)
@@ -37,7 +37,7 @@ def a_move_and_its_return_keep_the_middle():
 
 @claim
 def every_move_is_equally_likely():
-    """Of 9,000 shifts by up to one pixel, each of the nine offsets occurs 1,000 times within 5 standard deviations."""
+    """Of 9,000 images each of the nine moves of one pixel takes 1,000, give or take 5 standard deviations."""
     torch.manual_seed(0)
     dot = torch.zeros(9000, 1, 5, 5)
     dot[:, 0, 2, 2] = 1
@@ -47,7 +47,7 @@ def every_move_is_equally_likely():
 
 @claim.parity(peer="torch.nn.functional.pad and crop")
 def equals_padding_and_cropping():
-    """Shifts equal crops of the replicate-padded image."""
+    """Shifts are crops of the image padded by its own border."""
     torch.manual_seed(0)
     images = torch.randn(25, 3, 6, 9)
     down, right = (torch.arange(-2, 3).repeat(5), torch.arange(-2, 3).repeat_interleave(5))
@@ -58,7 +58,7 @@ def equals_padding_and_cropping():
 
 @claim.measured(paper="test misses fall from 72 to 43 of 2,007 in Karpathy's re-run, where training also grew longer")
 def moving_digits_reads_better(lab):
-    """At equal passes, shift augmentation lowers the held-out error of the 1989 re-run (rung 5) by at least 0.5 points.
+    """At equal passes, the re-run of 1989 reads at least half a point of held-out digits better when they are moved.
 
     This is the rung of the re-run at 46 passes, without the longer training that the re-run adds next.
     """

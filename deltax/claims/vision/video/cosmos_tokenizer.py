@@ -16,8 +16,8 @@ from deltax.weights.vision.video.cosmos_tokenizer import from_hf
 
 @claim
 def the_first_latent_is_that_of_the_picture():
-    """Encoder and decoder are causal: a video's first latent equals that of its first frame alone, and later frames
-    or latents change no earlier ones, with gradients."""
+    """The latent of a video's first frame is what the frame alone gives, later frames change no earlier latent, and
+    decoded latents change no earlier frame; with the gradients to the pixels."""
     model, video = _tiny()
     latent = model.encode(video).latent
     assert latent.shape == (2, 3, 3, 2, 1)
@@ -35,8 +35,8 @@ def the_first_latent_is_that_of_the_picture():
 
 @claim
 def rates_are_products():
-    """The latent is smaller by patch times all factors along time, rows and columns; the decoder restores the
-    input's shape, also for one-frame videos."""
+    """A latent stands for as many frames, rows and columns as the patch times all factors, and the decoder gives back
+    as many as there were, a picture being one frame."""
     for levels, factors in ((1, ((2, 2),)), (2, ((1, 2),)), (0, ((2, 1), (2, 2)))):
         parts = {"widths": (4,) * (len(factors) + 2), "factors": factors, "patcher": part(Haar, levels=levels)}
         model = Autoencoder(
@@ -55,8 +55,8 @@ def rates_are_products():
 
 @claim
 def rounded_it_is_the_discrete_tokenizer():
-    """With FSQ at the paper's levels the codes are integers below 64000, and decoding the codes gives the
-    tokenizer's output."""
+    """With FSQ in its bottleneck it gives whole numbers below 64000 for the paper's levels, and what is decoded from
+    these numbers alone is what the tokenizer gives."""
     recipe = cosmos_tokenizer + fsq(levels=(8, 8, 8, 5, 5, 5))
     model = randomise(recipe().build({"channels": 1}))
     video = torch.randn(2, 1, 5, 8, 4, dtype=torch.float64)
@@ -68,8 +68,8 @@ def rounded_it_is_the_discrete_tokenizer():
 
 @claim.parity(peer="diffusers AutoencoderKLCosmos")
 def equals_diffusers():
-    """With the same random weights, latents, videos and gradients equal diffusers' Cosmos, for a video and an image,
-    with attention at one level and different rates in time and space."""
+    """The same random weights give diffusers' latents, videos and gradients, of a video and of a picture, with
+    attention at one resolution and other rates in time than in space."""
     from diffusers import AutoencoderKLCosmos
 
     theirs = AutoencoderKLCosmos(
@@ -98,8 +98,8 @@ def equals_diffusers():
 
 @claim.measured(paper="the wavelets let the tokenizer begin on what is not redundant (section 4.1)")
 def wavelets_draw_better_than_pixels(lab):
-    """After 700 steps of batch 16, reconstruction of held-out moving digits from wavelets is at least 0.2 dB better
-    than from cubes of pixels, at equal compute."""
+    """Trained alike at equal compute, the tokenizer reconstructs held-out videos of moving digits at least 0.2 dB
+    better from wavelets than from cubes of pixels, after 700 steps of 16."""
     gains, numbers, figures = [], {}, {}
     for seed in lab.seeds(3):
         found = {}
@@ -118,7 +118,7 @@ def wavelets_draw_better_than_pixels(lab):
 
 
 def _tiny() -> tuple[nn.Module, Tensor]:
-    """A tokenizer with attention at both levels and random parameters, and a video that requires gradients."""
+    """A tokenizer with attention at both levels, all parameters random, and a video that wants gradients."""
     small = {"widths": (4, 6, 6), "factors": ((2, 2),), "attentive": (0,)}
     recipe = paper_of(cosmos_tokenizer)(width=3, levels=1).set(CosmosEncoder, **small).set(CosmosDecoder, **small)
     model = randomise(recipe().build({"channels": 1}))

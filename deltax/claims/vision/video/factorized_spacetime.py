@@ -22,8 +22,8 @@ from deltax.parts.model.videos import as_maps, as_stream, preceded
 
 @claim
 def no_frame_waits_for_a_later_one():
-    """Convolution and block are causal: changing later frames leaves earlier outputs unchanged; changing the first
-    frame changes every output."""
+    """Changing later frames changes no earlier output, of the convolution as of the block, and changing the first one
+    changes all that follow."""
     for layer, video in _layers():
         out = layer(video)
         later = torch.cat([video[:, :, :2], torch.randn_like(video[:, :, 2:])], 2)
@@ -35,8 +35,8 @@ def no_frame_waits_for_a_later_one():
 
 @claim
 def a_picture_is_a_video_of_one_frame():
-    """A video's first frame gives the same output as that frame alone, with gradients; the convolution then equals a
-    2-D convolution and a linear map."""
+    """The first frame of a video comes out as it does alone, with gradients; and the convolution makes of it the
+    plane's convolution of a picture and a linear map."""
     for layer, video in _layers():
         video.requires_grad_()
         out, alone = layer(video)[:, :, :1], layer(video[:, :, :1])
@@ -52,8 +52,8 @@ def a_picture_is_a_video_of_one_frame():
 
 @claim
 def two_convolutions_are_one_of_rank_one_in_time():
-    """Without bias between them, the two convolutions equal one 3-D convolution with the product of their weights,
-    with gradients."""
+    """Without bias between them the plane's convolution and that along time are one 3-D convolution, whose weight is
+    the product of theirs, of a video that its first frame precedes; with the gradients of both."""
     conv, video = next(_layers())
     space, time = conv
     space.bias.data.zero_()
@@ -68,8 +68,8 @@ def two_convolutions_are_one_of_rank_one_in_time():
 
 @claim
 def each_half_is_joint_attention_under_a_mask():
-    """Attention within frames, and along time, equals joint attention under the mask of its pairs, with rotary
-    positions of the whole stream and all gradients."""
+    """Within frames is attention over the whole video whose mask lets a patch see its own frame, and along time the
+    one whose mask lets it see its own place up to now, with rotary positions of the whole stream and all gradients."""
     places = 6
 
     def same_frame(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def each_half_is_joint_attention_under_a_mask():
 
 @claim
 def space_and_time_ask_less():
-    """A video of T frames of S patches takes T S^2 + S T^2 query-key products per head, not (T S)^2. Each patch of
-    the first frame still changes every patch of the last."""
+    """A video of T frames of S patches makes T S^2 + S T^2 products of query and key in each head, where attention over
+    all makes (T S)^2; and still a change in any patch of the first frame reaches every patch of the last."""
     block, counted, time, grid = _block(), [], 5, (2, 3)
 
     def counting(q: Tensor, k: Tensor, v: Tensor, rules: Rules) -> Tensor:
@@ -115,7 +115,7 @@ def space_and_time_ask_less():
 
 @claim
 def frame_by_frame_it_is_the_same():
-    """Encoding frame by frame with a decoding state equals encoding the whole video."""
+    """Fed one frame at a time, remembering what each place has said, the block gives what it gives for the video."""
     block, grid = _block(qk_position=part(Rotary)), (2, 3)
     x = torch.randn(2, 5 * 6, 8, dtype=torch.float64)
     state, told = DecodingState(), []
@@ -127,7 +127,8 @@ def frame_by_frame_it_is_the_same():
 
 @claim
 def looking_both_ways_it_has_no_direction():
-    """With ViViT's full mask a reversed video gives the reversed output; with the causal mask it does not."""
+    """Under the mask of ViViT, which looks both ways, a video played backwards comes out backwards; under the causal
+    one it does not."""
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 8, dtype=torch.float64)
     for mask, same in ((everywhere, True), (causal, False)):
@@ -138,7 +139,7 @@ def looking_both_ways_it_has_no_direction():
 
 @claim
 def with_nothing_said_along_time_each_frame_is_a_picture():
-    """Without the temporal branch the block equals the block it replaced, on each frame."""
+    """With the branch along time left empty the block is the one it replaced, on each frame."""
     block = _block()
     block.rest.mixer = Nothing()
     block.rest.mixer_residual = _Skipped()
@@ -157,12 +158,12 @@ def with_nothing_said_along_time_each_frame_is_a_picture():
 
 @claim.measured(paper="variants that factorise space and time are efficient where all attend to all (abstract)")
 def space_and_time_cost_less(lab):
-    """On 8 frames of 64 patches of width 64, joint reference attention, forward and backward, takes at least 1.9 times
-    as long as factorised attention.
+    """Over 8 frames of 64 patches, 64 features wide, reference attention among all patches takes forward and backward
+    at least 1.9 times as long as attention within frames and then along time: with all four projections of each, a
+    patch costs 81,920 products jointly and 41,984 factorised, so the count promises 1.95.
 
-    With all four projections, a patch costs 81,920 products jointly and 41,984 factorised: 1.95 times. The projections,
-    twice as many, take most of what the pairs save, of which there are 7.1 times fewer. The threshold was written down
-    before anything was timed.
+    The projections, twice as many, eat most of what the pairs save, of which there are 7.1 times fewer. The threshold
+    was written down before anything was timed.
     """
     frames, grid, dim = 8, (8, 8), 64
     places = grid[0] * grid[1]
@@ -190,7 +191,7 @@ def _block(mask: Any = causal, **attention: Any) -> nn.Module:
 
 
 def _layers() -> Iterator[tuple[nn.Module | Callable[[Tensor], Tensor], Tensor]]:
-    """The convolution and the block, each as a function of videos, and a video."""
+    """The convolution and the block, each as a map of videos, and a video."""
     yield randomise(FactorizedConv(8, 8, length=4)), torch.randn(2, 8, 4, 2, 3, dtype=torch.float64)
     block = _block()
 

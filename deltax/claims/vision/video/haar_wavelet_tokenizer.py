@@ -18,7 +18,8 @@ from deltax.parts.model.videos import cubed
 
 @claim
 def nothing_is_lost_and_no_energy_is_made():
-    """As a matrix M, the transform of images and videos at any depth has M M' = I; its inverse is its transpose."""
+    """As a matrix M the transform has M M' = I, over images and over videos, at any depth: it is undone by its
+    transpose, and the sum of squares stays."""
     for shape, levels in (((3, 4, 8), 2), ((1, 8, 8), 3), ((2, 4, 2, 6), 1), ((1, 4, 4, 4), 2)):
         size = math.prod(shape)
         basis = torch.eye(size, dtype=torch.float64).view(size, *shape)
@@ -34,7 +35,7 @@ def nothing_is_lost_and_no_energy_is_made():
 
 @claim
 def a_constant_keeps_its_value():
-    """With Cosmos' scaling a constant video gives that constant in the first band and zero in the others."""
+    """Rescaled as Cosmos does, a constant video is that constant in the first band and zero in all others."""
     for levels in (1, 2):
         video = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64).view(1, 3, 1, 1, 1)
         bands = haar_wavelet_tokenizer(video.expand(2, 3, 1 + 2**levels, 4, 8), levels=levels)
@@ -44,8 +45,8 @@ def a_constant_keeps_its_value():
 
 @claim
 def a_picture_is_a_video_of_one_frame():
-    """A video's first group equals that of its first frame alone, later frames do not change earlier groups, and the
-    video is reconstructed exactly, with gradients."""
+    """The first group of a video is what its first frame alone gives, later frames do not reach earlier groups, and
+    the video comes back, its gradients too."""
     torch.manual_seed(0)
     for levels in (1, 2):
         p = 2**levels
@@ -61,7 +62,7 @@ def a_picture_is_a_video_of_one_frame():
 
 @claim
 def it_is_space_to_depth_turned():
-    """The bands are an orthogonal map of the space-to-depth channels, the same at every position."""
+    """The bands of a video are an orthogonal map of what space to depth gives, the same at every place."""
     torch.manual_seed(0)
     for levels in (1, 2):
         p = 2**levels
@@ -75,8 +76,7 @@ def it_is_space_to_depth_turned():
 
 @claim.parity(peer="PyWavelets dwtn, and WaveletPacket2D for the second level")
 def equals_pywavelets():
-    """Each band of an image and of a video equals PyWavelets' of that name; each second-level band equals its
-    packet's."""
+    """Each band of an image and of a video is PyWavelets' of that name, and each of the second level its packet's."""
     import numpy as np
     import pywt
 
@@ -96,8 +96,8 @@ def equals_pywavelets():
 
 @claim.parity(peer="diffusers CosmosPatchEmbed3d and CosmosUnpatcher3d")
 def equals_diffusers():
-    """At one and two levels, bands and reconstruction equal diffusers' Cosmos patcher, in order, scale and
-    gradients."""
+    """The bands of a video, in order and scale, are those that diffusers' Cosmos patches it into, and what comes back
+    of any bands is what it puts together, with gradients, at one level and two."""
     from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosPatchEmbed3d, CosmosUnpatcher3d
 
     torch.manual_seed(0)
@@ -115,8 +115,8 @@ def equals_diffusers():
 
 @claim.measured(paper="the wavelet removes redundancy of pixels before anything is learned (section 4.1)")
 def smooth_and_rough_stand_apart(lab):
-    """On random images with a 1/f amplitude spectrum, like photographs, the lowest of two levels' bands has at least
-    30 points more of the energy than the largest pixel-unshuffle channel."""
+    """Of the energy of random images whose spectrum falls as 1/f, as that of photographs does, the smooth band of two
+    levels holds at least 30 points more than the fullest of the 16 channels that a pixel-unshuffle makes."""
     gains = []
     for seed in lab.seeds(5):
         images = _pink(seed)
@@ -127,7 +127,7 @@ def smooth_and_rough_stand_apart(lab):
 
 
 def _pink(seed: int, *, count: int = 16, size: int = 32) -> Float[Tensor, "B 1 Y X"]:
-    """Gaussian images with 1/f amplitudes and mean zero."""
+    """Gaussian images with amplitudes that fall as 1/f, without a mean."""
     noise = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     f = torch.fft.fftfreq(size, dtype=torch.float64)
     radius = (f[:, None].square() + f.square()).sqrt()

@@ -14,8 +14,8 @@ from deltax.shapes import Heads, Positions
 
 @claim
 def only_distances_in_time_and_space_matter():
-    """Shifting query and key by the same (frame, row, column), fractional or not, leaves their product unchanged;
-    shifting one of them along any axis does not."""
+    """Moving query and key by the same frames, rows and columns, whole or not, leaves their product as it was; moving
+    one of them along any axis does not."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 5, 2, 14, dtype=torch.float64)
     at, to = 9 * torch.rand(2, 5, 3, dtype=torch.float64)
@@ -28,8 +28,8 @@ def only_distances_in_time_and_space_matter():
 
 @claim
 def an_axis_that_stands_still_leaves_rope_on_the_others():
-    """Where two of frame, row and column are zero, the third's group equals RoPE of its width, with gradients; the
-    other features are bitwise unchanged."""
+    """Where two of frame, row and column are zero, the third's group turns as RoPE of its width does, with gradients,
+    and the other features stay as they were, to the bit."""
     torch.manual_seed(0)
     width, at = 14, torch.arange(7)
     sizes = [size // 2 for size in groups(width)]
@@ -52,8 +52,8 @@ def an_axis_that_stands_still_leaves_rope_on_the_others():
 
 @claim
 def a_line_is_a_video_of_one_row_and_one_column():
-    """In a video of one row and one column, attention with 3-D RoPE equals attention with RoPE on the time group. In
-    a video of one frame, positions are row-major rows and columns."""
+    """In a video of one row and one column attention with 3-D RoPE is attention with RoPE on the time group, and in
+    one of one frame, positions within the frame are its rows and columns, in order."""
     torch.manual_seed(0)
     x, at = torch.randn(2, 7, 3, 14, dtype=torch.float64), torch.arange(7)
     line = Rotary3D(14, rows=1, columns=1)(x, at)
@@ -65,7 +65,7 @@ def a_line_is_a_video_of_one_row_and_one_column():
 
 @claim
 def a_shifted_video_is_the_same_video():
-    """Attention with 3-D RoPE as its only positions is invariant to a shift of the whole video in time."""
+    """Attention with 3-D RoPE and no other positions gives the same output wherever in time the video begins."""
     torch.manual_seed(0)
     attention = Attention(18, heads=3, qk_position=part(Rotary3D, rows=2, columns=3)).double()
     x = torch.randn(2, 12, 18, dtype=torch.float64)
@@ -74,7 +74,7 @@ def a_shifted_video_is_the_same_video():
 
 
 class InOrder(Rotary):
-    """RoPE on one axis: the index in the stream, regardless of `positions`."""
+    """RoPE of one axis: the place of an element in the stream, whatever its positions say."""
 
     def forward(self, x: Heads, positions: Positions) -> Heads:
         return super().forward(x, torch.arange(x.shape[1], device=x.device))
@@ -82,8 +82,8 @@ class InOrder(Rotary):
 
 @claim.measured(paper="Cosmos turns by three axes in all its models (section 5); no comparison with one is cited here")
 def three_axes_are_better_than_one(lab):
-    """After 150 steps on moving digits, ViTok with 3-D RoPE reconstructs held-out videos at least 0.2 dB better than
-    with RoPE on the index in the stream.
+    """In 150 steps on moving digits, ViTok gives held-out videos back at least 0.2 dB better than the same with RoPE
+    along one axis, which counts the cubes in the order of the stream; nothing else says where a cube stands.
 
     The threshold and the steps were written down before anything was trained.
     """
@@ -99,7 +99,7 @@ def three_axes_are_better_than_one(lab):
 
 @claim
 def in_order_is_rope_of_the_stream():
-    """The angles of `InOrder` are RoPE's angles at 0, 1, 2, ..., bitwise, for any positions."""
+    """With `InOrder` the angles are RoPE's at 0, 1, 2 and on, to the bit, wherever the positions stand."""
     torch.manual_seed(0)
     x, at = torch.randn(2, 5, 3, 14), torch.tensor([0, 3, 1024, 1025, 9000])
     assert torch.equal(InOrder(14)(x, at), Rotary(14)(x, torch.arange(5)))
@@ -108,8 +108,8 @@ def in_order_is_rope_of_the_stream():
 
 @claim.parity(peer="diffusers CosmosRotaryPosEmbed and apply_rotary_emb")
 def equals_diffusers():
-    """Rotated queries and their gradients equal those of diffusers' Cosmos, for head widths that split evenly and
-    that do not, with every axis stretched and at another frame rate."""
+    """Queries, and gradients through them, come out as Cosmos's do in diffusers, at heads that split evenly and that do
+    not, with every axis stretched and at another frame rate."""
     from diffusers.models.embeddings import apply_rotary_emb
     from diffusers.models.transformers.transformer_cosmos import CosmosRotaryPosEmbed
 
@@ -130,9 +130,9 @@ def equals_diffusers():
 
 @claim.parity(peer="transformers Qwen2VLRotaryEmbedding and apply_rotary_pos_emb")
 def with_one_ladder_it_is_m_rope():
-    """Qwen2-VL's M-RoPE rotates the same groups by the same positions, with one range of frequencies for all, time
-    the fastest. With each axis scaled and stretched to its part, rotated queries and gradients equal transformers'
-    to 1e-5."""
+    """Qwen2-VL's M-RoPE turns the same groups by the same three places, but gives them one ladder of frequencies, time
+    the fastest: with each axis scaled and stretched to its rungs, queries come out as transformers' do, with
+    gradients."""
     from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding, apply_rotary_pos_emb
 

@@ -22,8 +22,8 @@ from deltax.tasks.images.tracks import depth_error, image_error
 
 
 def optimised(tracks: Points, *, bases: int = 4, steps: int = 1000, rate: float = 0.02) -> Scene:
-    """The baseline: each video's scene by `steps` of Adam on `explain`, from a small random cloud and static
-    cameras."""
+    """What the network is to save: each film's scene found by itself, `steps` of Adam on `explain` from a small random
+    cloud before cameras that stand still."""
     count, frames, points, _ = tracks.shape
     torch.manual_seed(0)
     cameras = tracks.new_zeros(count, frames, 8 + bases).requires_grad_()
@@ -38,8 +38,8 @@ def optimised(tracks: Points, *, bases: int = 4, steps: int = 1000, rate: float 
 
 @claim
 def points_have_no_order():
-    """Permuting the points permutes bases and movements and leaves cameras, coefficients, losses and gradients
-    unchanged."""
+    """Giving the points in another order gives their shapes and movements in that order, and the same cameras and
+    coefficients; losses stay, and so does every parameter's gradient."""
     model, tracks = _tiny()
     order = torch.randperm(tracks.shape[2])
     gradients = []
@@ -55,8 +55,8 @@ def points_have_no_order():
 
 @claim
 def time_runs_forward():
-    """Without temporal positions, permuting the frames permutes cameras and coefficients and keeps the bases; with
-    them it does not."""
+    """Without positions in time, shuffled images give shuffled cameras and coefficients and the same shapes; with them
+    they do not."""
     for position, same in ((Nothing, True), (Sinusoidal, False)):
         model, tracks = _tiny(position)
         order = torch.tensor([3, 0, 4, 1, 2])
@@ -68,7 +68,8 @@ def time_runs_forward():
 
 @claim
 def a_film_has_few_ways_to_move():
-    """The 3 N x P matrix of all points has rank 3 K, and rank 3 with zero coefficients."""
+    """All points of all images, a matrix of 3 N by P, have a rank of 3 K and no more; where nothing is added to the
+    first shape it is 3."""
     tracks = torch.randn(2, 9, 17, 3, dtype=torch.float64)
     for bases in (1, 2, 4):
         scene = _tiny(bases=bases)[0](tracks)
@@ -80,8 +81,8 @@ def a_film_has_few_ways_to_move():
 
 @claim
 def a_film_has_no_north_and_no_scale():
-    """Rotating, moving and scaling points and cameras together changes no projection and scales the depths; camera
-    rotations have determinant 1."""
+    """Turning, moving and scaling the world, cameras and all, changes no image and no loss but that of sparsity, which
+    scales; depths scale with it. Cameras are turned, never mirrored."""
     model, tracks = _tiny()
     scene = model(tracks)
     turn, shift = rotations(torch.randn(6, dtype=torch.float64)), torch.randn(3, dtype=torch.float64)
@@ -99,8 +100,8 @@ def a_film_has_no_north_and_no_scale():
 
 @claim
 def what_moves_opts_out():
-    """The Cauchy loss is least for a spread equal to the distance. Its gradient is at most 1 / spread and falls with
-    the distance, so moving points hardly affect B_1."""
+    """A distance costs least under a spread as large as itself, where it costs its logarithm and log 2; its pull, never
+    above 1 / spread, fades as it grows, so what moves hardly pulls on the first shape."""
     off = torch.tensor([0.03, 0.4, 2.0], dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(cauchy(off, off.detach()), off.detach().log() + torch.tensor(2.0).double().log())
     for factor in (0.5, 0.9, 1.1, 2.0):
@@ -111,7 +112,7 @@ def what_moves_opts_out():
 
 @claim.measured(paper="accuracy near the state of the art with up to 95 % less time (abstract)")
 def one_pass_saves_the_time(lab):
-    """One forward pass takes at most 1/20 of the time of 1000 optimisation steps for one video."""
+    """One pass over a film takes at least 20 times less time than 1000 steps of optimising that film alone."""
     recipe = lab.recipe("tracks-to-4d")
     tracks = lab.task(recipe).all().tracks[:1]
     model = recipe().build(lab.task(recipe).facts).eval()
@@ -126,7 +127,7 @@ def one_pass_saves_the_time(lab):
 
 @claim.measured(paper="accuracy near the state of the art with up to 95 % less time (abstract)")
 def it_is_as_good_as_optimising(lab):
-    """On held-out videos the depth error is at most 2 points above that of 1000 optimisation steps per video."""
+    """On held-out films its depths are at most 2 points further off than those of 1000 steps of optimising each."""
     runs = [lab.train("tracks-to-4d", seed=seed) for seed in lab.seeds(3)]
     films = runs[0].task.all()
     scene = optimised(films.tracks)
@@ -143,7 +144,7 @@ def it_is_as_good_as_optimising(lab):
 
 
 def _tiny(position: type[nn.Module] = Sinusoidal, bases: int = 3) -> tuple[TracksTo4D, Points]:
-    """A small model in float64 with random weights, tracks of 5 frames and 7 points."""
+    """A small model in float64 with random weights, tracks of 5 images and 7 points."""
     recipe = paper_of(tracks_to_4d)(dim=12, depth=1, heads=3, bases=bases).fill("position", position)
     model = randomise(recipe().build({"frames": 5}), std=0.3)
     tracks = torch.randn(2, 5, 7, 3, dtype=torch.float64)

@@ -1,7 +1,5 @@
 """Claims of vitok: the paper's equations, parity with peers, and what it measures."""
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from deltax.paper import paper_of
 from deltax.papers.language.attention.softmax_attention import Attention
 from deltax.papers.vision.backbones.vit import vit
 from deltax.papers.vision.video.factorized_spacetime import factorized_spacetime
-from deltax.papers.vision.video.vitok import ROOM, standing, vitok
+from deltax.papers.vision.video.vitok import ROOM, floats, standing, vitok
 from deltax.parts.attention.context import Context
 from deltax.parts.model.autoencoder import Gaussian, Open, divergence
 from deltax.parts.model.videos import Cube, as_maps, as_stream, cubed, uncubed
@@ -21,8 +19,8 @@ from deltax.tasks.images.videos import MovingDigits
 
 @claim
 def one_convolution_goes_in_and_one_comes_out():
-    """Embedding cubes equals a 3-D convolution of that size and stride, and the output map its transpose, with
-    gradients; cutting into cubes is invertible."""
+    """Embedding cubes is a 3-D convolution of that size and stride, and the last map to pixels its transpose, the
+    gradients too; and cutting loses nothing."""
     model, video = _tiny()
     cube, coder = (2, 2, 3), model.encoder
     conv = nn.Conv3d(2, 12, cube, stride=cube).double()
@@ -41,8 +39,8 @@ def one_convolution_goes_in_and_one_comes_out():
 
 @claim
 def the_latent_has_so_many_floats():
-    """For any video size the latent has E = cubes times channels floats; cubes 8 times smaller with 1/8 of the
-    channels have the same E."""
+    """A latent holds cubes times channels, E, whatever the size of the video that one model reads: eight times smaller
+    cubes with an eighth of the channels hold as many."""
     for cube, width in (((2, 4, 4), 8), ((1, 2, 2), 1), ((4, 2, 4), 8)):
         model = _recipe(cube=cube, width=width)().build({"channels": 1})
         for size in ((4, 8, 8), (8, 4, 12)):
@@ -53,7 +51,7 @@ def the_latent_has_so_many_floats():
 
 @claim
 def nothing_knows_where_the_video_begins():
-    """Positions are relative: shifting all cubes in time, rows and columns leaves the output unchanged."""
+    """Cubes know their places only from one another: moved together in time, rows and columns, they give the same."""
     model, video = _tiny()
     coder = model.encoder
     x, at = coder.embed(as_stream(cubed(video, (2, 2, 3)))), standing((2, 2, 3))
@@ -65,8 +63,8 @@ def nothing_knows_where_the_video_begins():
 
 @claim
 def every_frame_sees_every_other():
-    """The first latent depends on the last frame. With factorised causal attention in both halves, neither the first
-    latent nor the first decoded frames do."""
+    """The first latent changes with the last frame; with factorised, causal space and time in both halves it does not,
+    nor does the first frame that is decoded."""
     model, video = _tiny()
     later = torch.cat([video[:, :, :2], torch.randn_like(video[:, :, 2:])], 2)
     assert not torch.allclose(model.encode(later).latent[:, :, 0], model.encode(video).latent[:, :, 0])
@@ -78,8 +76,8 @@ def every_frame_sees_every_other():
 
 @claim
 def the_mean_alone_is_a_plain_autoencoder():
-    """In evaluation the latent is the mean, as in a plain autoencoder of the same weights; in training it is sampled
-    with the predicted mean and variance."""
+    """In evaluation the latent is the mean, and its floats decoded are what a plain autoencoder of the same weights
+    gives; in training it is drawn, with that mean and variance."""
     model, video = _tiny()
     plain = _recipe().put("model.bottleneck", part(Open, width=3))().build({"channels": 2}).double()
     weights = model.state_dict()
@@ -96,8 +94,8 @@ def the_mean_alone_is_a_plain_autoencoder():
 
 @claim.parity(peer="torch.distributions kl_divergence")
 def equals_torch():
-    """The bottleneck's cost equals torch's KL divergence, averaged over the latent's floats, times its weight, with
-    gradients."""
+    """What the bottleneck charges is the divergence that torch gives, with gradients, a mean over the latent's floats
+    times its weight."""
     from torch.distributions import Normal, kl_divergence
 
     torch.manual_seed(0)
@@ -114,8 +112,8 @@ def equals_torch():
 
 @claim.measured(paper="reconstruction follows the logarithm of E, whatever cubes and channels it is made of (Figure 3)")
 def floats_decide_reconstruction(lab):
-    """Over patches of 1, 2 and 4 pixels and channels for E from 8 to 64, a line in log E explains at least 80% of
-    the variance of the held-out PSNR on digits."""
+    """Over patches of 1, 2 and 4 pixels and channels for E from 8 to 64, a line in log E explains at least 80 % of the
+    variance of the log error of held-out digits."""
     shares, numbers = [], {"E": [e for e, _, _ in GRID], "patch": [p for _, p, _ in GRID]}
     for seed in lab.seeds(3):
         found = [_decibels(lab, seed, cube=(1, patch, patch), width=width) for _, patch, width in GRID]
@@ -127,8 +125,8 @@ def floats_decide_reconstruction(lab):
 
 @claim.measured(paper="scaling the encoder gives no gain in reconstruction (abstract)")
 def a_deeper_encoder_does_not_help(lab):
-    """At E = 32, four encoder blocks reconstruct at most 0.3 dB better than one, averaged over decoders of one, two
-    and four blocks."""
+    """At E = 32, four blocks in the encoder reconstruct at most 0.3 dB better than one, over decoders of one, two and
+    four blocks."""
     table = _table(lab)
     gains = [float(np.mean(each[2] - each[0])) for each in table]
     return lab.at_most(gains, 0.3, unit="dB", numbers={"dB, encoder by decoder": table.tolist()})
@@ -136,8 +134,8 @@ def a_deeper_encoder_does_not_help(lab):
 
 @claim.measured(paper="scaling the decoder improves reconstruction (abstract)")
 def a_deeper_decoder_helps(lab):
-    """At E = 32, four decoder blocks reconstruct at least 0.3 dB better than one, averaged over encoders of one, two
-    and four blocks."""
+    """At E = 32, four blocks in the decoder reconstruct at least 0.3 dB better than one, over encoders of one, two and
+    four blocks."""
     table = _table(lab)
     gains = [float(np.mean(each[:, 2] - each[:, 0])) for each in table]
     return lab.at_least(gains, 0.3, unit="dB", numbers={"dB, encoder by decoder": table.tolist()})
@@ -148,13 +146,13 @@ DEPTHS = (1, 2, 4)
 
 
 def _decibels(lab, seed: int, **options) -> float:
-    """The PSNR of held-out digits of 8 x 8."""
+    """The PSNR of held-out digits, 8 x 8."""
     recipe = (vit + vitok(**options)).put("task", part(MovingDigits, frames=1, size=8))
     return lab.train(recipe, seed=seed, steps=300).evaluation.metrics["psnr"]
 
 
 def _table(lab) -> np.ndarray:
-    """PSNR by seed, encoder depth and decoder depth."""
+    """Decibels by seed, depth of the encoder, depth of the decoder."""
     run = lambda seed, e, d: _decibels(lab, seed, cube=(1, 2, 2), width=2, encoder=e, decoder=d)
     return np.array([[[run(seed, e, d) for d in DEPTHS] for e in DEPTHS] for seed in lab.seeds(3)])
 
@@ -183,8 +181,3 @@ def _tiny() -> tuple[nn.Module, Tensor]:
     """A tokenizer in evaluation, all parameters random, and a video."""
     model = randomise(_recipe()().build({"channels": 2})).eval()
     return model, torch.randn(2, 2, 4, 4, 9, dtype=torch.float64)
-
-
-def floats(video: Cube, cube: Cube, width: int) -> int:
-    """E, the number of floats in the latent of a video of T x Y x X."""
-    return math.prod(size // of for size, of in zip(video, cube, strict=True)) * width

@@ -1,19 +1,20 @@
 """Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles. Ryali, Hu, Bolya, Wei, Fan, Huang, Aggarwal,
 Chowdhury, Poursaeed, Hoffman, Malik, Li, Feichtenhofer, 2023. arXiv:2306.00989
 
-A ViT with pooled attention, but no convolutions or relative positions: attention is local and MAE trains it.
+A ViT with pooled attention, but nothing else: early attention stays inside mask units, and what convolutions and
+relative positions used to bring is left to MAE to teach.
 
-Early attention stays inside mask units; MAE pre-training replaces the spatial bias of convolutions and relative
-positions. A mask unit is the square of patches that becomes one token of the last stage. Masking whole units makes MAE
-sparse on a hierarchy too: pooling and local attention never mix a visible unit with a masked one. For the decoder,
-every stage's tokens of a unit are mapped to the last stage's width and summed. `vit+q-pooled-attention+hiera`
-classifies; `vit+mae+q-pooled-attention+hiera` is pre-trained.
+A mask unit is what one token of the last stage has come from, a square of patches. Masking whole units makes MAE sparse
+on a pyramid too: no pooling and no local attention ever mixes a unit that is seen with one that is not. For the
+decoder, every stage's view of a unit is mapped to the last stage's width, and summed. `vit+q-pooled-attention+hiera`
+classifies; `vit+mae+q-pooled-attention+hiera` is pre-trained. The released models embed patches by 7 x 7 convolutions
+of stride 4, fill `OverlappingPatches`, have units of 8 x 8 patches, and mask 60 % of them; the two last stages, and
+the first block of the third, see everything.
 
-The released models have `OverlappingPatches` (7 x 7 convolutions of stride 4), units of 8 x 8 patches, 60% of them
-masked, and global attention in the last two stages except the first block of the third. Queries and shortcut are
-max-pooled by 2 x 2; the classifier reads the mean of all tokens, normed after it. The released classifiers pool three
-times, but pre-training pools twice, so a unit ends as 2 x 2 tokens, and fuses only the stages up to there. Here both
-pool equally often, to one token per unit.
+Pooling is the largest of 2 x 2, of the queries and of what goes past them, and the classifier reads the mean of all
+elements, normed after it. A released model that classifies pools three times. The same model is pre-trained with two
+poolings, so that a unit ends as 2 x 2 elements and its last two stages are of one size; the published code fuses only
+the stages up to there. Here pre-training pools as often as the classifier does, to one element a unit.
 """
 
 from torch import Tensor, nn
@@ -30,39 +31,8 @@ from deltax.parts.model.stack import Stages
 from deltax.shapes import Images, OtherStream, Stream
 
 
-@paper(
-    on=(mae, q_pooled_attention),
-    replaces=(mae, q_pooled_attention),
-    year=2023,
-    arxiv="2306.00989",
-    whole="vit+q-pooled-attention",
-)
-def hiera(recipe: Part, *, local: int = 1) -> Part:
-    """Local attention inside mask units in the first `local` stages and in the merges after them."""
-    masked = "pixel_decoder" in recipe.slots()
-    trunk = recipe["model.trunk"]
-    if trunk["stack"].make is not Stages:
-        raise UserError(f"{recipe.title} has no stages to keep local; write vit+q-pooled-attention+hiera")
-    stages, merges, norm = list(trunk["stack.stages"]), list(trunk["stack.merges"]), trunk["norm"]
-    levels = len(merges)
-    for i in range(min(local, len(stages))):
-        # a unit has 4^(levels - i) elements in stage i
-        stages[i] = stages[i].wrap("mixer", MaskUnits, unit=4 ** (levels - i))
-        if i < levels:
-            # the pooling block after a local stage is still local
-            merges[i] = merges[i].wrap("mixer", MaskUnits, unit=4 ** (levels - i))
-    stack = part(trunk["stack"], stages=tuple(stages), merges=tuple(merges))
-    # learned absolute positions only
-    recipe = recipe.set(ViT, position=LearnedGrid, stack=stack)
-    # under MAE the decoder needs tokens, so stages are fused; the classifier pools instead
-    if masked:
-        return recipe.set(ViT, stack=part(Fused, inner=stack)).wrap("trunk", InUnits, levels=levels)
-    # the norm moves behind the mean
-    return recipe.set(ViT, norm=Nothing).fill("pool", NormedMean, norm=norm)
-
-
 class MaskUnits(nn.Module):
-    """`inner` attention within each run of `unit` elements. Stream (B, T, D) -> (B, T', D')."""
+    """The inner mixer, inside each run of `unit` elements alone. Stream (B, T, D) -> (B, T', D')."""
 
     def __init__(self, dim: int, *, inner: Part, unit: int):
         super().__init__()
@@ -71,15 +41,14 @@ class MaskUnits(nn.Module):
 
     def forward(self, x: Stream, ctx: Context) -> OtherStream:
         ctx.refuse(self, "state", "segments", "place")
-        # (B, T, D) -> (B T / unit, unit, D): a unit is a run of elements in z-order
         units = self.inner(x.unflatten(1, (-1, self.unit)).flatten(0, 1), Context())
         return units.unflatten(0, (len(x), -1)).flatten(1, 2)
 
 
 class Fused(nn.Module):
-    """The last stage's token of each unit plus every earlier stage's, mapped to the same width. (B, T, D) -> (B, U, W).
+    """The last stage's view of each unit, and every earlier one's mapped to it, summed. Stream (B, T, D) -> (B, U, W).
 
-    `inner` is `Stages` whose merges pool by `stride`, to one token per unit.
+    The inner part is `Stages` whose merges pool by `stride`, to one element a unit.
     """
 
     def __init__(self, dim: int, *, inner: Part, stride: int = 4, embed: Part = part(Glorot)):
@@ -92,13 +61,12 @@ class Fused(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> OtherStream:
         *views, last = self.inner.each(x, ctx)
         for head, view in zip(self.heads, views, strict=True):
-            # stage i has stride^(levels - i) elements per unit; their features are concatenated and mapped to width W
             last = last + head(view.reshape(*last.shape[:2], -1))
         return last
 
 
 class InUnits(nn.Module):
-    """`inner` trunk whose tokens are mask units of 2^levels x 2^levels patches."""
+    """The inner trunk, as one whose tokens are mask units of 2^levels x 2^levels patches."""
 
     def __init__(self, channels: int, size: int | Grid, *, inner: Part, levels: int = 1):
         super().__init__()
@@ -113,7 +81,7 @@ class InUnits(nn.Module):
         return self.inner.tokens(images).unflatten(1, (-1, self.unit))
 
     def read(self, units: Tensor) -> Stream:
-        """The trunk's output for these units, (B, N, W)."""
+        """What the trunk makes of these units, (B, N, W)."""
         return self.inner.read(units.flatten(1, 2))
 
     def forward(self, images: Images) -> Stream:
@@ -133,10 +101,7 @@ class OverlappingPatches(nn.Module):
     def grid(self, size: int | Grid) -> Grid:
         rows, columns = pair(size)
         if rows % self.patch or columns % self.patch:
-            raise UserError(
-                f"an image of {rows} x {columns} pixels is no multiple of the stride {self.patch}; "
-                f"set a patch that divides both"
-            )
+            raise UserError(f"an image of {rows} x {columns} pixels is no multiple of the stride {self.patch}")
         return rows // self.patch, columns // self.patch
 
     def forward(self, images: Images) -> Stream:
@@ -144,7 +109,7 @@ class OverlappingPatches(nn.Module):
 
 
 class NormedMean(Mean):
-    """The mean over the stream, then the norm. (B, T, D) -> (B, D)."""
+    """The mean over the stream, then its norm. (B, T, D) -> (B, D)."""
 
     def __init__(self, dim: int, *, norm: Part):
         super().__init__(dim)
@@ -152,3 +117,29 @@ class NormedMean(Mean):
 
     def forward(self, x: Stream) -> Pooled:
         return self.norm(super().forward(x))
+
+
+@paper(
+    on=(mae, q_pooled_attention),
+    replaces=(mae, q_pooled_attention),
+    year=2023,
+    arxiv="2306.00989",
+    whole="vit+q-pooled-attention",
+)
+def hiera(recipe: Part, *, local: int = 1) -> Part:
+    """Attention inside mask units in the first `local` stages and the merges after them."""
+    masked = "pixel_decoder" in recipe.slots()
+    trunk = recipe["model.trunk"]
+    if trunk["stack"].make is not Stages:
+        raise UserError(f"{recipe.title} has no stages to keep local; write vit+q-pooled-attention+hiera")
+    stages, merges, norm = list(trunk["stack.stages"]), list(trunk["stack.merges"]), trunk["norm"]
+    levels = len(merges)
+    for i in range(min(local, len(stages))):
+        stages[i] = stages[i].wrap("mixer", MaskUnits, unit=4 ** (levels - i))
+        if i < levels:
+            merges[i] = merges[i].wrap("mixer", MaskUnits, unit=4 ** (levels - i))
+    stack = part(trunk["stack"], stages=tuple(stages), merges=tuple(merges))
+    recipe = recipe.set(ViT, position=LearnedGrid, stack=stack)
+    if masked:
+        return recipe.set(ViT, stack=part(Fused, inner=stack)).wrap("trunk", InUnits, levels=levels)
+    return recipe.set(ViT, norm=Nothing).fill("pool", NormedMean, norm=norm)

@@ -3,10 +3,9 @@ Steiner, Keysers, Uszkoreit, Lucic, Dosovitskiy, 2021. arXiv:2105.01601
 
 A ViT, but patches are mixed by an MLP along the patch axis, with no attention.
 
-The MLP that ViT applies to features is applied a second time with the axes swapped: each feature is a vector over
-patches, and all features share one MLP. It has separate weights for each patch, so positions need no embeddings, and
-the number of patches is fixed when the model is built. B/16 has 12 blocks of width 768 on 196 patches, with 384 hidden
-units in the token mixing.
+The MLP that ViT has for features is used a second time with the axes swapped: every feature is a vector over patches,
+and all features share one MLP. Each patch has its own weights in it, so positions need no vectors, and the number of
+patches is fixed when the model is built. B/16 has 12 blocks of width 768 on 196 patches, with 384 hidden in the mixing.
 """
 
 from torch import nn
@@ -21,9 +20,9 @@ from deltax.shapes import Stream
 
 
 class TokenMixing(nn.Module):
-    """An MLP over the patch axis, shared by all features (Eq. 1). Stream (B, T, D) -> (B, T, D), T = `context`.
+    """An MLP over the patches, the same for every feature (Eq. 1). Stream (B, T, D) -> (B, T, D), T = `context`.
 
-    Raises UserError for another number of patches.
+    `context` is the number of patches; an image with another number raises UserError.
     """
 
     def __init__(self, dim: int, *, context: int = 16, mlp: Part = part(MLP, widen=2, activation=gelu)):
@@ -37,13 +36,11 @@ class TokenMixing(nn.Module):
             raise UserError(
                 f"{x.shape[1]} patches for a mixer of {self.context}: write mlp_mixer(context={x.shape[1]})"
             )
-        # Eq. 1: W2 gelu(W1 LN(X)^T)^T, (B, T, D) -> (B, D, T) -> (B, T, D); the block adds X and the norm
         return self.mlp(x.mT).mT
 
 
 @paper(on=vit, year=2021, arxiv="2105.01601")
 def mlp_mixer(recipe: Part, *, context: int = 16, widen: float = 2) -> Part:
     mlp = part(MLP, widen=widen, up=Glorot, activation=gelu, down=Glorot)
-    # the MLP has weights of its own for each patch, so it needs no positions
     recipe = mean_pooled(recipe).fill("position", Nothing)
     return recipe.fill("mixer", TokenMixing, context=context, mlp=mlp)

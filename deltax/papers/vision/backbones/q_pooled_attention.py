@@ -1,11 +1,11 @@
 """Multiscale Vision Transformers. Fan, Xiong, Mangalam, Li, Yan, Malik, Feichtenhofer, 2021. arXiv:2104.11227
 
-Attention, but the queries are pooled, so the output sequence is shorter than the input.
+Attention, but the queries are pooled, so what leaves is shorter than what entered.
 
-Each group of patches has one query, which attends to every patch: attention itself downsamples, and its cost falls by
-the stride. At such a block the width doubles. MViT pools by convolutions; this is Hiera's pooling (arXiv:2306.00989),
-the maximum of each group. Groups are neighbours in the sequence: patches are in z-order, where four consecutive patches
-are a square, and four consecutive squares again.
+Each group of patches asks one question and sees every patch: attention itself makes the map smaller, and its cost falls
+with the stride. At such a block the stream becomes twice as wide too. MViT pools with convolutions; this is the pooling
+that Hiera came to (arXiv:2306.00989), the largest of each group. Groups are neighbours in the stream: patches go in
+z-order, where four that follow each other are a square, and again four such squares.
 """
 
 from dataclasses import replace
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from deltax import Part, UserError, paper, part
 from deltax.contract import needs
 from deltax.papers.language.attention.softmax_attention import Attention, Projections
-from deltax.papers.language.models.transformer import transformer
-from deltax.papers.vision.backbones.vit import ViT, mean_pooled
+from deltax.papers.vision.backbones.vit import ViT, mean_pooled, vit
 from deltax.parts.attention.context import Context
 from deltax.parts.model.linear import Glorot, Linear, Out
 from deltax.parts.model.patches import Grid, Patches
@@ -27,18 +26,75 @@ from deltax.parts.model.stack import Stack, Stages
 from deltax.shapes import Images, Keys, Memory, OtherStream, Stream, Values
 
 
+def pool(x: Tensor, stride: int) -> Tensor:
+    """The largest of each `stride` neighbours: (B, T, ...) -> (B, T / stride, ...). Raises UserError for a rest."""
+    if x.shape[1] % stride:
+        raise UserError(f"{x.shape[1]} elements do not fall into groups of {stride}; set a patch size so that they do")
+    return x.unflatten(1, (-1, stride)).amax(2)
+
+
+@cache
+def z_order(grid: Grid, levels: int) -> tuple[int, ...]:
+    """The patches of a grid, by their number row by row, in z-order inside units of 2^levels x 2^levels.
+
+    Units go row by row. Raises UserError where they do not fill the grid.
+    """
+    side = 2**levels
+    if grid[0] % side or grid[1] % side:
+        raise UserError(f"a grid of {grid[0]} x {grid[1]} patches is not made of units of {side} x {side}")
+    order = torch.arange(grid[0] * grid[1]).unflatten(0, grid)[None]
+    while side > 1:  # cut into fours, the inner squares of each to the back
+        order = order.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(0, 2)
+        side //= 2
+    return tuple(order.flatten().tolist())
+
+
+class ZOrdered(nn.Module):
+    """The inner patches in z-order. Images (B, C, Y, X) -> stream (B, T, D)."""
+
+    can_be_zero = ("levels",)
+    raster = False
+    hides_context = ("grid",)
+
+    def __init__(self, channels: int, dim: int, *, inner: Part = part(Patches), levels: int = 1):
+        super().__init__()
+        self.inner, self.levels = inner(channels, dim), levels
+
+    def grid(self, size: int | Grid) -> Grid:
+        grid = self.inner.grid(size)
+        z_order(grid, self.levels)  # a grid that units do not fill fails here, not in the middle of a run
+        return grid
+
+    def forward(self, images: Images) -> Stream:
+        rows, columns = images.shape[-2:]
+        return self.inner(images)[:, list(z_order(self.grid((rows, columns)), self.levels))]
+
+
+def widened(dim: int, out: int, *, made: Part, before: int = 1, after: int = 1) -> nn.Module:
+    """A map from `before` times the width to `after` times that."""
+    return made(before * dim, after * out)
+
+
 @needs(beside={"qk_position": ("Nothing",)})
 class QPooled(Projections):
-    """Projections to `widen` times the width, with queries max-pooled by `stride`.
+    """Projections to `widen` times the width, the queries pooled by `stride`.
 
     Stream (B, T, D) -> q (B, T / stride, H, K), k and v (B, T, H, K); heads -> (B, T / stride, widen D).
     """
 
     def __init__(
-        self, dim: int, heads: int, *, stride: int = 4, widen: int = 1, query: Part = part(Linear),
-        key: Part = part(Linear), value: Part = part(Linear), out: Part = part(Out),
-    ):  # fmt: skip
-        wide = lambda made: part(widened, made=made, after=widen)  # D -> widen D
+        self,
+        dim: int,
+        heads: int,
+        *,
+        stride: int = 4,
+        widen: int = 1,
+        query: Part = part(Linear),
+        key: Part = part(Linear),
+        value: Part = part(Linear),
+        out: Part = part(Out),
+    ):
+        wide = lambda made: part(widened, made=made, after=widen)
         both = part(widened, made=out, before=widen, after=widen)
         super().__init__(dim, heads, query=wide(query), key=wide(key), value=wide(value), out=both)
         self.stride = stride
@@ -47,20 +103,28 @@ class QPooled(Projections):
         self, x: Stream, memory: Memory | None = None, values: Memory | None = None
     ) -> tuple[Float[Tensor, "B _ H K"], Keys, Values]:
         q, k, v = super().split(x, memory, values)
-        return pool(q, self.stride), k, v  # only the queries are pooled: every key is still seen
+        return pool(q, self.stride), k, v
 
 
 @needs(inside=("QPooled",))
 class PooledBlock(nn.Module):
-    """pool(shortcut(norm(x))) + mixer(norm(x)), with a mixer that pools and widens equally; then the MLP branch.
+    """pool(shortcut(norm(x))) + mixer(norm(x)), whose mixer pools and widens alike; then the MLP's branch.
 
-    Stream (B, T, D) -> (B, T / stride, widen D), and the context, without its grid.
+    Stream (B, T, D) -> (B, T / stride, widen D), and the context, whose grid it leaves.
     """
 
     def __init__(
-        self, dim: int, *, norm: Part, mixer: Part, residual: Part, mlp: Part, shortcut: Part = part(Glorot),
-        stride: int = 4, widen: int = 2,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        *,
+        norm: Part,
+        mixer: Part,
+        residual: Part,
+        mlp: Part,
+        shortcut: Part = part(Glorot),
+        stride: int = 4,
+        widen: int = 2,
+    ):
         super().__init__()
         self.stride = stride
         self.norm, self.shortcut = norm(dim), shortcut(dim, widen * dim)
@@ -69,16 +133,15 @@ class PooledBlock(nn.Module):
 
     def forward(self, x: Stream, ctx: Context) -> tuple[OtherStream, Context]:
         ctx.refuse(self, "state", "segments")
-        ctx = replace(ctx, grid=None)  # the shorter sequence is on no row-major grid
+        ctx = replace(ctx, grid=None)
         x = self.norm(x)
-        # the shortcut has to change width and length too, as in MViT and Hiera
         return self.mlp_residual(pool(self.shortcut(x), self.stride) + self.mixer(x, ctx), self.mlp), ctx
 
 
-@paper(on=transformer, whole="vit", year=2021, arxiv="2104.11227")
+@paper(on=vit, year=2021, arxiv="2104.11227")
 def q_pooled_attention(recipe: Part, *, depths: tuple[int, ...] = (2, 2)) -> Part:
-    """Stages of `depths` blocks; the first block of each later stage pools. The last stage has the ViT's width and
-    heads, each earlier stage half of the next."""
+    """Stages of these many blocks, the first of each but the first stage a pooled one. The last stage is as wide, and
+    has as many heads, as the ViT; each one before it half as much."""
     trunk, levels = recipe["model.trunk"], len(depths) - 1
     block, norm, stages, merges = trunk["stack.block"], trunk["norm"], [], []
     for i, depth in enumerate(depths):
@@ -94,59 +157,3 @@ def q_pooled_attention(recipe: Part, *, depths: tuple[int, ...] = (2, 2)) -> Par
         patches=part(ZOrdered, inner=trunk["patches"], levels=levels),
         stack=part(Stages, stages=tuple(stages), merges=tuple(merges)),
     )
-
-
-def pool(x: Tensor, stride: int) -> Tensor:
-    """The maximum of each `stride` neighbours: (B, T, ...) -> (B, T / stride, ...). Raises UserError for a
-    remainder."""
-    if x.shape[1] % stride:
-        raise UserError(
-            f"a sequence of {x.shape[1]} is no multiple of the stride {stride}; set a patch size that makes it one"
-        )
-    # max pooling, as in Hiera; MViT convolves
-    return x.unflatten(1, (-1, stride)).amax(2)
-
-
-@cache
-def z_order(grid: Grid, levels: int) -> tuple[int, ...]:
-    """The row-major indices of a grid's patches in z-order inside units of 2^levels x 2^levels.
-
-    Units are in row-major order. Raises UserError where they do not fill the grid.
-    """
-    side = 2**levels
-    if grid[0] % side or grid[1] % side:
-        raise UserError(
-            f"a grid of {grid[0]} x {grid[1]} patches is not made of units of {side} x {side}; "
-            f"choose a patch size or image size that is"
-        )
-    order = torch.arange(grid[0] * grid[1]).unflatten(0, grid)[None]
-    while side > 1:  # split each square into 2 x 2, the coarsest split outermost
-        order = order.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(0, 2)
-        side //= 2
-    return tuple(order.flatten().tolist())
-
-
-class ZOrdered(nn.Module):
-    """`inner` patches in z-order. Images (B, C, Y, X) -> stream (B, T, D)."""
-
-    can_be_zero = ("levels",)
-    raster = False
-    hides_context = ("grid",)
-
-    def __init__(self, channels: int, dim: int, *, inner: Part = part(Patches), levels: int = 1):
-        super().__init__()
-        self.inner, self.levels = inner(channels, dim), levels
-
-    def grid(self, size: int | Grid) -> Grid:
-        grid = self.inner.grid(size)
-        z_order(grid, self.levels)  # raises for a grid that units do not fill, when the model is built
-        return grid
-
-    def forward(self, images: Images) -> Stream:
-        rows, columns = images.shape[-2:]
-        return self.inner(images)[:, list(z_order(self.grid((rows, columns)), self.levels))]
-
-
-def widened(dim: int, out: int, *, made: Part, before: int = 1, after: int = 1) -> nn.Module:
-    """A layer of `made` from `before` times the width to `after` times it."""
-    return made(before * dim, after * out)

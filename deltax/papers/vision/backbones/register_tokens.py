@@ -1,11 +1,11 @@
 """Vision Transformers Need Registers. Darcet, Oquab, Mairal, Bojanowski, 2023. arXiv:2309.16588
 
-A ViT, but with a few learned register tokens, which are dropped at the end.
+A ViT, but with a few learned tokens more, which nobody reads at the end.
 
-Large, long-trained ViTs use low-information patches, such as sky, to store global information: their norms become
-outliers, and the patch's own content is lost. Registers are extra tokens for that purpose. They have no position and
-are dropped after the last block. Their place in the sequence does not matter; here they follow the patches. The paper
-uses four.
+Large ViTs, trained long, take patches that show little, a stretch of sky, and keep there what concerns the whole image:
+their norms stand out, and what the patch itself showed is lost. Registers are places of their own for that. They have
+no position and are dropped after the last block; where in the sequence they stand does not matter, and here it is
+behind the patches. The paper uses four.
 """
 
 from dataclasses import replace
@@ -23,9 +23,9 @@ from deltax.shapes import Stream
 
 @needs(outside=("PooledBlock",))
 class WithRegisters(nn.Module):
-    """The `inner` stack on the stream and `registers` learned vectors after it, which are then dropped.
+    """The inner stack, on the stream and `registers` learned vectors behind it, which are then dropped.
 
-    Stream (B, T, D) -> (B, T, .width). Positions of registers, where ctx has positions, are 0.
+    Stream (B, T, D) -> (B, T, .width). Positions, where ctx has any, are 0 for registers.
     """
 
     can_be_zero = ("registers",)
@@ -45,15 +45,13 @@ class WithRegisters(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         ctx.refuse(self, "state", "segments", "place")
         if ctx.positions is not None:
-            # positions of the registers: 0
             ctx = replace(ctx, positions=nn.functional.pad(ctx.positions, (0, len(self.registers))))
-        # (B, T, D) -> (B, T + R, D)
         out = self.inner(torch.cat([x, self.registers.expand(len(x), -1, -1)], 1), ctx)
         if out.shape[1] != x.shape[1] + len(self.registers):
             raise UserError(
-                "registers need a stack that keeps all patches; this one pools or merges them: leave one of the two out"
+                "registers stand behind the patches to the end, and this stack pools or merges them: leave one out"
             )
-        return out[:, : x.shape[1]]  # registers are dropped
+        return out[:, : x.shape[1]]
 
 
 @paper(on=vit, year=2023, arxiv="2309.16588")

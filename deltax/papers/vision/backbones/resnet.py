@@ -1,11 +1,11 @@
 """Deep Residual Learning for Image Recognition. He, Zhang, Ren, Sun, 2015. arXiv:1512.03385
 
-A deep convolutional network, but each unit learns a residual that is added to its input.
+A deep convolutional network, but each unit learns only what to add to its input.
 
-Deeper plain networks have a higher training error, though they could copy the shallower network. A residual unit copies
-its input when its branch is zero. ImageNet networks begin with a stem of stride 4; the one built here has the 6n + 2
-layers of section 4.2 for small images. A bottleneck's stride is on its 3 x 3 convolution, as in all released weights;
-the paper has it on the first 1 x 1.
+Stack more plain layers and training itself gets worse, though the deeper net could copy the shallower one. A unit
+that has only to learn a difference copies by learning nothing. Networks for ImageNet begin with a stem that cuts the
+image down by four; the one built here is of the kind of section 4.2, 6n + 2 layers for small images. The stride of a
+bottleneck sits on its 3 x 3 convolution, as in every released set of weights, not on the first 1 x 1 as printed.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from deltax.tasks.images.pictures import Pictures
 
 
 class Convolutions(nn.ModuleList):
-    """Convolutions with norms, in sequence, with relu between them. Images (B, C, Y, X) -> (B, D, Y', X')."""
+    """Normed convolutions, one after the other, with a relu between. Images (B, C, Y, X) -> (B, D, Y', X')."""
 
     def forward(self, x: Images) -> Maps:
         *inner, last = self
@@ -47,40 +47,75 @@ class Basic(Convolutions):
         )
 
 
-class Residual(nn.Module):
-    """relu(branch(x) + x); where shapes differ, x passes a 1 x 1 convolution and norm (Eqs. 1 and 2, option B)."""
+class Bottleneck(Convolutions):
+    """1 x 1 down to a `squeeze`-th of the channels, 3 x 3 with the stride, 1 x 1 up again (Figure 5, right)."""
 
-    def __init__(
-        self, channels: int, out: int, stride: int, *, branch: Part = part(Basic), map_norm: Part = part(BatchNorm),
-    ):  # fmt: skip
+    def __init__(self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(BatchNorm)):
+        inner = out // squeeze
+        super().__init__(
+            [
+                ConvNorm(channels, inner, size=1, map_norm=map_norm),
+                ConvNorm(inner, inner, stride=stride, map_norm=map_norm),
+                ConvNorm(inner, out, size=1, map_norm=map_norm),
+            ]
+        )
+
+
+class Plain(nn.Module):
+    """relu(branch(x)): a unit of the networks that ResNet is compared with."""
+
+    def __init__(self, channels: int, out: int, stride: int, *, branch: Part = part(Basic)):
         super().__init__()
         self.branch = branch(channels, out, stride)
-        same = channels == out and stride == 1  # otherwise the shortcut needs a projection (option B)
+
+    def forward(self, x: Images) -> Maps:
+        return torch.relu(self.branch(x))
+
+
+class Residual(nn.Module):
+    """relu(branch(x) + x), or, where the shapes differ, a normed 1 x 1 convolution of x (Eq. 1 and 2, option B)."""
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        *,
+        branch: Part = part(Basic),
+        map_norm: Part = part(BatchNorm),
+    ):
+        super().__init__()
+        self.branch = branch(channels, out, stride)
+        same = channels == out and stride == 1
         self.shortcut = nn.Identity() if same else ConvNorm(channels, out, size=1, stride=stride, map_norm=map_norm)
 
     def forward(self, x: Images) -> Maps:
-        # Eqs. 1 and 2: y = F(x, {W_i}) + W_s x, then relu
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
 class Backbone(nn.Module):
     """stem -> stages of units. Images (B, C, Y, X) -> maps (B, .width, Y', X').
 
-    Stage i has depths[i] units of widths[i] channels; each later stage halves the resolution. `strides` are the pixels
-    per cell of each stage's maps.
+    Stage i has depths[i] units of widths[i] channels; each stage after the first halves the image: `strides` gives the
+    pixels that a cell of each stage's maps stands for.
     """
 
     def __init__(
-        self, channels: int, *, stem: Part = part(Stem, map_norm=BatchNorm), stem_width: int = 64,
-        widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2),
+        self,
+        channels: int,
+        *,
+        stem: Part = part(Stem, map_norm=BatchNorm),
+        stem_width: int = 64,
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        depths: tuple[int, ...] = (2, 2, 2, 2),
         unit: Part = part(Residual),
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.stem = stem(channels, stem_width)
         self.stages = nn.ModuleList()
         before = stem_width
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            first = unit(before, width, 1 if i == 0 else 2)  # only the first unit changes width and stride
+            first = unit(before, width, 1 if i == 0 else 2)
             self.stages.append(nn.Sequential(first, *(unit(width, width, 1) for _ in range(depth - 1))))
             before = width
         self.width, self.widths = before, widths
@@ -91,7 +126,7 @@ class Backbone(nn.Module):
 
     def each(self, images: Images) -> Iterator[Maps]:
         """The maps after every stage."""
-        x = self.stem(images)  # (B, stem_width, Y / s, X / s)
+        x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
             yield x
@@ -102,8 +137,7 @@ class Backbone(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, C, Y, X) -> logits (B, V) from the mean over the last maps. The task gives `channels` and
-    `classes`."""
+    """Images (B, C, Y, X) -> logits (B, V), of the mean over the last maps. `channels`, `classes`: the task's."""
 
     interface = IMAGES_TO_LOGITS
 
@@ -115,13 +149,12 @@ class ResNet(nn.Module):
         self.classifier = classifier(self.backbone.width, classes)
 
     def forward(self, images: Images) -> Float[Tensor, "B V"]:
-        return self.classifier(self.backbone(images).mean((-2, -1)))  # global average pooling
+        return self.classifier(self.backbone(images).mean((-2, -1)))
 
 
 @paper(on=(lenet_1989, BatchNorm), year=2015, arxiv="1512.03385")
 def resnet(*, n: int = 1, width: int = 8) -> Part:
     stem = part(SmallStem, map_norm=BatchNorm)
-    # 6n + 2 layers
     backbone = part(Backbone, stem=stem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(n, n, n))
     return part(
         Run,
@@ -133,30 +166,3 @@ def resnet(*, n: int = 1, width: int = 8) -> Part:
         schedule=cosine,
         loop=part(Loop, batch=64, steps=300),
     )
-
-
-class Plain(nn.Module):
-    """relu(branch(x)): a unit of the plain networks that ResNet is compared with."""
-
-    def __init__(self, channels: int, out: int, stride: int, *, branch: Part = part(Basic)):
-        super().__init__()
-        self.branch = branch(channels, out, stride)
-
-    def forward(self, x: Images) -> Maps:
-        return torch.relu(self.branch(x))
-
-
-class Bottleneck(Convolutions):
-    """1 x 1 to 1/`squeeze` of the channels, 3 x 3 with the stride, 1 x 1 to `out` (Figure 5, right)."""
-
-    def __init__(self, channels: int, out: int, stride: int, *, squeeze: int = 4, map_norm: Part = part(BatchNorm)):
-        # 1 x 1 convolutions reduce and restore the channels around the 3 x 3
-        inner = out // squeeze
-        super().__init__(
-            [
-                ConvNorm(channels, inner, size=1, map_norm=map_norm),
-                # the stride is here in all released weights (v1.5)
-                ConvNorm(inner, inner, stride=stride, map_norm=map_norm),
-                ConvNorm(inner, out, size=1, map_norm=map_norm),
-            ]
-        )

@@ -1,12 +1,12 @@
 """U-Net: Convolutional Networks for Biomedical Image Segmentation. Ronneberger, Fischer, Brox, 2015. arXiv:1505.04597
 
-A convolutional encoder and decoder, but the decoder is also given the encoder's feature map at each resolution.
+An encoder and a decoder of convolutions, but the decoder also sees each map that the encoder made at its size.
 
-Downsampling gains semantics and loses position. The encoder's maps still have the position, so they are concatenated to
-the decoder's maps of the same resolution. The paper's convolutions are unpadded, so it crops; here, as in diffusion
-models, they are padded, downsample by stride, and every unit's map has a skip connection, not only the last of each
-resolution. `Pair` is the paper's unit, `Conditioned` that of DDPM's network (arXiv:2006.11239, appendix B), so that
-`UNet` can be the body of a `Denoiser`.
+Going down a network learns what is there and loses where. The maps from the way down still have the where, so they
+are laid beside those on the way up, size by size. The paper's convolutions are not padded, so it crops; here, as
+in the diffusion models that took the shape over, they are padded, halve by stride, and the map of every unit is
+remembered, not the last of each size alone. `Pair` is the unit of the paper, `Conditioned` that of DDPM's network
+(arXiv:2006.11239, appendix B), so that `UNet` can be the body of a `Denoiser`.
 """
 
 import torch
@@ -50,49 +50,78 @@ class Pair(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(x))))
 
 
+class Conditioned(nn.Module):
+    """x + second(silu(norm(first(silu(norm(x))) + of ctx.condition (B, dim)))). (B, C, Y, X) -> (B, D, Y, X)."""
+
+    def __init__(self, channels: int, out: int, dim: int, *, map_norm: Part = part(GroupNorm, groups=8)):
+        super().__init__()
+        self.norm1, self.norm2 = map_norm(channels), map_norm(out)
+        self.first, self.second = Window(channels, out), Window(out, out, gain=1.0)
+        self.condition = Dense(dim, out)
+        self.shortcut = nn.Identity() if channels == out else Window(channels, out, size=1, gain=1.0)
+
+    def forward(self, x: Images, ctx: Context) -> Maps:
+        silu = nn.functional.silu
+        hidden = self.first(silu(self.norm1(x))) + self.condition(silu(ctx.condition))[:, :, None, None]
+        return self.shortcut(x) + self.second(silu(self.norm2(hidden)))
+
+
 def beside(x: Maps, remembered: Maps) -> Maps:
-    """The decoder's map with the encoder's map concatenated in channels."""
+    """The map from the way down laid beside the one on the way up."""
     return torch.cat([x, remembered], 1)
 
 
-class UNet(nn.Module):
-    """Images (B, C, Y, X) -> images (B, C, Y, X), initially zero. Any size of at least 2 ** (len(widths) - 1).
+def cut(x: Maps, remembered: Maps) -> Maps:
+    """`beside`, with nothing remembered: the network without its skips, of the same parameters."""
+    return torch.cat([x, torch.zeros_like(remembered)], 1)
 
-    Resolution i, half of the one before, has `depth` units of widths[i] channels in the encoder and depth + 1 in the
-    decoder; the bottom has two. dim is the width of ctx.condition.
+
+class UNet(nn.Module):
+    """Images (B, C, Y, X) -> images (B, C, Y, X); starts at zero. Any size of at least 2 ** (len(widths) - 1).
+
+    At resolution i, half of the one before, `depth` units of widths[i] channels on the way down and depth + 1 on the
+    way up; two at the bottom. dim is the width of ctx.condition.
     """
 
     def __init__(
-        self, channels: int, size: int, dim: int, *, widths: tuple[int, ...] = (16, 32), depth: int = 1,
-        level: Part = part(Pair), skip: Part = part(beside), map_norm: Part = part(GroupNorm, groups=8),
-    ):  # fmt: skip
+        self,
+        channels: int,
+        size: int,
+        dim: int,
+        *,
+        widths: tuple[int, ...] = (16, 32),
+        depth: int = 1,
+        level: Part = part(Pair),
+        skip: Part = part(beside),
+        map_norm: Part = part(GroupNorm, groups=8),
+    ):
         super().__init__()
         self.depth, self.skip = depth, skip
-        width, kept = widths[0], [widths[0]]  # widths of the skip connections, last in first out
-        self.into = Window(channels, width)  # (B, C, Y, X) -> (B, widths[0], Y, X)
+        width, kept = widths[0], [widths[0]]
+        self.into = Window(channels, width)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for i, wide in enumerate(widths):
             self.down.append(nn.ModuleList(level(width if j == 0 else wide, wide, dim) for j in range(depth)))
             kept += [wide] * depth
             width = wide
             if i < len(widths) - 1:
-                self.shrink.append(Window(wide, wide, stride=2, gain=1.0))  # halves the resolution, rounded up
+                self.shrink.append(Window(wide, wide, stride=2, gain=1.0))
                 kept.append(wide)
         self.middle = nn.ModuleList(level(width, width, dim) for _ in range(2))
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for wide in reversed(widths):
             units = nn.ModuleList()
             for _ in range(depth + 1):
-                units.append(level(width + kept.pop(), wide, dim))  # channels of the map and of its skip
+                units.append(level(width + kept.pop(), wide, dim))
                 width = wide
             self.up.append(units)
             if len(self.up) < len(widths):
                 self.grow.append(Window(wide, wide, gain=1.0))
-        self.norm, self.out = map_norm(width), Window(width, channels, gain=0.0)  # gain 0: the output starts at zero
+        self.norm, self.out = map_norm(width), Window(width, channels, gain=0.0)
 
     def forward(self, x: Images, ctx: Context) -> Images:
         x = self.into(x)
-        kept = [x]  # every encoder map, (B, widths[i], Y / 2^i, X / 2^i)
+        kept = [x]
         for i, units in enumerate(self.down):
             for unit in units:
                 x = unit(x, ctx)
@@ -106,13 +135,12 @@ class UNet(nn.Module):
             for unit in units:
                 x = unit(self.skip(x, kept.pop()), ctx)
             if i < len(self.grow):
-                # to the size of the next skip, so that odd sizes work
                 x = self.grow[i](nn.functional.interpolate(x, size=kept[-1].shape[-2:]))
         return self.out(nn.functional.silu(self.norm(x)))
 
 
 class Restorer(nn.Module):
-    """body(images) without conditioning. Images -> images."""
+    """body(images), told nothing else. Images -> images."""
 
     interface = IMAGES_TO_IMAGES
 
@@ -126,7 +154,7 @@ class Restorer(nn.Module):
 
 @needs("images", model=IMAGES_TO_IMAGES)
 def restore(model: nn.Module, batch: Batch, *, noise: float = 0.5) -> PerExample:
-    """Squared error, averaged over pixels, of images restored from Gaussian noise of standard deviation `noise`."""
+    """Squared error, a mean over pixels, of images restored from Gaussian noise of this deviation."""
     spoilt = batch.images + noise * torch.randn_like(batch.images)
     return (model(spoilt) - batch.images).square().mean((1, 2, 3))
 
@@ -143,26 +171,3 @@ def u_net(*, widths: tuple[int, ...] = (8, 16, 32), noise: float = 0.5) -> Part:
         schedule=cosine,
         loop=part(Loop, batch=32, steps=300),
     )
-
-
-def cut(x: Maps, remembered: Maps) -> Maps:
-    """`beside` with zeros for the encoder's map: no skip connections, the same parameters."""
-    return torch.cat([x, torch.zeros_like(remembered)], 1)
-
-
-class Conditioned(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + linear(silu(condition))))). (B, C, Y, X), condition (B, dim) -> (B,
-    D, Y, X)."""
-
-    def __init__(self, channels: int, out: int, dim: int, *, map_norm: Part = part(GroupNorm, groups=8)):
-        super().__init__()
-        self.norm1, self.norm2 = map_norm(channels), map_norm(out)
-        self.first, self.second = Window(channels, out), Window(out, out, gain=1.0)
-        self.condition = Dense(dim, out)
-        self.shortcut = nn.Identity() if channels == out else Window(channels, out, size=1, gain=1.0)
-
-    def forward(self, x: Images, ctx: Context) -> Maps:
-        silu = nn.functional.silu
-        # the time embedding is added after the first convolution (DDPM)
-        hidden = self.first(silu(self.norm1(x))) + self.condition(silu(ctx.condition))[:, :, None, None]
-        return self.shortcut(x) + self.second(silu(self.norm2(hidden)))

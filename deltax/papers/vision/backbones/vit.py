@@ -2,13 +2,13 @@
 Dosovitskiy, Beyer, Kolesnikov, Weissenborn, Zhai, Unterthiner, Dehghani, Minderer, Heigold, Gelly, Uszkoreit, Houlsby,
 2020. arXiv:2010.11929
 
-A transformer encoder, but its tokens are patches of an image.
+A transformer's encoder, but its words are patches of an image.
 
-The image is cut into squares, each mapped linearly to a token with a learned position embedding; a class token in
-front, as in BERT, is the output. That patches are neighbours is learned, not built in, so convolutions do better with
-little data, and ViT with much. Norms precede the branches (pre-norm), and the MLP uses GELU. The released models also
-have a position for the class token; both are only added, so here they are one vector. B/16 has 12 blocks of width 768
-with 12 heads; the default here classifies digits from 16 patches.
+Cut the image into squares, map each linearly to a token, add a learned vector for each place, and the rest is text: a
+class token in front, as BERT has it, is read at the end. Nothing knows that patches are neighbours but what is learned,
+so little data favours convolutions and much data does not. Norms stand before the branches, GELU inside them. The
+released models give the class token a position too; two learned vectors that are only ever added are one, and here they
+are. B/16 has 12 blocks of width 768 with 12 heads; the default here reads digits in 16 patches.
 """
 
 import math
@@ -44,24 +44,32 @@ from deltax.tasks.images.pictures import Pictures
 
 
 class ViT(nn.Module):
-    """patches -> position -> class token -> stack -> norm (Eqs. 1 to 4). Images (B, C, Y, X) -> stream (B, 1 + T, D).
+    """patches -> position -> class token -> stack -> norm. Images (B, C, Y, X) -> stream (B, 1 + T, D)
+    (Eqs. 1 to 4).
 
-    `width` is the stack's output width, `grid` the rows and columns of patches, `prefix` the number of tokens before
-    them.
+    `width` is the width of what leaves the stack, `grid` the rows and columns of patches, `prefix` how many elements
+    stand before them.
     """
 
     gives_context = ("grid",)
 
     def __init__(
-        self, channels: int, size: int | Grid, *, dim: int, patches: Part = part(Patches),
-        class_token: Part = part(ClassToken), position: Part = part(LearnedGrid), stack: Part, norm: Part,
-    ):  # fmt: skip
+        self,
+        channels: int,
+        size: int | Grid,
+        *,
+        dim: int,
+        patches: Part = part(Patches),
+        class_token: Part = part(ClassToken),
+        position: Part = part(LearnedGrid),
+        stack: Part,
+        norm: Part,
+    ):
         super().__init__()
         self.size = pair(size)
         self.patches = patches(channels, dim)
         self.grid = self.patches.grid(size)
         self.position = position(dim, self.grid)
-        # x_class, the first row of z_0
         self.class_token = class_token(dim)
         self.prefix = self.class_token.count
         self.stack = stack(dim)
@@ -69,30 +77,38 @@ class ViT(nn.Module):
         self.norm = norm(self.width)
 
     def tokens(self, images: Images, ctx: Context | None = None) -> Stream:
-        """Patch tokens with positions, (B, T, D). Raises UserError for images of another size than the model's."""
+        """Each patch with its place, (B, T, D). Raises UserError for images of another size than was built for."""
         if tuple(images.shape[-2:]) != self.size:
             raise UserError(
                 f"images of {tuple(images.shape[-2:])} pixels for a model of {self.size}: build it with that size, and "
                 f"load its weights through deltax.papers.vision.backbones.vit.resized"
             )
-        # Eq. 1: z_0 = [x_p^1 E; ...; x_p^N E] + E_pos
         return self.position(self.patches(images), ctx or Context())
 
     def read(self, tokens: Stream, ctx: Context | None = None) -> OtherStream:
-        """The normed stack output for all tokens or some, (B, T, D) -> (B, 1 + T, D)."""
-        # Eqs. 2 and 3 are the stack's blocks, Eq. 4 the last norm
+        """What the stack makes of tokens (B, T, D), all of them or some, normed: (B, 1 + T, D)."""
         return self.norm(self.stack(self.class_token(tokens), ctx or Context()))
 
     def forward(self, images: Images) -> OtherStream:
-        # shifted or merged windows need rows and columns
         return self.read(self.tokens(images), Context(grid=self.grid if self.patches.raster else None))
+
+
+def mean_pooled(recipe: Part) -> Part:
+    """No class token: the classifier reads the mean over patches, which does as well (appendix D.3)."""
+    recipe = recipe.fill("class_token", NoClassToken) if "class_token" in recipe.slots() else recipe
+    return recipe.fill("pool", Mean) if "pool" in recipe.slots() else recipe
+
+
+def resized(table: Tensor, before: Grid, after: Grid) -> Tensor:
+    """A table of positions (rows * columns, D) interpolated to another grid, bicubically (section 3.2)."""
+    image = table.T.unflatten(1, before)[None]
+    image = nn.functional.interpolate(image, size=after, mode="bicubic", align_corners=False)
+    return image[0].flatten(1).T.contiguous()
 
 
 @paper(on=transformer, year=2020, arxiv="2010.11929")
 def vit(*, dim: int = 64, depth: int = 4, heads: int = 4, patch: int = 2) -> Part:
-    # 1e-6 as in the released code
     norm = part(LayerNorm, eps=1e-6)
-    # pre-norm, GELU
     stack = transformer["model.encoder"].fill("residual", PreNorm, norm=norm).fill("activation", gelu)
     trunk = part(
         ViT,
@@ -113,28 +129,13 @@ def vit(*, dim: int = 64, depth: int = 4, heads: int = 4, patch: int = 2) -> Par
     )
 
 
-def mean_pooled(recipe: Part) -> Part:
-    """No class token: the classifier reads the mean over patches, which does as well (appendix D.3)."""
-    recipe = recipe.fill("class_token", NoClassToken) if "class_token" in recipe.slots() else recipe
-    return recipe.fill("pool", Mean) if "pool" in recipe.slots() else recipe
-
-
-def resized(table: Tensor, before: Grid, after: Grid) -> Tensor:
-    """Position embeddings (rows * columns, D) interpolated to another grid, bicubically (section 3.2)."""
-    # (R C, D) -> (1, D, R, C)
-    image = table.T.unflatten(1, before)[None]
-    image = nn.functional.interpolate(image, size=after, mode="bicubic", align_corners=False)
-    return image[0].flatten(1).T.contiguous()
-
-
 @torch.no_grad()
 def attention_maps(trunk: ViT, images: Images, *, block: int = -1) -> Tensor:
-    """The class token's attention to each patch in a block, (B, H, rows, columns); each head sums to at most 1."""
+    """How much the class token looks at each patch in a block, (B, H, rows, columns); a head's sum to at most 1."""
     attention, seen = [m for m in trunk.stack.modules() if isinstance(m, Attention)][block], []
     kernel = attention.kernel
 
     def watched(q: Tensor, k: Tensor, v: Tensor, rules: Any) -> Tensor:
-        # unit vectors as values: the output is then the attention row itself
         each = torch.eye(k.shape[1], dtype=v.dtype, device=v.device)[None, :, None]
         seen.append(kernel(q, k, each.expand(len(k), -1, k.shape[2], -1), rules))
         return kernel(q, k, v, rules)

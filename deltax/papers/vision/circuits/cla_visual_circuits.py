@@ -1,13 +1,13 @@
 """Automatic Discovery of Visual Circuits. Rajaram, Chowdhury, Torralba, Andreas, Schwettmann, 2024. arXiv:2404.14349
 
-All neurons of a network may serve a concept, but each layer's k with the largest attribution form its circuit.
+A convolutional network as it stands, but of each layer only the few neurons are read through which a concept passes.
 
-A neuron is a channel, averaged over its map. The attribution from m to n in the next layer is |a_m| |da_n / da_m|,
-averaged over a few images of the concept. The circuit starts with the k most active neurons of each layer. A backward
-sweep keeps, in each layer, the k neurons with the largest summed attribution to the kept neurons above; a forward
-sweep, the k with the largest from those below; sweeps repeat until nothing changes. Removing the circuit tests it. It
-is attribution patching's product of activation and gradient, but between neighbouring layers, not to the output. The
-code was not released; ties, the start and the stopping rule are chosen here.
+A neuron is a channel, its map averaged. From m to n of the next layer there passes |a_m| |da_n / da_m|: how much there
+is, times how much n heeds it, both of a few pictures of the concept. Begin with the k most active neurons of every
+layer; going backward keep in each layer the k that give most to those kept above, going forward the k that get most
+from those below, until nothing changes. That such a circuit carries the concept is then tested by taking it out. It is
+attribution patching's product of an activation and a gradient, but between neighbouring layers, not to the end. The
+code was not released; ties, where to begin and when to stop are chosen here.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,20 @@ from torch import Tensor, nn
 
 from deltax import UserError, paper
 from deltax.errors import nearest
+from deltax.papers.vision.backbones.resnet import resnet
 from deltax.shapes import Images
 
-Scores = Float[Tensor, "_ _"]  # (neurons of a layer, neurons of the next)
-Neurons = tuple[tuple[int, ...], ...]  # indices in each layer, ascending
+Scores = Float[Tensor, "_ _"]  # from a neuron of a layer, a row, to one of the next
+Neurons = tuple[tuple[int, ...], ...]  # of each layer, ascending
 
 
 class Circuit(NamedTuple):
-    """The neurons of each layer that serve a concept.
+    """The neurons of each layer that a concept passes through.
 
-    layers   names of modules, in execution order
+    layers   names of modules, in the order in which they run
     neurons  channels of each
-    totals   the summed attribution inside the circuit, at the start and after every sweep
-    settled  whether a last round of sweeps changed nothing
+    totals   the sum of scores inside the circuit, at the start and after every sweep
+    settled  whether the sweeps ended by themselves
     """
 
     layers: tuple[str, ...]
@@ -42,57 +43,21 @@ class Circuit(NamedTuple):
     settled: bool
 
 
-@paper(year=2024, arxiv="2404.14349")
-def cla_visual_circuits(
-    model: nn.Module, images: Images, layers: tuple[str, ...], *, share: float = 0.25, rounds: int = 50
-) -> Circuit:
-    """The circuit for what a few images show, with a `share` of each layer's neurons, at least one. See `activity`."""
-    if not 0 < share <= 1 or len(layers) < 2:
-        raise UserError(
-            f"a circuit takes at least two layers, not {len(layers)}, and a share in (0, 1], not {share}; set both"
-        )
-    maps = activity(model, images, tuple(layers))
-    start = most_active(maps, share)
-    neurons, totals, settled = settle(attribution(maps), start, rounds=rounds)
-    return Circuit(tuple(layers), neurons, tuple(totals), settled)
-
-
-@torch.enable_grad()
-def attribution(maps: list[Float[Tensor, "B _ *_"]]) -> list[Scores]:
-    """|a_m| |da_n / da_m| from each layer to the next, averaged over images.
-
-    a_n is a channel's mean; da_m shifts the whole map of m.
-    """
-    tables = []
-    for below, above in pairwise(maps):
-        rows = []
-        # one backward pass per neuron of the upper layer
-        for n in range(above.shape[1]):
-            (slope,) = torch.autograd.grad(_pooled(above)[:, n].sum(), below, retain_graph=True)
-            slope = slope.flatten(2).sum(-1) if slope.ndim > 2 else slope
-            # (neurons of the lower layer,)
-            rows.append((_pooled(below) * slope).abs().mean(0).detach())
-        tables.append(torch.stack(rows, 1))
-    return tables
-
-
 def settle(scores: list[Scores], start: Neurons, *, rounds: int = 50) -> tuple[Neurons, list[float], bool]:
-    """Sweeps backward and forward from `start` until a round changes nothing, or `rounds` times.
+    """Sweeps backward and forward, from `start` on, until a round of both changes nothing or `rounds` are over.
 
-        scores  the attribution from each layer to the next
+    scores  those from each layer to the next
 
-    Returns the neurons of each layer, the total at the start and after each sweep, and whether the last round changed
-    nothing. Ties go to the lower index.
+    Neurons of each layer, the total at the start and after each sweep, and whether nothing changed any more. Of neurons
+    with equal sums the first are kept.
     """
     kept, totals = list(start), [total(scores, start)]
     for _ in range(rounds):
         before = list(kept)
         for i in reversed(range(len(scores))):
-            # backward: the summed attribution to the kept neurons of layer i + 1
             kept[i] = _most(scores[i][:, list(kept[i + 1])].sum(1), len(kept[i]))
         totals.append(total(scores, tuple(kept)))
         for i, table in enumerate(scores, 1):
-            # forward: from the kept neurons of layer i - 1
             kept[i] = _most(table[list(kept[i - 1])].sum(0), len(kept[i]))
         totals.append(total(scores, tuple(kept)))
         if kept == before:
@@ -101,19 +66,19 @@ def settle(scores: list[Scores], start: Neurons, *, rounds: int = 50) -> tuple[N
 
 
 def total(scores: list[Scores], neurons: Neurons) -> float:
-    """The summed attribution between the neurons of neighbouring layers."""
+    """The sum of the scores between neurons of neighbouring layers."""
     return sum(s[list(a)][:, list(b)].sum().item() for s, (a, b) in zip(scores, pairwise(neurons), strict=True))
 
 
 @torch.enable_grad()
 def activity(model: nn.Module, images: Images, layers: tuple[str, ...]) -> list[Float[Tensor, "B _ *_"]]:
-    """Each layer's output for the images, with its graph.
+    """What each layer gives for the images, still joined to each other by their graph.
 
-    Raises UserError for a layer that the model does not have or whose output is not (B, C, ...), and for a model in
-    training mode, where batch statistics mix images.
+    Raises UserError for a layer that the model has not, or that gives no maps (B, C, ...), and for a model that trains:
+    there one picture may change what is seen of another.
     """
     if model.training:
-        raise UserError("the model is in training mode, where batch statistics mix images: call model.eval() first")
+        raise UserError("a circuit is read from a model at rest: call model.eval() first")
     modules, found = dict(model.named_modules()), {}
     for name in layers:
         if name not in modules:
@@ -121,7 +86,6 @@ def activity(model: nn.Module, images: Images, layers: tuple[str, ...]) -> list[
     keep = lambda name: lambda module, args, out: found.update({name: out})
     hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
     try:
-        # pixels get a graph even where all parameters are frozen
         model(images.detach().clone().requires_grad_())
     finally:
         for hook in hooks:
@@ -134,6 +98,34 @@ def activity(model: nn.Module, images: Images, layers: tuple[str, ...]) -> list[
     return list(found.values())
 
 
+@torch.enable_grad()
+def attribution(maps: list[Float[Tensor, "B _ *_"]]) -> list[Scores]:
+    """|a_m| |da_n / da_m| from each layer to the next, a mean over images; a_n is a channel's mean, and da_m moves the
+    whole map of m."""
+    tables = []
+    for below, above in pairwise(maps):
+        rows = []
+        for n in range(above.shape[1]):
+            (slope,) = torch.autograd.grad(_pooled(above)[:, n].sum(), below, retain_graph=True)
+            slope = slope.flatten(2).sum(-1) if slope.ndim > 2 else slope
+            rows.append((_pooled(below) * slope).abs().mean(0).detach())
+        tables.append(torch.stack(rows, 1))
+    return tables
+
+
+@paper(on=resnet, year=2024, arxiv="2404.14349")
+def cla_visual_circuits(
+    model: nn.Module, images: Images, layers: tuple[str, ...], *, share: float = 0.25, rounds: int = 50
+) -> Circuit:
+    """The circuit of what a few images show, of a `share` of each layer's neurons, at least one. See `activity`."""
+    if not 0 < share <= 1 or len(layers) < 2:
+        raise UserError("a circuit takes two or more layers and a share of their neurons above 0 and up to 1")
+    maps = activity(model, images, tuple(layers))
+    start = most_active(maps, share)
+    neurons, totals, settled = settle(attribution(maps), start, rounds=rounds)
+    return Circuit(tuple(layers), neurons, tuple(totals), settled)
+
+
 def most_active(maps: list[Float[Tensor, "B _ *_"]], share: float) -> Neurons:
     """The most active neurons of each layer, by the mean over images of |a_m|."""
     return tuple(_most(_pooled(x).abs().mean(0), max(1, round(share * x.shape[1]))) for x in maps)
@@ -141,7 +133,7 @@ def most_active(maps: list[Float[Tensor, "B _ *_"]], share: float) -> Neurons:
 
 @contextmanager
 def removed(model: nn.Module, layers: tuple[str, ...], neurons: Neurons) -> Iterator[nn.Module]:
-    """A context in which these neurons' outputs are 0."""
+    """The model with these neurons at 0, inside a `with`."""
 
     def silence(chosen: tuple[int, ...]) -> Any:
         return lambda module, args, out: out.index_fill(1, torch.tensor(chosen, dtype=torch.int64), 0.0)
@@ -152,6 +144,11 @@ def removed(model: nn.Module, layers: tuple[str, ...], neurons: Neurons) -> Iter
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def stitched(left: Images, right: Images) -> Images:
+    """Images side by side, as the paper's CatFish are."""
+    return torch.cat([left, right], -1)
 
 
 def _pooled(x: Float[Tensor, "B _ *_"]) -> Float[Tensor, "B _"]:

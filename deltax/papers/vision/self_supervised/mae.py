@@ -1,12 +1,12 @@
 """Masked Autoencoders Are Scalable Vision Learners. He, Chen, Xie, Li, Dollar, Girshick, 2021. arXiv:2111.06377
 
-A ViT that predicts masked patches as BERT predicts words, but three quarters are masked and never encoded.
+A ViT that fills in masked patches as BERT fills in words, but three in four are masked, the encoder sees only the
+others, and a small decoder gets the mask tokens.
 
-The encoder is given the visible patches only; a small decoder gets the mask tokens. Images are redundant: with few
-patches masked, interpolation solves the task; with most masked, the encoder has to recognise objects. Without mask
-tokens in the encoder, a step costs about a quarter, and there is no gap between pre-training and use. The target is
-each masked patch, normalised by its own mean and variance. The paper's decoder for ViT-L has 8 blocks of width 512;
-only the encoder is kept. Positions are fixed sinusoids in both.
+A picture is so redundant that hiding a little asks for nothing but a little smoothing; hide most of it and the encoder
+must know what it looks at. Because no mask token ever enters the encoder, a step costs about a quarter, and what it
+learns is about images without holes. The target is each hidden patch, standardised by itself. The paper's decoder for
+ViT-L has 8 blocks of width 512; the encoder alone is kept. Positions are fixed sinusoids in both.
 """
 
 import math
@@ -34,7 +34,7 @@ Pixels = Float[Tensor, "B T F"]
 
 
 class Filled(NamedTuple):
-    """The predicted pixels of every patch, and the indices of the visible patches."""
+    """What a masked autoencoder says the pixels of every patch are, and which patches it saw."""
 
     pixels: Pixels
     kept: Int[Tensor, "B N"]
@@ -46,21 +46,18 @@ class Filled(NamedTuple):
         return everything.scatter(1, self.kept, False)
 
 
-@paper(on=vit, year=2021, arxiv="2111.06377")
-def mae(recipe: Part, *, ratio: float = 0.75, dim: int = 32, depth: int = 1, heads: int = 4) -> Part:
-    trunk = recipe["model.trunk"].fill("position", GridSinusoids)
-    decoder = part(
-        PixelDecoder,
-        dim=dim,
-        stack=part(Stack, depth=depth, block=trunk["stack.block"]).set(Attention, heads=heads),
-        norm=trunk["norm"],
-    )
-    model = part(MaskedAutoencoder, ratio=ratio, trunk=trunk, pixel_decoder=decoder)
-    return recipe.put("model", model).fill("task", Drawings).put("objective", part(fill_in))
+def keep(noise: Float[Tensor, "B T"], ratio: float) -> Int[Tensor, "B N"]:
+    """The patches of least noise, a share of 1 - ratio, rounded down but at least one, in the order of their noise."""
+    return noise.argsort(1)[:, : max(1, int(noise.shape[1] * (1 - ratio)))]
+
+
+def take(x: Tensor, kept: Int[Tensor, "B N"]) -> Tensor:
+    """Those elements of x (B, T, ...) -> (B, N, ...)."""
+    return x.gather(1, kept.view(*kept.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
 
 class PixelDecoder(nn.Module):
-    """Mask tokens for the masked patches, positions, a stack, a linear map to pixels (section 3, "MAE decoder").
+    """Mask tokens where nothing was seen, positions, a stack, a linear map to pixels (section 3, MAE decoder).
 
     Latent (B, .prefix + N, W) and kept (B, N) -> pixels (B, T, F) of every patch of the trunk's grid.
     """
@@ -82,24 +79,20 @@ class PixelDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, latent: OtherStream, kept: Int[Tensor, "B N"]) -> Pixels:
-        # class token and visible patches
         first, seen = self.enter(latent).tensor_split([self.prefix], 1)
         if seen.shape[1] != kept.shape[1]:
-            raise UserError(
-                "this trunk pools patches across mask units: add hiera, as in vit+mae+q-pooled-attention+hiera"
-            )
+            raise UserError("a trunk that pools its patches has to keep mask units whole: add hiera, as in ...+hiera")
         where = kept[..., None].expand(-1, -1, seen.shape[-1])
-        # (B, T, D): mask tokens everywhere, visible tokens scattered to their places
         patches = self.mask_token.expand(len(seen), self.count, -1).scatter(1, where, seen.to(self.mask_token.dtype))
         x = torch.cat([first, self.position(patches, Context())], 1)
-        return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]  # predictions of the patches only
+        return self.predict(self.norm(self.stack(x, Context())))[:, self.prefix :]
 
 
 @needs(outside=("Windows", "SpaceTimeBlock"))
 class MaskedAutoencoder(nn.Module):
-    """Images (B, C, Y, X) -> `Filled`. The task gives channels and size.
+    """Images (B, C, Y, X) -> `Filled`. channels and size are the task's.
 
-    The trunk has `.tokens(images)` (B, T, ...), `.read` for any subset of them, `.grid` and `.prefix`.
+    The trunk gives `.tokens(images)` (B, T, ...), reads any of them with `.read`, and has a `.grid` and a `.prefix`.
     """
 
     interface = IMAGES_TO_MASKED_PATCHES
@@ -114,12 +107,10 @@ class MaskedAutoencoder(nn.Module):
         self.pixel_decoder = pixel_decoder(self.trunk, channels * self.patch**2)
 
     def encode(self, images: Images, kept: Int[Tensor, "B N"]) -> Stream:
-        """The encoder's output for the visible patches, (B, .prefix + N, W)."""
+        """What the encoder makes of these patches, (B, .prefix + N, W); of the others it is shown zeros at most."""
         patches = patchify(images, self.patch)
-        # masked pixels are zeroed first, since a trunk's overlapping convolutions would read them
         hidden = torch.ones_like(patches[..., 0], dtype=torch.bool).scatter(1, kept, False)
         shown = unpatchify(patches.masked_fill(hidden[..., None], 0), self.patch, self.trunk.grid)
-        # (B, N, D): no mask token enters the encoder
         return self.trunk.read(take(self.trunk.tokens(shown), kept))
 
     def forward(self, images: Images, noise: Float[Tensor, "B T"] | None = None) -> Filled:
@@ -130,44 +121,43 @@ class MaskedAutoencoder(nn.Module):
 
 
 def standardised(patches: Pixels) -> Pixels:
-    """Each patch minus its mean, divided by its standard deviation: the best target (Table 1d)."""
-    # the unbiased variance, as in the released code; one pixel has none
+    """Each patch less its mean, over its deviation: the target that learns most (Table 1d)."""
     spread = patches.var(-1, keepdim=True) if patches.shape[-1] > 1 else torch.ones_like(patches)
     return (patches - patches.mean(-1, keepdim=True)) / (spread + 1e-6).sqrt()
 
 
+def masked_error(said: Filled, target: Pixels) -> PerExample:
+    """Squared error of the pixels, a mean over the masked patches alone, of each image."""
+    each = (said.pixels - target).square().mean(-1)
+    return (each * said.masked).sum(1) / said.masked.sum(1).clamp(min=1)
+
+
 @needs("images", model=IMAGES_TO_MASKED_PATCHES)
 def fill_in(model: nn.Module, batch: Any, *, target: Callable[[Pixels], Pixels] = part(standardised)) -> PerExample:
-    """`masked_error` of the model's prediction, with `target` of each image's patches."""
+    """`masked_error` of a model against the target that is made of each image's patches."""
     return masked_error(model(batch.images), target(patchify(batch.images, model.patch)))
 
 
-def filled_in(model: MaskedAutoencoder, images: Images, noise: Float[Tensor, "B T"]) -> dict[str, Images]:
-    """Images as visible (NaN where masked), as predicted, and as they are.
+@paper(on=vit, year=2021, arxiv="2111.06377")
+def mae(recipe: Part, *, ratio: float = 0.75, dim: int = 32, depth: int = 1, heads: int = 4) -> Part:
+    trunk = recipe["model.trunk"].fill("position", GridSinusoids)
+    decoder = part(
+        PixelDecoder,
+        dim=dim,
+        stack=part(Stack, depth=depth, block=trunk["stack.block"]).set(Attention, heads=heads),
+        norm=trunk["norm"],
+    )
+    model = part(MaskedAutoencoder, ratio=ratio, trunk=trunk, pixel_decoder=decoder)
+    return recipe.put("model", model).fill("task", Drawings).put("objective", part(fill_in))
 
-    Predicted patches get the true mean and standard deviation, which the normalised target lacks.
+
+def filled_in(model: MaskedAutoencoder, images: Images, noise: Float[Tensor, "B T"]) -> dict[str, Images]:
+    """Images as they are seen, NaN where a patch is hidden; as they are filled in; and as they are.
+
+    Filled patches have the mean and deviation of the true ones, which the target leaves out.
     """
     said, truth = model(images, noise), patchify(images, model.patch)
     masked = said.masked[..., None]
-    # undoes `standardised`
     filled = said.pixels * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
     rows = {"seen": truth.masked_fill(masked, float("nan")), "filled in": torch.where(masked, filled, truth)}
     return {word: unpatchify(row, model.patch, model.trunk.grid) for word, row in {**rows, "true": truth}.items()}
-
-
-def keep(noise: Float[Tensor, "B T"], ratio: float) -> Int[Tensor, "B N"]:
-    """Indices of the visible patches: those with the least noise, a fraction of 1 - ratio, at least one."""
-    # shuffling by random noise, as in the released code
-    return noise.argsort(1)[:, : max(1, int(noise.shape[1] * (1 - ratio)))]
-
-
-def take(x: Tensor, kept: Int[Tensor, "B N"]) -> Tensor:
-    """The elements of x (B, T, ...) at `kept` -> (B, N, ...)."""
-    return x.gather(1, kept.view(*kept.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
-
-
-def masked_error(said: Filled, target: Pixels) -> PerExample:
-    """Squared error of the pixels, averaged over each image's masked patches only."""
-    each = (said.pixels - target).square().mean(-1)
-    # ratio 0 masks nothing: the loss is 0
-    return (each * said.masked).sum(1) / said.masked.sum(1).clamp(min=1)

@@ -1,17 +1,19 @@
 """Momentum Contrast for Unsupervised Visual Representation Learning. He, Fan, Wu, Xie, Girshick, 2020.
 arXiv:1911.05722
 
-Contrastive learning, but negatives come from a queue filled by a momentum encoder.
+Contrastive learning, but what an image is told from waits in a queue, encoded by a slow copy of the network.
 
-With negatives from the batch alone, their number is limited by the batch. A queue of past keys holds many more, if old
-keys stay comparable with new ones; so the key encoder changes slowly, as a moving average of the query encoder, without
-gradients. On arXiv since November 2019, a little before SimCLR, whose projector and views this recipe keeps, as MoCo v2
-does (arXiv:2003.04297). Group norm needs no shuffling of batch norm between devices.
+With negatives from the batch alone their number is the batch. A queue of past encodings holds many more, if those
+encoded a while ago can still be compared with those of now; so the encoder of the queue moves slowly, as an average
+of the one that learns. No gradient reaches it. On arXiv since November 2019, the paper came a little before SimCLR,
+whose projector and views this recipe keeps, as MoCo v2 does (arXiv:2003.04297). Over maps that are normalised in groups
+no shuffling between devices is needed.
 
 The paper has a queue of 65536, momentum 0.999, temperature 0.07, vectors of 128 from one linear map, and SGD at 0.03
-with batches of 256; v2 has a temperature of 0.2 and a hidden layer. The defaults here are for images of 8 x 8 and some
-hundred steps: 512, 0.99, and SimCLR's temperature of 0.5, which `set(queued_contrast, temperature=0.07)` changes. As in
-the released code, the key encoder is updated before it encodes the keys, and they are queued after the loss.
+with batches of 256; v2 a temperature of 0.2 and a hidden layer. The defaults here are for images of 8 x 8 and some
+hundred steps: 512, 0.99, and SimCLR's temperature of 0.5, which `set(queued_contrast, temperature=0.07)` changes. In
+the released code, as here, the slow network follows before it encodes the keys, and they enter the queue after the
+loss.
 """
 
 import torch
@@ -30,9 +32,9 @@ from deltax.tasks.images.digits import Batch
 
 @needs(model=IMAGES_TO_VECTORS)
 class Momentum(Moving):
-    """The `inner` query encoder, its moving average `slow` (the key encoder), and a queue of keys.
+    """The inner network, and beside it as `slow` one that follows it, and a queue of what that one said.
 
-    Images (B, C, Y, X) -> (B, .width), the query encoder's. The queue (length, width) starts as normalised noise.
+    Images (B, C, Y, X) -> (B, .width), the inner network's. The queue, (length, width), starts as noise of length one.
     """
 
     def __init__(self, channels: int, *, inner: Part = part(Contrastive), momentum: float = 0.99, length: int = 512):
@@ -44,7 +46,6 @@ class Momentum(Moving):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # the key encoder starts as a copy
         self.slow.load_state_dict(self.inner.state_dict())
         self.queue.copy_(nn.functional.normalize(torch.randn_like(self.queue), dim=-1))
 
@@ -68,26 +69,19 @@ class Momentum(Moving):
 
     @torch.no_grad()
     def keys(self, images: Images) -> Vectors:
-        """The key encoder's vectors of the images."""
+        """What the slow network says of images."""
         return self.slow(images)
 
     @torch.no_grad()
     def enqueue(self, keys: Vectors) -> None:
-        """Puts the newest keys first and drops as many of the oldest."""
+        """The newest keys enter at the front, and as many of the oldest leave."""
         self.queue.copy_(torch.cat([keys.to(self.queue), self.queue])[: len(self.queue)])
 
 
-@paper(on=simclr, year=2020, arxiv="1911.05722")
-def moco(recipe: Part, *, momentum: float = 0.99, length: int = 512) -> Part:
-    changed = recipe.fill("objective", queued_contrast)
-    return changed.wrap("model", Momentum, momentum=momentum, length=length)
-
-
 def info_nce(queries: Vectors, keys: Vectors, others: Float[Tensor, "M K"], *, temperature: float = 0.5) -> PerExample:
-    """InfoNCE in nats: queries[i] against its key keys[i] and the negatives `others` (Eq. 1)."""
-    own = similarity(queries[:, None], keys[:, None])[:, 0]  # q.k+, (N, 1)
-    scores = torch.cat([own, similarity(queries, others)], -1) / temperature  # (N, 1 + M)
-    # -log softmax at index 0, the own key
+    """How surprising it is that queries[i] belongs to keys[i] and to none of the others, in nats (Eq. 1)."""
+    own = similarity(queries[:, None], keys[:, None])[:, 0]
+    scores = torch.cat([own, similarity(queries, others)], -1) / temperature
     return scores.logsumexp(-1) - scores[:, 0]
 
 
@@ -95,15 +89,20 @@ def info_nce(queries: Vectors, keys: Vectors, others: Float[Tensor, "M K"], *, t
 def queued_contrast(
     model: Momentum, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5
 ) -> PerExample:
-    """`info_nce` of a view of each image, its other view's key, and the queue (Algorithm 1).
+    """`info_nce` of a view of each image against the slow network's view of it and the queue (Algorithm 1).
 
-    In training the key encoder moves first and the keys are queued last, once a step.
+    In training the slow network follows first, and the keys are queued last, once a step.
     """
     if model.training:
         model.ahead()
     queries, keys = model(view(batch.images)), model.keys(view(batch.images))
-    # cloned: enqueue writes in place before the backward pass
     losses = info_nce(queries, keys, model.queue.clone(), temperature=temperature)
     if model.training:
         model.note(keys)
     return losses
+
+
+@paper(on=simclr, year=2020, arxiv="1911.05722")
+def moco(recipe: Part, *, momentum: float = 0.99, length: int = 512) -> Part:
+    changed = recipe.fill("objective", queued_contrast)
+    return changed.wrap("model", Momentum, momentum=momentum, length=length)

@@ -1,12 +1,13 @@
 """A Simple Framework for Contrastive Learning of Visual Representations. Chen, Kornblith, Norouzi, Hinton, 2020.
 arXiv:2002.05709
 
-A ResNet, but trained without labels: two views of an image must be closer than views of other images.
+A ResNet, but it learns without labels, by telling which two of many views are of the same image.
 
-Two random augmentations of an image are a positive pair; the other images of the batch are negatives. A small projector
-between features and loss may discard what the augmentations change; the features before it are kept. Here the views
-rotate, move, scale and add noise, as suits digits without colour; the batch is small, and AdamW replaces LARS. Group
-norm replaces batch norm, so that no information passes between the images of a batch.
+Two random changes of an image still show the same thing, and all other images of the batch serve as examples of what
+is different. A small network between the features and the loss may forget what the changes changed; the features
+before it are what is kept. Here the views turn, move, scale and blur with noise, as suits digits without colour, the
+batch is small and the optimizer AdamW in place of LARS. Maps are normalised in groups of channels, not over the
+batch, so that nothing can be told from whom one is batched with.
 """
 
 import torch
@@ -45,7 +46,7 @@ class Projector(nn.Module):
 
 
 class Contrastive(nn.Module):
-    """Images (B, C, Y, X) -> (B, .width), L2-normalised. `features` is the output before the projector."""
+    """Images (B, C, Y, X) -> (B, .width) of length one. `features` are what comes before the projector."""
 
     interface = IMAGES_TO_VECTORS
 
@@ -56,18 +57,28 @@ class Contrastive(nn.Module):
         self.width = self.projector.width
 
     def features(self, images: Images) -> Float[Tensor, "B D"]:
-        """The mean over the last maps: h."""
+        """The mean over the last maps."""
         return self.backbone(images).mean((-2, -1))
 
     def forward(self, images: Images) -> Vectors:
-        # z = W2 relu(W1 h), normalised here, so that similarity is a dot product
         return of_length_one(self.projector(self.features(images)))
+
+
+def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> PerExample:
+    """How surprising it is that first[i] and second[i], of length one, belong together, among all 2N; a mean of both
+    directions, in nats (Eq. 1)."""
+    n = len(first)
+    every = torch.cat([first, second])
+    scores = (similarity(every, every) / temperature).fill_diagonal_(-torch.inf)
+    partner = torch.arange(2 * n, device=first.device).roll(n)
+    both = nn.functional.cross_entropy(scores, partner, reduction="none")
+    return (both[:n] + both[n:]) / 2
 
 
 @needs("images", model=IMAGES_TO_VECTORS)
 @mixes("the negatives of an example are the others of its piece")
 def contrast(model: nn.Module, batch: Batch, *, view: Part = part(jittered), temperature: float = 0.5) -> PerExample:
-    """`nt_xent` of two views of each image. The negatives are the other images of the same micro-batch."""
+    """`nt_xent` of two views of each image. What an image is told from is its own piece of the batch."""
     first, second = model(torch.cat([view(batch.images), view(batch.images)])).chunk(2)
     return nt_xent(first, second, temperature=temperature)
 
@@ -78,7 +89,6 @@ def simclr(*, width: int = 8, temperature: float = 0.5) -> Part:
     backbone = part(Backbone, stem=stem, stem_width=width, widths=(width, 2 * width, 4 * width), depths=(1, 1, 1))
     return part(
         Run,
-        # batch norm would leak the partner through its statistics
         model=part(Contrastive, backbone=backbone.fill("map_norm", GroupNorm)),
         task=LinearProbe,
         objective=part(contrast, temperature=temperature),
@@ -87,15 +97,3 @@ def simclr(*, width: int = 8, temperature: float = 0.5) -> Part:
         schedule=cosine,
         loop=part(Loop, batch=64, steps=400),
     )
-
-
-def nt_xent(first: Vectors, second: Vectors, *, temperature: float = 0.5) -> PerExample:
-    """NT-Xent in nats, averaged over both directions; first[i] and second[i], L2-normalised, are the i-th pair (Eq.
-    1)."""
-    n = len(first)
-    every = torch.cat([first, second])  # (2N, K)
-    # sim(z_i, z_k) / tau; -infinity on the diagonal is the indicator k != i of Eq. 1
-    scores = (similarity(every, every) / temperature).fill_diagonal_(-torch.inf)
-    partner = torch.arange(2 * n, device=first.device).roll(n)  # i and i + N are a pair
-    both = nn.functional.cross_entropy(scores, partner, reduction="none")
-    return (both[:n] + both[n:]) / 2

@@ -1,12 +1,13 @@
 """Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time.
 Wortsman, Ilharco, Gadre, Roelofs, Gontijo-Lopes, Morcos, et al., 2022. arXiv:2203.05482
 
-Several runs are fine-tuned from one start, but their weights are averaged, not the best one chosen.
+One network that stands for many, as dropout's does, but the many are runs fine-tuned from one start, and it is their
+weights that are averaged.
 
-A sweep leaves many runs, and all but the best are usually discarded. Runs from the same pre-trained weights mostly end
-in one basin of the loss, where their average is as good or better and costs no more at inference than one model. Runs
-from different starts do not, and their average is useless. The greedy soup adds runs, best first, if the held-out score
-does not get worse, so there it is never worse than the best run.
+Trying many settings leaves many runs, of which all but the best are thrown away. Runs that set out from the same
+pre-trained weights mostly end in one basin, where what lies between them is as good or better, and costs no more to
+use than one. Runs from different starts do not, and their average is nothing. Greedy soup takes in, best first, what
+does not make the held-out score worse, so it is never worse there than the best run alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,40 +16,39 @@ import torch
 from torch import Tensor
 
 from deltax import UserError, paper
+from deltax.papers.optimization.losses.dropout import dropout
 
 State = dict[str, Tensor]
 
 
-@paper(year=2022, arxiv="2203.05482")
+def uniform(states: Sequence[State]) -> State:
+    """The mean of every tensor; counters, which are whole numbers, are the first's.
+
+    Raises UserError for no states, and for states of different models.
+    """
+    if not states:
+        raise UserError("a soup needs at least one state")
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    if any(other != shapes[0] for other in shapes):
+        raise UserError("a soup is made of states of one model: these differ in their names or shapes")
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value.clone()
+        for name, value in states[0].items()
+    }
+
+
+@paper(on=dropout, year=2022, arxiv="2203.05482")
 def soup(states: Sequence[State], score: Callable[[State], float]) -> State:
-    """The greedy soup of states of one model (Recipe 1). `score` is a state's held-out score, lower is better.
+    """The greedy soup of some states of one model (Recipe 1). `score` is the held-out score of a state, lower better.
 
     Raises UserError as `uniform` does.
     """
     alone = [score(state) for state in states]
     chosen: list[State] = []
     best = float("inf")
-    # Recipe 1: best first
     for i in sorted(range(len(states)), key=lambda i: alone[i]):
         after = score(uniform([*chosen, states[i]]))
-        if not chosen or after <= best:  # keep the candidate if the soup does not get worse
+        if not chosen or after <= best:
             chosen.append(states[i])
             best = after
     return uniform(chosen)
-
-
-def uniform(states: Sequence[State]) -> State:
-    """The mean of every tensor; integer buffers are the first state's.
-
-    Raises UserError for no states, and for states of different models.
-    """
-    if not states:
-        raise UserError("a soup needs at least one state, not an empty list: pass the state_dicts of the runs")
-    shapes = [{name: value.shape for name, value in state.items()} for state in states]
-    if any(other != shapes[0] for other in shapes):
-        raise UserError("the states have different names or shapes: average the states of one model only")
-    return {
-        # integer buffers, such as step counters, have no mean
-        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value.clone()
-        for name, value in states[0].items()
-    }

@@ -1,13 +1,16 @@
 """Cosmos World Foundation Model Platform for Physical AI, section 4: its tokenizer. NVIDIA, 2025. arXiv:2501.03575
 
-A video autoencoder, but its input is wavelets, its layers are factorised and causal, and its latent has no penalty.
+A video autoencoder, but it starts from wavelets, convolves and attends in space and then over the past alone, and its
+latent is plain or rounded.
 
-Everything along time is causal, padded by the first frame. So the first frame's latent is that of the image alone, one
-tokenizer serves images and videos, and a video can be encoded frame by frame. The latent has 16 channels of a plain
-autoencoder, or six quantised by FSQ: `cosmos_tokenizer + fsq`. Released encoders have widths 128, 256, 512, 512, two
-units per level, and one or two downsamplings after two wavelet levels; the default has none and encodes a video of 9 x
-16 x 16 in 192 numbers. The paper's losses are L1 and perceptual, then optical flow and Gram matrices, then a GAN; here
-squared error, since under L1 a small digit on a dark field stays blank for long (`absolute` restores it).
+Everything that looks along time looks back, and the first frame stands for what was before it. So the latent of the
+first frame is what its picture gives alone, one tokenizer serves both, and a video is encoded as it comes. The latent
+is 16 channels of a plain autoencoder, with no penalty, or six rounded by FSQ: `cosmos_tokenizer + fsq`. Channels are
+normed within each frame. Halving adds a strided convolution to a mean, doubling a convolution to a repetition. The
+paper learns with an L1 and a perceptual loss, then losses on optical flow and Gram matrices, then an adversary; here
+it is the squared error, since under the L1 a small digit on a dark field is long not worth drawing (`absolute` gives
+it back). Released widths are 128, 256, 512, 512 for the encoder, with two units a level, and one halving or two after
+wavelets of two levels; the default here halves no more and makes 192 numbers of a video of 9 x 16 x 16.
 """
 
 from collections import OrderedDict
@@ -37,23 +40,147 @@ from deltax.parts.training.run import Loop, Run, from_task
 from deltax.parts.training.schedules import cosine
 from deltax.tasks.images.videos import MovingDigits
 
-Factors = tuple[tuple[int, int], ...]  # per level: downsampling of time, and of rows and columns; each 1 or 2
+Factors = tuple[tuple[int, int], ...]  # how many times fewer frames, and rows and columns; each 1 or 2
+
+
+class FrameNorm(nn.GroupNorm):
+    """Each frame standardised over all its channels and places; a gain and a bias a channel. (B, C, T, Y, X)."""
+
+    def __init__(self, channels: int):
+        super().__init__(1, channels, eps=1e-6)
+
+    def forward(self, x: Video) -> Video:
+        return super().forward(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class Unit(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), factorised and causal. (B, C, T, Y, X) -> (B, D, T, Y, X)."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.norm1, self.conv1 = FrameNorm(channels), FactorizedConv(channels, out)
+        self.norm2, self.conv2 = FrameNorm(out), FactorizedConv(out, out)
+        self.shortcut = nn.Identity() if channels == out else PlaneConv(channels, out, size=1)
+
+    def forward(self, x: Video) -> Video:
+        hidden = self.conv1(nn.functional.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(nn.functional.silu(self.norm2(hidden)))
+
+
+class Attentive(nn.Module):
+    """Attention within each frame, then at each place over the past, each added to what it was given normed."""
+
+    def __init__(self, channels: int, *, mixer: Part):
+        super().__init__()
+        self.space_norm, self.space = FrameNorm(channels), WithinFrames(channels, inner=mixer)
+        self.time_norm, self.time = FrameNorm(channels), AlongTime(channels, inner=part(mixer, mask=part(causal)))
+
+    def forward(self, x: Video) -> Video:
+        space, ctx = tuple(x.shape[2:]), Context(grid=tuple(x.shape[3:]))
+        x = x + as_maps(self.space(as_stream(self.space_norm(x)), ctx), space)
+        return x + as_maps(self.time(as_stream(self.time_norm(x)), ctx), space)
+
+
+class Level(nn.Module):
+    """`units` units at one resolution, the first `attentive` of them each with attention behind it."""
+
+    def __init__(self, channels: int, out: int, *, units: int, attentive: int, mixer: Part):
+        super().__init__()
+        self.units = nn.ModuleList(Unit(out if i else channels, out) for i in range(units))
+        self.attention = nn.ModuleList(Attentive(out, mixer=mixer) for _ in range(attentive))
+
+    def forward(self, x: Video) -> Video:
+        for i, unit in enumerate(self.units):
+            x = unit(x)
+            if i < len(self.attention):
+                x = self.attention[i](x)
+        return x
+
+
+class HalfPlane(nn.Conv3d):
+    """Half the rows and columns: a strided 3 x 3 convolution and the mean of 2 x 2, added."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, (1, 3, 3), stride=(1, 2, 2))
+
+    def forward(self, x: Video) -> Video:
+        x = nn.functional.pad(x, (0, 1, 0, 1))
+        return super().forward(x) + nn.functional.avg_pool3d(x, (1, 2, 2))
+
+
+class HalfTime(PastConv):
+    """1 + 2 k frames as 1 + k: a strided convolution over the past and the mean of two frames, added."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, stride=2)
+
+    def forward(self, x: Video) -> Video:
+        return super().forward(x) + nn.functional.avg_pool3d(preceded(x, 1), (2, 1, 1))
+
+
+class TwicePlane(PlaneConv):
+    """Twice the rows and columns: each repeated, and a convolution of that added."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels)
+
+    def forward(self, x: Video) -> Video:
+        x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
+        return super().forward(x) + x
+
+
+class TwiceTime(PastConv):
+    """1 + k frames as 1 + 2 k: each but the first repeated, and a convolution over the past of that added."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels)
+
+    def forward(self, x: Video) -> Video:
+        x = x.repeat_interleave(2, 2)[:, :, 1:]
+        return super().forward(x) + x
+
+
+def shrinking(channels: int, factors: tuple[int, int]) -> nn.Sequential:
+    """Fewer rows and columns, then frames, then a linear map; nothing where both factors are 1."""
+    time, plane = factors
+    halves = [("plane", HalfPlane(channels))] * (plane == 2) + [("time", HalfTime(channels))] * (time == 2)
+    return _with_point(channels, halves)
+
+
+def growing(channels: int, factors: tuple[int, int]) -> nn.Sequential:
+    """More frames, then rows and columns, then a linear map; nothing where both factors are 1."""
+    time, plane = factors
+    doubles = [("time", TwiceTime(channels))] * (time == 2) + [("plane", TwicePlane(channels))] * (plane == 2)
+    return _with_point(channels, doubles)
+
+
+def _with_point(channels: int, steps: list[tuple[str, nn.Module]]) -> nn.Sequential:
+    point = [("point", PlaneConv(channels, channels, size=1))] * bool(steps)
+    return nn.Sequential(OrderedDict(steps + point))
 
 
 class CosmosEncoder(nn.Module):
-    """patcher -> levels, each but the last followed by its downsampling -> latent.
+    """patcher -> levels, each but the last followed by its factors -> latent. (B, C, 1 + k t, Y, X) ->
+    (B, out, 1 + k, Y / s, X / s), t and s the products of all factors and the patch.
 
-    (B, C, 1 + k t, Y, X) -> (B, out, 1 + k, Y / s, X / s); t and s are the products of all factors and the patch. Level
-    i goes from widths[i] to widths[i + 1]; `attentive` lists the levels with attention. Raises UserError for other
-    sizes.
+    Level i goes from widths[i] to widths[i + 1]; `attentive` names those with attention. Raises UserError for videos
+    that do not divide so.
     """
 
     can_be_zero = ("depth",)
 
     def __init__(
-        self, channels: int, out: int, *, widths: tuple[int, ...] = (32, 32), depth: int = 1, factors: Factors = (),
-        attentive: tuple[int, ...] = (), patcher: Part = part(Haar), mixer: Part = part(Attention, heads=1),
-    ):  # fmt: skip
+        self,
+        channels: int,
+        out: int,
+        *,
+        widths: tuple[int, ...] = (32, 32),
+        depth: int = 1,
+        factors: Factors = (),
+        attentive: tuple[int, ...] = (),
+        patcher: Part = part(Haar),
+        mixer: Part = part(Attention, heads=1),
+    ):
         super().__init__()
         self.patcher = patcher()
         self.patch = _patch(self.patcher.patch, factors, widths)
@@ -72,26 +199,35 @@ class CosmosEncoder(nn.Module):
         frames, rows, columns = video.shape[2:]
         if (frames - 1) % time or rows % plane or columns % plane:
             raise UserError(
-                f"a video of {frames} x {rows} x {columns} has no whole latent: crop or pad it to 1 + a multiple "
+                f"a video of {frames} x {rows} x {columns} does not become a latent: cut or pad it to 1 + a multiple "
                 f"of {time} frames, and rows and columns to multiples of {plane}"
             )
-        # (B, widths[0], 1 + k patches, Y / p, X / p)
         x = self.enter(self.patcher.cut(video))
         for level, shrink in zip(self.levels, self.shrink, strict=True):
-            x = shrink(level(x))  # residual units, attention, then downsampling
+            x = shrink(level(x))
         return self.point(self.leave(nn.functional.silu(self.norm(self.middle(x)))))
 
 
 class CosmosDecoder(nn.Module):
-    """The mirrored encoder, with one more unit per level and its options in the encoder's order. (B, latent, 1 + k,
-    Y, X) -> (B, C, 1 + k t, s Y, s X)."""
+    """The encoder in a mirror, with one unit more at each level. (B, latent, 1 + k, Y, X) -> (B, C, 1 + k t, s Y, s X).
+
+    Widths, factors and levels with attention are given as to the encoder.
+    """
 
     can_be_zero = ("depth",)
 
     def __init__(
-        self, latent: int, channels: int, *, widths: tuple[int, ...] = (32, 32), depth: int = 1, factors: Factors = (),
-        attentive: tuple[int, ...] = (), patcher: Part = part(Haar), mixer: Part = part(Attention, heads=1),
-    ):  # fmt: skip
+        self,
+        latent: int,
+        channels: int,
+        *,
+        widths: tuple[int, ...] = (32, 32),
+        depth: int = 1,
+        factors: Factors = (),
+        attentive: tuple[int, ...] = (),
+        patcher: Part = part(Haar),
+        mixer: Part = part(Attention, heads=1),
+    ):
         super().__init__()
         self.patcher = patcher()
         _patch(self.patcher.patch, factors, widths)
@@ -103,7 +239,6 @@ class CosmosDecoder(nn.Module):
         for i in reversed(range(levels)):
             count = depth + 1 if i in attentive else 0
             self.levels.append(Level(wide, widths[i], units=depth + 1, attentive=count, mixer=mixer))
-            # level i of the decoder undoes the downsampling before level i of the encoder
             self.grow.append(growing(widths[i], factors[i - 1] if 0 < i <= len(factors) else (1, 1)))
             wide = widths[i]
         self.norm, self.leave = FrameNorm(wide), FactorizedConv(wide, channels * self.patcher.patch**3)
@@ -115,140 +250,8 @@ class CosmosDecoder(nn.Module):
         return self.patcher.join(self.leave(nn.functional.silu(self.norm(x))))
 
 
-@paper(on=(haar_wavelet_tokenizer, factorized_spacetime, fsq), year=2025, arxiv="2501.03575")
-def cosmos_tokenizer(*, width: int = 4, levels: int = 2) -> Part:
-    patcher = part(Haar, levels=levels)
-    encoder, decoder = (part(coder, patcher=patcher) for coder in (CosmosEncoder, CosmosDecoder))
-    model = part(Autoencoder, encoder=encoder, bottleneck=part(Open, width=width), decoder=decoder)
-    return part(
-        Run,
-        model=model,
-        task=MovingDigits,
-        objective=part(rebuild, of="videos"),
-        batches=from_task,
-        optimizer=part(adamw, rate=3e-3, decay=0.0),
-        schedule=cosine,
-        loop=part(Loop, batch=16, steps=700),
-    )
-
-
-class Level(nn.Module):
-    """`units` units at one resolution; the first `attentive` of them are followed by attention."""
-
-    def __init__(self, channels: int, out: int, *, units: int, attentive: int, mixer: Part):
-        super().__init__()
-        self.units = nn.ModuleList(Unit(out if i else channels, out) for i in range(units))
-        self.attention = nn.ModuleList(Attentive(out, mixer=mixer) for _ in range(attentive))
-
-    def forward(self, x: Video) -> Video:
-        for i, unit in enumerate(self.units):
-            x = unit(x)
-            if i < len(self.attention):
-                x = self.attention[i](x)
-        return x
-
-
-class Unit(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), factorised and causal. (B, C, T, Y, X) -> (B, D, T, Y, X)."""
-
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.norm1, self.conv1 = FrameNorm(channels), FactorizedConv(channels, out)
-        self.norm2, self.conv2 = FrameNorm(out), FactorizedConv(out, out)
-        self.shortcut = nn.Identity() if channels == out else PlaneConv(channels, out, size=1)
-
-    def forward(self, x: Video) -> Video:
-        hidden = self.conv1(nn.functional.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(nn.functional.silu(self.norm2(hidden)))
-
-
-class Attentive(nn.Module):
-    """Pre-norm attention within each frame, then causal attention along time, each with a residual."""
-
-    def __init__(self, channels: int, *, mixer: Part):
-        super().__init__()
-        self.space_norm, self.space = FrameNorm(channels), WithinFrames(channels, inner=mixer)
-        self.time_norm, self.time = FrameNorm(channels), AlongTime(channels, inner=part(mixer, mask=part(causal)))
-
-    def forward(self, x: Video) -> Video:
-        space, ctx = tuple(x.shape[2:]), Context(grid=tuple(x.shape[3:]))
-        x = x + as_maps(self.space(as_stream(self.space_norm(x)), ctx), space)
-        return x + as_maps(self.time(as_stream(self.time_norm(x)), ctx), space)
-
-
-class FrameNorm(nn.GroupNorm):
-    """Each frame normalised over all channels and positions; gain and bias per channel. (B, C, T, Y, X)."""
-
-    def __init__(self, channels: int):
-        super().__init__(1, channels, eps=1e-6)
-
-    def forward(self, x: Video) -> Video:
-        # statistics of each frame alone, so that nothing looks ahead
-        return super().forward(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-
-
-class HalfPlane(nn.Conv3d):
-    """Half the rows and columns: a strided 3 x 3 convolution plus the mean of 2 x 2."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, (1, 3, 3), stride=(1, 2, 2))
-
-    def forward(self, x: Video) -> Video:
-        # zeros at the right and bottom only, as in the released code
-        x = nn.functional.pad(x, (0, 1, 0, 1))
-        return super().forward(x) + nn.functional.avg_pool3d(x, (1, 2, 2))
-
-
-class HalfTime(PastConv):
-    """1 + 2 k frames -> 1 + k: a strided causal convolution plus the mean of two frames."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, stride=2)
-
-    def forward(self, x: Video) -> Video:
-        return super().forward(x) + nn.functional.avg_pool3d(preceded(x, 1), (2, 1, 1))
-
-
-class TwicePlane(PlaneConv):
-    """Twice the rows and columns: nearest upsampling plus a convolution of it."""
-
-    def forward(self, x: Video) -> Video:
-        x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
-        return super().forward(x) + x
-
-
-class TwiceTime(PastConv):
-    """1 + k frames -> 1 + 2 k: all but the first repeated, plus a causal convolution of that."""
-
-    def forward(self, x: Video) -> Video:
-        x = x.repeat_interleave(2, 2)[:, :, 1:]  # the first frame stays one frame
-        return super().forward(x) + x
-
-
-def shrinking(channels: int, factors: tuple[int, int]) -> nn.Sequential:
-    """Downsampling of rows and columns, then of time, then a 1 x 1 convolution; empty where both factors are 1."""
-    time, plane = factors
-    halves = [("plane", HalfPlane(channels))] * (plane == 2) + [("time", HalfTime(channels))] * (time == 2)
-    return _with_point(channels, halves)
-
-
-def growing(channels: int, factors: tuple[int, int]) -> nn.Sequential:
-    """Upsampling of time, then of rows and columns, then a 1 x 1 convolution; empty where both factors are 1."""
-    time, plane = factors
-    doubles = [("time", TwiceTime(channels, channels))] * (time == 2) + [("plane", TwicePlane(channels, channels))] * (
-        plane == 2
-    )
-    return _with_point(channels, doubles)
-
-
-def _with_point(channels: int, steps: list[tuple[str, nn.Module]]) -> nn.Sequential:
-    # the 1 x 1 convolution that follows every resampling
-    point = [("point", PlaneConv(channels, channels, size=1))] * bool(steps)
-    return nn.Sequential(OrderedDict(steps + point))
-
-
 def _patch(patch: int, factors: Factors, widths: tuple[int, ...]) -> tuple[int, int]:
-    """Frames, and rows and columns, per latent position."""
+    """How many frames, and how many rows and columns, make one of the latent."""
     if len(widths) < len(factors) + 2 or any(factor not in (1, 2) for pair in factors for factor in pair):
         raise UserError(
             f"{len(factors)} factors take at least {len(factors) + 2} widths, not {len(widths)}, and each is a pair of "
@@ -258,3 +261,23 @@ def _patch(patch: int, factors: Factors, widths: tuple[int, ...]) -> tuple[int, 
     for fewer, smaller in factors:
         time, plane = time * fewer, plane * smaller
     return time, plane
+
+
+@paper(on=(haar_wavelet_tokenizer, factorized_spacetime, fsq), year=2025, arxiv="2501.03575")
+def cosmos_tokenizer(*, width: int = 4, levels: int = 2) -> Part:
+    patcher = part(Haar, levels=levels)
+    return part(
+        Run,
+        model=part(
+            Autoencoder,
+            encoder=part(CosmosEncoder, patcher=patcher),
+            bottleneck=part(Open, width=width),
+            decoder=part(CosmosDecoder, patcher=patcher),
+        ),
+        task=MovingDigits,
+        objective=part(rebuild, of="videos"),
+        batches=from_task,
+        optimizer=part(adamw, rate=3e-3, decay=0.0),
+        schedule=cosine,
+        loop=part(Loop, batch=16, steps=700),
+    )

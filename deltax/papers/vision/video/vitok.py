@@ -1,13 +1,14 @@
 """Learnings from Scaling Visual Tokenizers for Reconstruction and Generation.
 Hansen-Estruch, Yan, Chung, Zohar, Wang, Hou, Xu, Vishwanath, Vajda, Chen, 2025. arXiv:2501.09755
 
-A ViT, but it is the encoder and the decoder of a video autoencoder with a narrow Gaussian latent.
+A ViT, but encoder and decoder of an autoencoder, joined by a narrow Gaussian latent at every cube of a video.
 
-Convolutional tokenizers downsample level by level; this one cuts the video into cubes, maps each linearly, and uses
-Llama's transformer: RMSNorm, SwiGLU, and 3-D rotary positions, so one model takes any size. Attention is global. The
-bottleneck is E, the number of floats in the latent: cubes times channels. The paper finds that E determines
-reconstruction, however it is split between cubes and channels, that a larger encoder hardly helps, and that a larger
-decoder does. The paper's perceptual loss and later GAN are not part of this. An image is a one-frame video.
+Where tokenizers convolve, level by level, this one cuts the video into cubes, maps each linearly, and leaves the rest
+to a transformer as Llama's: RMS norm, SwiGLU, and rotary positions in time, rows and columns, which alone say where a
+cube stands, so one model reads any size. Attention looks everywhere. What can be kept is E, the number of floats in the
+latent: cubes times channels. The paper finds that E decides how well pixels come back, however it is split between
+many cubes and many channels, that a larger encoder hardly helps, and a larger decoder does. It learns with a
+perceptual loss too, and later an adversary, which are no part of this. A picture is a video of one frame.
 """
 
 import math
@@ -19,7 +20,7 @@ from deltax import Part, paper, part
 from deltax.papers.language.feedforward.swiglu import SwiGLU, silu
 from deltax.papers.language.norm.rms_norm import RMSNorm
 from deltax.papers.vision.backbones.vit import vit
-from deltax.papers.vision.video.rope_3d import Rotary3D, rope_3d
+from deltax.papers.vision.video.rope_3d import Rotary3D
 from deltax.parts.attention.context import Context
 from deltax.parts.model.autoencoder import Autoencoder, Gaussian, rebuild
 from deltax.parts.model.linear import Linear
@@ -29,31 +30,17 @@ from deltax.parts.training.run import Loop
 from deltax.shapes import Positions
 from deltax.tasks.images.videos import MovingDigits
 
-ROOM = 1024  # the largest number of rows and columns of cubes
+ROOM = 1024  # rows and columns that positions leave room for
 
 
-@paper(on=(vit, rope_3d), year=2025, arxiv="2501.09755")
-def vitok(
-    recipe: Part, *, cube: Cube = (4, 4, 4), width: int = 8, encoder: int = 2, decoder: int = 4, weight: float = 1e-3
-) -> Part:
-    stack = recipe["model.trunk.stack"].fill("norm", RMSNorm).fill("mlp", SwiGLU, activation=silu)
-    # Llama's block with 3-D RoPE
-    stack = stack.fill("qk_position", Rotary3D, rows=ROOM, columns=ROOM)
-    shared = {"dim": recipe["model.trunk.dim"], "cube": cube, "norm": part(RMSNorm)}
-    model = part(
-        Autoencoder,
-        encoder=part(CubeEncoder, stack=stack.set(Stack, depth=encoder), **shared),
-        # KL weight 1e-3
-        bottleneck=part(Gaussian, width=width, weight=weight),
-        decoder=part(CubeDecoder, stack=stack.set(Stack, depth=decoder), **shared),
-    )
-    recipe = recipe.put("model", model).put("task", part(MovingDigits, frames=8))
-    return recipe.put("objective", part(rebuild, of="videos")).put("loop", part(Loop, batch=32, steps=400))
+def standing(space: Cube, device: torch.device | str = "cpu") -> Positions:
+    """Where each cube of T x Y x X stands in a video of ROOM rows and columns, (T Y X,)."""
+    t, y, x = (torch.arange(size, device=device) for size in space)
+    return ((t[:, None, None] * ROOM + y[:, None]) * ROOM + x).flatten()
 
 
 class CubeEncoder(nn.Module):
-    """cubes -> linear -> stack -> norm -> linear. (B, C, T, Y, X) -> (B, out, T / t, Y / y, X / x) for cubes t x y x
-    x."""
+    """cubes -> linear -> stack -> norm -> linear. (B, C, T, Y, X) -> (B, out, T / t, Y / y, X / x), cubes t x y x x."""
 
     gives_context = ("grid",)
 
@@ -65,20 +52,18 @@ class CubeEncoder(nn.Module):
         self.norm, self.leave = norm(dim), Linear(dim, out)
 
     def forward(self, video: Video) -> Video:
-        # a linear map of cubes is a 3-D convolution with kernel = stride
         cubes = cubed(video, self.cube)
         return as_maps(self.leave(_through(self, self.embed(as_stream(cubes)), cubes)), tuple(cubes.shape[2:]))
 
 
 class CubeDecoder(nn.Module):
-    """linear -> stack -> norm -> linear -> cubes of pixels. (B, latent, T, Y, X) -> (B, C, T t, Y y, X x)."""
+    """linear -> stack -> norm -> linear -> pixels of the cubes. (B, latent, T, Y, X) -> (B, C, T t, Y y, X x)."""
 
     gives_context = ("grid",)
 
     def __init__(self, latent: int, channels: int, *, dim: int, cube: Cube, stack: Part, norm: Part):
         super().__init__()
         self.cube = cube
-        # the latent has unit variance and few channels
         self.enter = Linear(latent, dim, std=latent**-0.5)
         self.stack = stack(dim)
         self.norm, self.leave = norm(dim), Linear(dim, channels * math.prod(cube))
@@ -89,12 +74,28 @@ class CubeDecoder(nn.Module):
 
 
 def _through(coder: CubeEncoder | CubeDecoder, stream: Tensor, cubes: Video) -> Tensor:
-    """A coder's stack and norm, with each cube's position."""
+    """A coder's stack and norm, told where each cube stands."""
     space = tuple(cubes.shape[2:])
     return coder.norm(coder.stack(stream, Context(positions=standing(space, stream.device), grid=space[1:])))
 
 
-def standing(space: Cube, device: torch.device | str = "cpu") -> Positions:
-    """The flat position of each cube of T x Y x X in a video of ROOM rows and columns, (T Y X,)."""
-    t, y, x = (torch.arange(size, device=device) for size in space)
-    return ((t[:, None, None] * ROOM + y[:, None]) * ROOM + x).flatten()
+def floats(video: Cube, cube: Cube, width: int) -> int:
+    """E, the floats in the latent of a video of T x Y x X."""
+    return math.prod(size // of for size, of in zip(video, cube, strict=True)) * width
+
+
+@paper(on=vit, year=2025, arxiv="2501.09755")
+def vitok(
+    recipe: Part, *, cube: Cube = (4, 4, 4), width: int = 8, encoder: int = 2, decoder: int = 4, weight: float = 1e-3
+) -> Part:
+    stack = recipe["model.trunk.stack"].fill("norm", RMSNorm).fill("mlp", SwiGLU, activation=silu)
+    stack = stack.fill("qk_position", Rotary3D, rows=ROOM, columns=ROOM)
+    shared = {"dim": recipe["model.trunk.dim"], "cube": cube, "norm": part(RMSNorm)}
+    model = part(
+        Autoencoder,
+        encoder=part(CubeEncoder, stack=stack.set(Stack, depth=encoder), **shared),
+        bottleneck=part(Gaussian, width=width, weight=weight),
+        decoder=part(CubeDecoder, stack=stack.set(Stack, depth=decoder), **shared),
+    )
+    recipe = recipe.put("model", model).put("task", part(MovingDigits, frames=8))
+    return recipe.put("objective", part(rebuild, of="videos")).put("loop", part(Loop, batch=32, steps=400))
