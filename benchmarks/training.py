@@ -78,14 +78,14 @@ def _plain(which: str, pipe: Connection) -> None:
     machine = Machine.here(threads=len(cores()))
     torch.set_num_threads(machine.threads)
     task, loop, on_step = task_of(gpt), loop_of(gpt), _when_asked(pipe)
-    model, logits = _peer(which, **task.facts)
+    model, logits = _peer(which, **task.task_spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for i in count():
         batch = task.batch(i, size=loop.batch, seed=0)
         with machine.autocast():
             loss = cross_entropy(logits(batch.inputs).flatten(0, 1), batch.targets.flatten())
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), loop.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         on_step()

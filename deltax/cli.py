@@ -127,7 +127,7 @@ def _add_training(commands: Any) -> None:
     it.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's own)")
     it.add_argument("--seed", type=int, default=0, help="seed of the start and the data order (default 0)")
     it.add_argument(
-        "--rate", type=_factor, default=1.0, metavar="FACTOR", help="multiple of the recipe's learning rate"
+        "--lr-scale", type=_factor, default=1.0, metavar="FACTOR", help="multiple of the recipe's learning rate"
     )
     it.add_argument("--compile", action="store_true", help="train through torch.compile")
     it.add_argument(
@@ -375,13 +375,13 @@ def _show_recipe(arguments: argparse.Namespace) -> None:
     print(f"{tree.title}  ({tree.id})\n")
     for path, value in tree.walk():
         if value is not None:
-            shown = value.make.__name__ if isinstance(value, Part) else repr(value)
+            shown = value.target.__name__ if isinstance(value, Part) else repr(value)
             indent = "  " * path.count(".")
             _print_wrapped(f"{indent}{path.rpartition('.')[2]} = {shown}", indent + "    ")
     for line in kernels.said(tree, Machine.here().device):
         print(f"\n{line}")
     if arguments.source:
-        _print_source(catalog.find(chapter.paper.key) for chapter in tree.story)
+        _print_source(catalog.find(applied.paper.key) for applied in tree.history)
 
 
 def _print_wrapped(line: str, indent: str) -> None:
@@ -396,7 +396,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
     a, b = recipe(arguments.a), recipe(arguments.b)
     lines = diff(a, b)
-    added = [c.paper.key for c in b.story if c.paper.key not in {c.paper.key for c in a.story}]
+    added = [c.paper.key for c in b.history if c.paper.key not in {c.paper.key for c in a.history}]
     if arguments.json:
         changes = [dict(zip(("path", "a", "b"), line)) for line in lines]
         source = {key: catalog.find(key).change() for key in added} if arguments.source else {}

@@ -1,7 +1,7 @@
 """How the parts of a run meet: each declares what it gives and what it needs, and `check` compares the two.
 
     task        the NamedTuple that `batch` is annotated with: the fields of a batch;
-                the TypedDict that `facts` is annotated with: what a model's constructor is told
+                the TypedDict that `task_spec` is annotated with: what a model's constructor is told
     model       `interface`, one of the constants below: what it is called with, and what it returns
     objective   `@needs("images", "labels", model=IMAGES_TO_LOGITS)`: the fields it reads, and the model it calls;
                 the annotation of its `model` where only one class of model will do
@@ -110,33 +110,33 @@ def problems(root: Any) -> Iterator[str]:
 
 def interface(model: Any) -> str:
     """What a model maps: its own declaration, or that of the model that it wraps."""
-    found: str = getattr(_declaring(model).make, "interface", "")
+    found: str = getattr(_declaring(model).target, "interface", "")
     return found
 
 
-def facts(task: Any) -> frozenset[str] | None:
+def task_spec(task: Any) -> frozenset[str] | None:
     """The names of what a task tells a model's constructor; None where it does not declare them."""
-    annotated = getattr(getattr(task.make, "facts", None), "fget", None)
+    annotated = getattr(getattr(task.target, "task_spec", None), "fget", None)
     return _names(annotated)
 
 
 def fields(batches: Any, task: Any) -> frozenset[str] | None:
     """The fields of the batches that a run learns from; None where nothing declares them."""
     for part in _chain(batches):
-        if (found := _names(part.make)) is not None:
+        if (found := _names(part.target)) is not None:
             return found
-    return _names(getattr(task.make, "batch", None))
+    return _names(getattr(task.target, "batch", None))
 
 
 def looks_ahead(recipe: Any) -> list[str]:
     """A sentence for each part of a recipe that depends on later positions by design."""
-    said = [getattr(part.make, "looks_ahead", None) for part in [recipe, *_parts(recipe)]]
+    said = [getattr(part.target, "looks_ahead", None) for part in [recipe, *_parts(recipe)]]
     return list(dict.fromkeys(sentence for sentence in said if sentence))
 
 
 def _met(model: Any, task: Any, objective: Any, batches: Any) -> Iterator[str]:
-    given, told = fields(batches, task), facts(task)
-    source = batches if any(_names(part.make) is not None for part in _chain(batches)) else task
+    given, told = fields(batches, task), task_spec(task)
+    source = batches if any(_names(part.target) is not None for part in _chain(batches)) else task
     names = [_name(part) for part in _chain(model)]
     for part in (objective, *_chain(batches)):
         need = _needs(part)
@@ -147,10 +147,10 @@ def _met(model: Any, task: Any, objective: Any, batches: Any) -> Iterator[str]:
             if spoilt := [name for name in need.without if name in given]:
                 yield f"{_name(part)} would leave the {_and(spoilt)} of {_name(source)} where they were"
         yield from _mapped(_name(part), "needs a model that maps", need.model, model)
-        if lacking := [name for name in need.task if name not in _attributes(task.make)]:
+        if lacking := [name for name in need.task if name not in _attributes(task.target)]:
             yield f"{_name(part)} needs a task with {_and(lacking)}, and {_name(task)} has none"
-        wanted = _annotated(part.make, "model")
-        if wanted and not any(wanted in _bases(inner.make) for inner in _chain(model)):
+        wanted = _annotated(part.target, "model")
+        if wanted and not any(wanted in _bases(inner.target) for inner in _chain(model)):
             yield f"{_name(part)} needs a {wanted} around the model, and this one is {_and(names)}"
     for outer, inner in zip(_chain(model), _chain(model)[1:]):
         yield from _mapped(_name(outer), "needs an inner model that maps", _needs(outer).model, inner)
@@ -178,16 +178,16 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
                 yield f"{_name(inner)} takes {_or(allowed)} as the {slot}, not {_name(held)}{_at(path)}"
     if lacking := [name for name in need.context if name not in told]:
         yield f"{_name(part)} needs the {_and(lacking)} of a stream, which no part around it gives{_at(path)}"
-    if need.inside and not any(_bases(inner.make) & set(need.inside) for inner in _parts(part)):
+    if need.inside and not any(_bases(inner.target) & set(need.inside) for inner in _parts(part)):
         yield f"{_name(part)} needs a {_or(need.inside)} in it, and there is none{_at(path)}"
-    if alien := [_name(inner) for inner in _parts(part) if _bases(inner.make) & set(need.outside)]:
+    if alien := [_name(inner) for inner in _parts(part) if _bases(inner.target) & set(need.outside)]:
         yield f"{_name(part)} cannot have a {alien[0]} in it{_at(path)}"
     yield from _counted(part, own, path)
-    told = told.union(getattr(part.make, "gives_context", ()))
+    told = told.union(getattr(part.target, "gives_context", ()))
     for inner in (part, *filter(_is_part, own.values())):
-        told = told.difference(getattr(inner.make, "hides_context", ()))
+        told = told.difference(getattr(inner.target, "hides_context", ()))
     if path and path != "model":
-        for name, parameter in (_signature(part.make) if _is_class(part) else {}).items():
+        for name, parameter in (_signature(part.target) if _is_class(part) else {}).items():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name not in own:
                 yield f"{_name(part)} lacks its {name}{_at(path)}"
     for slot, value in own.items():
@@ -199,12 +199,12 @@ def _held(part: Any, path: str, told: frozenset[str]) -> Iterator[str]:
 
 def _counted(part: Any, own: dict[str, Any], path: str) -> Iterator[str]:
     """The whole numbers among a part's arguments that are below the least that they can be."""
-    for name, parameter in _signature(part.make).items():
+    for name, parameter in _signature(part.target).items():
         value, usual = own.get(name), parameter.default
         is_count = parameter.annotation is int or int in get_args(parameter.annotation)
         if not is_count or type(value) is not int or (type(usual) is int and usual < 0):
             continue
-        least = 0 if usual == 0 or name in getattr(part.make, "can_be_zero", ()) else 1
+        least = 0 if usual == 0 or name in getattr(part.target, "can_be_zero", ()) else 1
         if value < least:
             yield f"{name} of {_name(part)} is at least {least}, not {value} (at {path}.{name})".replace(
                 "(at .", "(at "
@@ -219,7 +219,7 @@ def _below(part: Any, path: str) -> Any:
 
 
 def _fits(held: Any, allowed: tuple[str, ...]) -> bool:
-    return not _is_part(held) or bool(_bases(held.make) & set(allowed))
+    return not _is_part(held) or bool(_bases(held.target) & set(allowed))
 
 
 def _parts(part: Any) -> Iterator[Any]:
@@ -232,7 +232,7 @@ def _parts(part: Any) -> Iterator[Any]:
 
 def _declaring(model: Any) -> Any:
     """The part of a wrapped model that declares what it maps, or the model itself."""
-    return next((part for part in _chain(model) if hasattr(part.make, "interface")), model)
+    return next((part for part in _chain(model) if hasattr(part.target, "interface")), model)
 
 
 def _chain(part: Any) -> list[Any]:
@@ -245,31 +245,31 @@ def _chain(part: Any) -> list[Any]:
 
 def _asked(part: Any) -> set[str]:
     """The arguments of a model's constructor that only a task can decide."""
-    decided, names = _children(part), _signature(part.make)
+    decided, names = _children(part), _signature(part.target)
     asked = {name for name, p in names.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return asked - set(decided)
 
 
 def _needs(part: Any) -> Needs:
-    found: Needs = getattr(part.make, "needs", _NOTHING)
+    found: Needs = getattr(part.target, "needs", _NOTHING)
     return found
 
 
 def _is_class(part: Any) -> bool:
-    return inspect.isclass(part.make)
+    return inspect.isclass(part.target)
 
 
 def _is_part(value: Any) -> bool:
-    return hasattr(value, "make") and hasattr(value, "given")
+    return hasattr(value, "target") and hasattr(value, "kwargs")
 
 
 def _children(part: Any) -> dict[str, Any]:
-    usual = {k: p.default for k, p in _signature(part.make).items() if p.default is not p.empty}
-    return {**usual, **dict(part.given)}
+    usual = {k: p.default for k, p in _signature(part.target).items() if p.default is not p.empty}
+    return {**usual, **dict(part.kwargs)}
 
 
 def _name(part: Any) -> str:
-    return getattr(part.make, "__name__", None) or type(part.make).__name__
+    return getattr(part.target, "__name__", None) or type(part.target).__name__
 
 
 def _at(path: str) -> str:

@@ -107,7 +107,7 @@ def _split(expression: str) -> list[str]:
 def _put(root: Part, path: str, value: Any) -> Part:
     changed = root.put(path, value)
     above, _, name = path.rpartition(".")
-    _check(path, takes((root[above] if above else root).make)[name], root[path], value)
+    _check(path, takes((root[above] if above else root).target)[name], root[path], value)
     return changed
 
 

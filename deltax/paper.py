@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltax.errors import UserError, nearest
-from deltax.recipe import Chapter, Part
+from deltax.recipe import AppliedPaper, Part
 
 
 @dataclass(frozen=True, eq=True)
@@ -65,7 +65,7 @@ class Paper:
         options = {**dict(self.options), **options}
         if self.kind == "recipe":
             made = self.function(**options)
-            return replace(made, story=(Chapter(replace(self, options=tuple(options.items()))),))
+            return replace(made, history=(AppliedPaper(replace(self, options=tuple(options.items()))),))
         if args:
             return self.function(*args, **options)
         return replace(self, options=tuple(options.items()))
@@ -117,8 +117,8 @@ def kind(parameters: list[tuple[str, bool]], function: Any) -> str:
 
 def paper_of(thing: Any) -> Paper:
     """The paper behind a recipe's name, or the paper itself."""
-    if isinstance(thing, Part) and thing.story:
-        thing = thing.story[-1].paper
+    if isinstance(thing, Part) and thing.history:
+        thing = thing.history[-1].paper
     if not isinstance(thing, Paper):
         raise UserError(f"{thing!r} is not a paper")
     return thing

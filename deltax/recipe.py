@@ -26,7 +26,7 @@ Place = tuple[Any, ...]  # a path, what holds it, and what is there
 
 
 @dataclass(frozen=True)
-class Chapter:
+class AppliedPaper:
     """One paper of a recipe's story, and the marks that it left in the tree."""
 
     paper: Any
@@ -37,26 +37,26 @@ class Chapter:
 class Part:
     """A callable and the arguments already decided. Build one with `part`, which checks the arguments.
 
-    `story` is the papers that made the tree; it is not compared, so two roads to one tree are equal. Neither is
+    `history` is the papers that made the tree; it is not compared, so two roads to one tree are equal. Neither is
     `written`, the number of the call of `part` that wrote the maker ("") and each argument. An argument equal to its
-    default is dropped from `given` and stays in `written`; a default that nobody wrote is in neither.
+    default is dropped from `kwargs` and stays in `written`; a default that nobody wrote is in neither.
     """
 
-    make: Callable[..., Any]
-    given: tuple[tuple[str, Value], ...] = ()
+    target: Callable[..., Any]
+    kwargs: tuple[tuple[str, Value], ...] = ()
     base: "Part | None" = field(default=None, compare=False)
-    story: tuple[Chapter, ...] = field(default=(), compare=False)
+    history: tuple[AppliedPaper, ...] = field(default=(), compare=False)
     written: dict[str, int] = field(default_factory=dict, compare=False)
 
     def __call__(self, *args: Any, **late: Any) -> Any:
-        return self.make(*args, **dict(self.given), **late)
+        return self.target(*args, **dict(self.kwargs), **late)
 
     def __repr__(self) -> str:
-        return f"{_name(self.make)}({', '.join(f'{k}={_show(v)}' for k, v in self.given)})"
+        return f"{_name(self.target)}({', '.join(f'{k}={_show(v)}' for k, v in self.kwargs)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as in JSON, without its story: a paper's name may stand for the recipe that its function made."""
-        return Part, (self.make, self.given)
+        return Part, (self.target, self.kwargs)
 
     def __getitem__(self, path: str) -> Value:
         """What lies at a dotted path, defaults included: `gpt["model.block.mixer.heads"]`."""
@@ -75,7 +75,7 @@ class Part:
     @property
     def title(self) -> str:
         """The story as it is written at the shell, `gpt+dyt(alpha=0.8)`."""
-        return "+".join(_titled(chapter.paper) for chapter in self.story) or _name(self.make)
+        return "+".join(_titled(applied.paper) for applied in self.history) or _name(self.target)
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Value]]:
         """Every path with what lies there, defaults included, parents before children."""
@@ -102,45 +102,45 @@ class Part:
     def _marks(self) -> "list[tuple[Mark, Place]]":
         return list(_marks(self))
 
-    def fill(self, slot: str, new: "Callable[..., Any] | Part", /, **given: Value) -> "Part":
+    def fill(self, slot: str, new: "Callable[..., Any] | Part", /, **kwargs: Value) -> "Part":
         """Put `new` in every slot of this name, keeping the arguments that both take and `new` does not write."""
 
         def put(old: Part) -> Part:
-            made = part(new, **given)
-            names = takes(made.make)
-            kept = {k: v for k, v in old.given if k in names and k not in made.written and k not in dict(made.given)}
-            filled = part(made.make, **{**kept, **dict(made.given)})
+            made = part(new, **kwargs)
+            names = takes(made.target)
+            kept = {k: v for k, v in old.kwargs if k in names and k not in made.written and k not in dict(made.kwargs)}
+            filled = part(made.target, **{**kept, **dict(made.kwargs)})
             before = {k: old.written[k] for k in kept if k in old.written}
             return replace(filled, written={**before, **dict.fromkeys(made.written, filled.written[""])})
 
         return self._at_slots(slot, put)
 
-    def wrap(self, slot: str, outer: Callable[..., Any], /, **given: Value) -> "Part":
+    def wrap(self, slot: str, outer: Callable[..., Any], /, **kwargs: Value) -> "Part":
         """Put what is in each slot of this name inside `outer`, as its `inner`; once, not twice."""
 
         def put(old: Part) -> Part:
-            if old.make is outer:
+            if old.target is outer:
                 raise UserError(f"{slot} of {self.title} is inside {_name(outer)} already; wrap it once")
-            return part(outer, inner=old, **given)
+            return part(outer, inner=old, **kwargs)
 
         return self._at_slots(slot, put)
 
-    def set(self, make: Callable[..., Any], /, **given: Value) -> "Part":
-        """Decide these arguments wherever `make` is made.
+    def set(self, target: Callable[..., Any], /, **kwargs: Value) -> "Part":
+        """Decide these arguments wherever `target` is made.
 
-        Raises UserError when `make` is nowhere in the tree.
+        Raises UserError when `target` is nowhere in the tree.
         """
         found = []
 
         def decide(_: str, old: Part) -> Part:
-            if old.make is not make:
+            if old.target is not target:
                 return old
             found.append(old)
-            return part(old, **given)
+            return part(old, **kwargs)
 
         new = self.rewrite(decide)
         if not found:
-            raise UserError(f"there is no {_name(make)} in {self.title} to set {', '.join(given)} on")
+            raise UserError(f"there is no {_name(target)} in {self.title} to set {', '.join(kwargs)} on")
         return new
 
     def put(self, path: str, value: Value) -> "Part":
@@ -150,7 +150,7 @@ class Part:
         """
         steps = _steps(path)
         holder = self[".".join(steps[:-1])] if len(steps) > 1 else self
-        if isinstance(holder, tuple) or not isinstance(holder, Part) or steps[-1] not in takes(holder.make):
+        if isinstance(holder, tuple) or not isinstance(holder, Part) or steps[-1] not in takes(holder.target):
             raise UserError(f"{self.title} has no {path!r} to set{nearest(path, (p for p, _ in self.walk()))}")
 
         def decide(here: str, old: Part) -> Part:
@@ -168,30 +168,32 @@ class Part:
             raise UserError(f"papers are added to a recipe, as in gpt + dyt; {paper!r} is none")
         if isinstance(paper, Part):
             raise UserError(f"{_titled(paper)} is a recipe, not a change to one; write it first: {_titled(paper)}+...")
-        if any(_key(paper) == _key(chapter.paper) for chapter in self.story):
+        if any(_key(paper) == _key(applied.paper) for applied in self.history):
             raise UserError(f"{self.title} has {_key(paper)} already; write it once, with all its arguments")
         after = paper(self)
         if after == self:
             raise UserError(f"{_titled(paper)} changes nothing in {self.title}")
         replaced = {_key(x) for x in getattr(paper, "replaces", ())}
-        story = []
-        for chapter in self.story:
-            kept, lost = _survivors(chapter.wrote, self._marks, after._marks)
-            if lost and _key(chapter.paper) not in replaced:
-                raise UserError(_erased(paper, chapter.paper, lost, after, bool(kept)))
+        history = []
+        for applied in self.history:
+            kept, lost = _survivors(applied.wrote, self._marks, after._marks)
+            if lost and _key(applied.paper) not in replaced:
+                raise UserError(_erased(paper, applied.paper, lost, after, bool(kept)))
             if kept or not lost:
-                story.append(replace(chapter, wrote=kept))
+                history.append(replace(applied, wrote=kept))
         contract.check(after, f"{_titled(paper)} does not fit {self.title}")
-        return replace(after, base=self.base or self, story=(*story, Chapter(paper, _wrote(self._marks, after._marks))))
+        return replace(
+            after, base=self.base or self, history=(*history, AppliedPaper(paper, _wrote(self._marks, after._marks)))
+        )
 
     def without(self, paper: Callable[["Part"], "Part"]) -> "Part":
         """The same story, less one paper, with all that was set outside it. Raises UserError when the paper is not in
         the story, and when something was set in what the paper brought."""
-        told = [chapter.paper for chapter in self.story]
-        if paper not in told or self.base is None or paper in [chapter.paper for chapter in self.base.story]:
+        told = [applied.paper for applied in self.history]
+        if paper not in told or self.base is None or paper in [applied.paper for applied in self.base.history]:
             raise UserError(f"{_titled(paper)} is not among the changes that made {self.title}")
         whole = recipe = self.base
-        for other in told[len(self.base.story) :]:
+        for other in told[len(self.base.history) :]:
             whole, recipe = whole + other, recipe if other == paper else recipe + other
         for path, value in _edits(whole, self):
             try:
@@ -211,10 +213,10 @@ class Part:
             if not isinstance(value, Part):
                 return value
             if slot in value._slots:
-                value = replace(value, given=tuple((k, put(k, v)) for k, v in value.given))
+                value = replace(value, kwargs=tuple((k, put(k, v)) for k, v in value.kwargs))
             return edit(value) if name == slot else value
 
-        return replace(self, given=tuple((k, put(k, v)) for k, v in self.given))
+        return replace(self, kwargs=tuple((k, put(k, v)) for k, v in self.kwargs))
 
     def rewrite(self, edit: Callable[[str, "Part"], "Part"], path: str = "") -> "Part":
         """Apply edit(path, part) to every part, leaves first; every verb is made of this. The root keeps the story.
@@ -230,40 +232,40 @@ class Part:
                 return items if any(a is not b for a, b in zip(items, value)) else value
             return value
 
-        given = tuple((k, inner(v, f"{path}.{k}" if path else k)) for k, v in self.given)
-        same = all(a is b for (_, a), (_, b) in zip(given, self.given))
-        new = edit(path, self if same else replace(self, given=given))
-        return new if path or new is self else replace(new, base=self.base, story=self.story)
+        kwargs = tuple((k, inner(v, f"{path}.{k}" if path else k)) for k, v in self.kwargs)
+        same = all(a is b for (_, a), (_, b) in zip(kwargs, self.kwargs))
+        new = edit(path, self if same else replace(self, kwargs=kwargs))
+        return new if path or new is self else replace(new, base=self.base, history=self.history)
 
 
-def part(make: Callable[..., Any], /, **given: Value) -> Part:
-    """A Part, checked: every argument is one that `make` takes, and `make` can be imported again by name.
+def part(target: Callable[..., Any], /, **kwargs: Value) -> Part:
+    """A Part, checked: every argument is one that `target` takes, and `target` can be imported again by name.
 
     Arguments equal to their default are dropped and defaults that are parts are taken into the tree, so that
     equal trees compare equal and rewrites see everything; `written` has which were given. Of a part, the same part with
     these arguments too. Raises UserError with the nearest name for a misspelt one.
     """
-    if isinstance(make, Part):
-        new = part(make.make, **{**dict(make.given), **given})
-        stamps = {"": new.written[""], **make.written, **dict.fromkeys(given, new.written[""])}
+    if isinstance(target, Part):
+        new = part(target.target, **{**dict(target.kwargs), **kwargs})
+        stamps = {"": new.written[""], **target.written, **dict.fromkeys(kwargs, new.written[""])}
         return replace(new, written=stamps)
-    if "<" in getattr(make, "__qualname__", "<"):
-        raise UserError(f"{make!r} cannot be found again by name; a part is made by a module's function or class")
-    names = takes(make)
+    if "<" in getattr(target, "__qualname__", "<"):
+        raise UserError(f"{target!r} cannot be found again by name; a part is made by a module's function or class")
+    names = takes(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in names.values())
-    for word in given:
+    for word in kwargs:
         if word not in names and not open_ended:
-            raise UserError(f"{_name(make)} takes no {word!r}{nearest(word, names)}")
-    defaults = _defaults(make)
+            raise UserError(f"{_name(target)} takes no {word!r}{nearest(word, names)}")
+    defaults = _defaults(target)
     decided = {k: v for k, v in defaults.items() if isinstance(v, Part)}
-    for word, value in given.items():
-        value = _frozen(value, f"{_name(make)}({word}=...)")
+    for word, value in kwargs.items():
+        value = _frozen(value, f"{_name(target)}({word}=...)")
         usual = defaults.get(word, _MISSING)
         if isinstance(value, Part) or type(value) is not type(usual) or value != usual:
             decided[word] = value
     order = list(names)
     held = tuple(sorted(decided.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else 99))
-    return Part(make, held, written=dict.fromkeys(("", *given), next(_CALLS)))
+    return Part(target, held, written=dict.fromkeys(("", *kwargs), next(_CALLS)))
 
 
 def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
@@ -282,7 +284,7 @@ def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
             return
         here: Callable[[str], str] = lambda step: f"{path}.{step}".lstrip(".")
         ours, theirs = _below(a), _below(b)
-        if isinstance(a, Part) and isinstance(b, Part) and a.make is b.make:
+        if isinstance(a, Part) and isinstance(b, Part) and a.target is b.target:
             ours, theirs = _children(a), _children(b)
         elif not (ours and theirs and isinstance(a, tuple) and isinstance(b, tuple)):
             yield path, _headed(a), _headed(b)
@@ -301,7 +303,7 @@ def diff(a: Value, b: Value, path: str = "") -> list[tuple[str, str, str]]:
 def to_json(value: Value) -> Any:
     """A tree as JSON-ready data: {"make": address, "given": {...}}. `deltax.address` says what an address is."""
     if isinstance(value, Part):
-        return {"make": address(value.make), "given": {k: to_json(v) for k, v in value.given}}
+        return {"make": address(value.target), "given": {k: to_json(v) for k, v in value.kwargs}}
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -327,7 +329,7 @@ def _steps(path: str) -> list[str]:
 
 def _children(value: Value) -> dict[str, Value]:
     if isinstance(value, Part):
-        return {**_defaults(value.make), **dict(value.given)}
+        return {**_defaults(value.target), **dict(value.kwargs)}
     return {str(i): item for i, item in enumerate(value)} if isinstance(value, tuple) else {}
 
 
@@ -342,12 +344,12 @@ def _marks(value: Value, path: str = "", slot: Any = None) -> Iterator[tuple[Mar
     if not isinstance(value, Part):
         return
     if "" in value.written:
-        yield ("", value.written[""]), (path, value.make)
+        yield ("", value.written[""]), (path, value.target)
     held = _children(value)
     for k, stamp in value.written.items():
         if k and not _holds_parts(held.get(k)):
-            yield (k, stamp), (f"{path}.{k}".lstrip("."), value.make, held.get(k))
-    for k, v in value.given:
+            yield (k, stamp), (f"{path}.{k}".lstrip("."), value.target, held.get(k))
+    for k, v in value.kwargs:
         yield from _marks(v, path if k == "inner" else f"{path}.{k}".lstrip("."))
 
 
@@ -362,11 +364,11 @@ def _headed(value: Value) -> str:
         return "absent"
     if isinstance(value, tuple) and _holds_parts(value):
         return f"{len(value)} parts"
-    return _show(replace(value, given=_leaves(value)) if isinstance(value, Part) else value)
+    return _show(replace(value, kwargs=_leaves(value)) if isinstance(value, Part) else value)
 
 
 def _leaves(value: Part) -> tuple[tuple[str, Value], ...]:
-    return tuple((k, v) for k, v in value.given if not _holds_parts(v))
+    return tuple((k, v) for k, v in value.kwargs if not _holds_parts(v))
 
 
 def _holds_parts(value: Value) -> bool:
@@ -403,7 +405,9 @@ def _survivors(
 def _erased(paper: Any, earlier: Any, lost: list[Place], after: Part, partly: bool) -> str:
     path, *_, was = lost[0]
     there = [v for p, v in after.walk() if ".".join(step for step in p.split(".") if step != "inner") == path]
-    shown = [_name(v.make) if isinstance(v, Part) else _name(v) if callable(v) else _show(v) for v in (was, *there[:1])]
+    shown = [
+        _name(v.target) if isinstance(v, Part) else _name(v) if callable(v) else _show(v) for v in (was, *there[:1])
+    ]
     what = f"{path}: {' becomes '.join(shown)}" if there and shown[0] != shown[-1] else f"{path}: {shown[0]} is gone"
     extent = "part" if partly else "all"
     return f"{_titled(paper)} erases {extent} of {_titled(earlier)}; keep one of the two ({what})"
@@ -415,7 +419,7 @@ def _edits(a: Part, b: Part) -> Iterator[tuple[str, Value]]:
     def below(old: Value, new: Value, path: str) -> Iterator[tuple[str, Value]]:
         if old == new:
             return
-        if isinstance(old, Part) and isinstance(new, Part) and old.make is new.make:
+        if isinstance(old, Part) and isinstance(new, Part) and old.target is new.target:
             ours, theirs = _children(old), _children(new)
             if ours.keys() == theirs.keys():
                 for k in ours:
@@ -428,7 +432,7 @@ def _edits(a: Part, b: Part) -> Iterator[tuple[str, Value]]:
 
 def _full(value: Value) -> Any:
     if isinstance(value, Part):
-        return {"make": address(value.make), "given": {k: _full(v) for k, v in _children(value).items()}}
+        return {"make": address(value.target), "given": {k: _full(v) for k, v in _children(value).items()}}
     if isinstance(value, tuple):
         return [_full(item) for item in value]
     return value if isinstance(value, (str, int, float, type(None))) else repr(value)
@@ -445,11 +449,11 @@ def _frozen(value: Value, where: str) -> Value:
 
 
 @lru_cache(maxsize=4096)
-def takes(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
-        return {k: p for k, p in inspect.signature(make).parameters.items() if k != "self"}
+        return {k: p for k, p in inspect.signature(target).parameters.items() if k != "self"}
     except ValueError:
-        raise UserError(f"{_name(make)} is written in C and names no arguments; wrap it in a function") from None
+        raise UserError(f"{_name(target)} is written in C and names no arguments; wrap it in a function") from None
 
 
 def _slots(value: Value) -> frozenset[str]:
@@ -464,19 +468,19 @@ def _slots(value: Value) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4096)
-def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
-    return {k: _unwritten(p.default) for k, p in takes(make).items() if p.default is not p.empty}
+def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
+    return {k: _unwritten(p.default) for k, p in takes(target).items() if p.default is not p.empty}
 
 
 def _unwritten(value: Value) -> Value:
     """A default without marks: nobody wrote it into the tree that takes it in."""
     if isinstance(value, Part):
-        return Part(value.make, tuple((k, _unwritten(v)) for k, v in value.given))
+        return Part(value.target, tuple((k, _unwritten(v)) for k, v in value.kwargs))
     return tuple(map(_unwritten, value)) if isinstance(value, tuple) else value
 
 
-def _name(make: Any) -> str:
-    return getattr(make, "__name__", None) or type(make).__name__
+def _name(target: Any) -> str:
+    return getattr(target, "__name__", None) or type(target).__name__
 
 
 def _titled(paper: Any) -> str:

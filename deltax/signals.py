@@ -7,7 +7,7 @@ from multiprocessing import resource_tracker
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
+def ignoring_sigint() -> Iterator[None]:
     """Processes started inside never see Ctrl-C, not even while they start."""
     resource_tracker.ensure_running()  # it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

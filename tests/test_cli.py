@@ -52,7 +52,7 @@ TINY = [word for size in SIZES for word in ("--set", size)]
         (["train", "gpt", "--set", "model.dim=24.5"], "model.dim is a whole number, such as 96, not 24.5"),
         (["train", "gpt", "--set", "model.dim=-24"], "model.dim counts something, such as 96: at least 0, not -24"),
         (["train", "gpt", "--set", "loop.batch=0"], "loop.batch is at least 1, not 0"),
-        (["train", "gpt", "--set", "optimizer.rate=fast"], "optimizer.rate is a number, such as 0.003, not 'fast'"),
+        (["train", "gpt", "--set", "optimizer.lr=fast"], "optimizer.lr is a number, such as 0.003, not 'fast'"),
         (["train", "gpt", "--set", "model.norm=3"], "model.norm is a part, LayerNorm(), not a value"),
         (["show", "gpt+dyt(alpha='steep')"], "dyt's alpha is a number, such as 0.5, not 'steep'"),
         (["train", "gpt", "--set", "model.dim=13", "--steps", "1"], "cannot be built"),
@@ -218,8 +218,8 @@ def test_figures_on_the_line_are_checked_as_they_are_read(capsys):
     for words, says in {
         ("--steps", "x"): "a whole number of at least 1, not 'x'",
         ("--steps", "0"): "a whole number of at least 1, not '0'",
-        ("--rate", "nan"): "a number above 0, not 'nan'",
-        ("--rate", "-1"): "a number above 0, not '-1'",
+        ("--lr-scale", "nan"): "a number above 0, not 'nan'",
+        ("--lr-scale", "-1"): "a number above 0, not '-1'",
     }.items():
         with pytest.raises(SystemExit) as left:
             cli.main(["train", "gpt", *words])

@@ -16,8 +16,8 @@ def fastest(recipe: Part, device: torch.device) -> Part:
     """The recipe with every reference kernel replaced by its fastest twin for the device."""
 
     def swap(_: str, old: Part) -> Part:
-        twin, _why = _twin(old.make, device)
-        kept = {word: value for word, value in old.given if word in takes(twin)} if twin else {}
+        twin, _why = _twin(old.target, device)
+        kept = {word: value for word, value in old.kwargs if word in takes(twin)} if twin else {}
         return part(twin, **kept) if twin else old
 
     return recipe.rewrite(swap)
@@ -27,8 +27,8 @@ def said(recipe: Part, device: torch.device) -> list[str]:
     """What `fastest` puts in place of what, and why: a line for each reference of the recipe that has a twin."""
     lines = {}
     for _, old in recipe.walk():
-        if isinstance(old, Part) and (found := _twin(old.make, device))[0]:
-            lines[f"{old.make.__name__} -> {found[0].__name__} on {device.type}: {found[1]}"] = None
+        if isinstance(old, Part) and (found := _twin(old.target, device))[0]:
+            lines[f"{old.target.__name__} -> {found[0].__name__} on {device.type}: {found[1]}"] = None
     return list(lines)
 
 
@@ -37,7 +37,7 @@ def reference(recipe: Part) -> Part:
 
     Such a kernel computes the same function, but may skip, repeat or hide some of its products.
     """
-    named = lambda old: getattr(old.make, "reference", None)
+    named = lambda old: getattr(old.target, "reference", None)
     return recipe.rewrite(lambda _, old: part(named(old)) if callable(named(old)) else old)
 
 

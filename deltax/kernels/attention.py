@@ -35,7 +35,9 @@ def sdpa(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
         bias = rules(q.new_zeros(()).expand(b if rules.is_per_example else 1, h, t, s))
         if t == s and rules.sees_itself:
             return scaled_dot_product_attention(q_, k_, v_, attn_mask=bias, enable_gqa=grouped).transpose(1, 2)
-        blind = bias.isneginf().all(-1, keepdim=True)
-        out = scaled_dot_product_attention(q_, k_, v_, attn_mask=bias.masked_fill(blind, 0.0), enable_gqa=grouped)
-        out = torch.where(blind, 0.0, out)
+        fully_masked = bias.isneginf().all(-1, keepdim=True)
+        out = scaled_dot_product_attention(
+            q_, k_, v_, attn_mask=bias.masked_fill(fully_masked, 0.0), enable_gqa=grouped
+        )
+        out = torch.where(fully_masked, 0.0, out)
     return out.transpose(1, 2)

@@ -126,7 +126,7 @@ def _by_table(q: Queries, k: Keys, v: Values, rules: Rules) -> Choice:
 
 def _key(q: Queries, k: Keys, rules: Rules) -> Hashable:
     lengths = tuple(1 << (n - 1).bit_length() for n in (q.shape[1], k.shape[1]))
-    made = tuple(part.make if isinstance(part, Part) else type(part) for part in (rules.score, rules.mask))
+    made = tuple(part.target if isinstance(part, Part) else type(part) for part in (rules.score, rules.mask))
     kinds = rules.is_plain, rules.is_per_example, rules.is_additive, rules.is_causal, rules.is_everywhere
     exact = q.shape[1] == k.shape[1]
     return (q.device.type, q.dtype, q.shape[0], *lengths, exact, q.shape[2], k.shape[2], q.shape[3], made, kinds)

@@ -18,7 +18,7 @@ IGNORED = -100  # the target that torch's cross_entropy does not count
 
 @twin("parts.objectives:next_token", on="cpu", why="probabilities are saved, so that the backward pass is one product")
 @needs("inputs", "targets", model=TOKENS_TO_LOGITS)
-def chances_kept(model: nn.Module, batch: Any) -> PerExample:
+def saved_probabilities(model: nn.Module, batch: Any) -> PerExample:
     """`next_token`, which keeps the chance of every token, so that the way back is one product."""
     return per_sequence(model(batch.inputs), batch.targets, losses=_losses)
 

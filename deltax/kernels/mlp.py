@@ -20,7 +20,7 @@ _OUTER_TENSOR = torch.tensor(OUTER, dtype=torch.float64, device="cpu")  # addcmu
 
 
 @twin("parts.mlp:MLP", on="cpu", why="the derivative of GELU is computed in the forward pass")
-class SlopeKept(MLP):
+class SavedGeluDerivative(MLP):
     """`MLP`, with the same parameters, whose forward pass also makes GELU's slope, so that the way back is products.
 
     It does where both maps are plain and biased; a hook on one, or a part in its place, goes the way of `MLP`.
@@ -28,7 +28,7 @@ class SlopeKept(MLP):
 
     def forward(self, x: Stream) -> Stream:
         maps = (self.up, self.down)
-        gelu = isinstance(self.activation, Part) and self.activation.make is gelu_tanh
+        gelu = isinstance(self.activation, Part) and self.activation.target is gelu_tanh
         if not (gelu and all(is_linear(m) and m.bias is not None for m in maps)):
             return super().forward(x)
         given = (x, self.up.weight, self.up.bias, self.down.weight, self.down.bias)

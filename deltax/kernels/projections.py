@@ -14,7 +14,7 @@ from deltax.shapes import Keys, Memory, Queries, Stream, Values
 
 
 @twin("papers.softmax_attention:Projections", why="one product for query, key and value")
-class SideBySide(Projections):
+class FusedQKV(Projections):
     """`Projections`, with the same parameters, that multiply one x by all three matrices at once where they can.
 
     They can where the three are plain linear maps of the same x: a part that wraps or replaces one, a hook on one and

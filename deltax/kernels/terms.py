@@ -53,7 +53,7 @@ def terms(rules: Rules, queries: int, keys: int, device: torch.device) -> Terms:
 
 
 def _function(given: object) -> object:
-    return given.make if isinstance(given, Part) else given
+    return given.target if isinstance(given, Part) else given
 
 
 def _named(given: object) -> str:

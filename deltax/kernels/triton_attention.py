@@ -232,11 +232,11 @@ def _forward(
         gathered = gathered * rescale[:, None]
         gathered += tl.dot(p.to(values.dtype), values, input_precision="ieee", out_dtype=WIDE)
         largest = new
-    blind = weight == 0.0
-    gathered = gathered / tl.where(blind, 1.0, weight)[:, None]
+    fully_masked = weight == 0.0
+    gathered = gathered / tl.where(fully_masked, 1.0, weight)[:, None]
     place = (b * T + i[:, None]) * HEADS * WIDTH + h * WIDTH + c[None, :]
     tl.store(out + place, gathered.to(out.dtype.element_ty), mask=(i[:, None] < T) & (c[None, :] < WIDTH))
-    sums = tl.where(blind, 0.0, largest + tl.log2(tl.where(blind, 1.0, weight)))
+    sums = tl.where(fully_masked, 0.0, largest + tl.log2(tl.where(fully_masked, 1.0, weight)))
     tl.store(total + (b * HEADS + h) * T + i, sums, mask=i < T)
 
 

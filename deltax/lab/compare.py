@@ -17,9 +17,9 @@ import numpy as np
 from deltax import __version__
 from deltax.expression import recipe as read
 from deltax.lab import measure
-from deltax.lab.comparison import Against, Comparison, Row, curve, strip_json
+from deltax.lab.comparison import Against, Comparison, Row, curve, sweep_json
 from deltax.lab.engine import execute
-from deltax.lab.gain import Gain, Ladder, Ratio, exactly, gain, speed_ratio
+from deltax.lab.gain import ComputeLadder, Gain, Ratio, exactly, gain, speed_ratio
 from deltax.lab.plan import LADDER_SEEDS, Arm, Plan, Switch, make_plan, pair_seeds
 from deltax.lab.rates import depends_on_rate
 from deltax.lab.statistics import (
@@ -36,7 +36,7 @@ from deltax.lab.statistics import (
     verdicts,
 )
 from deltax.lab.store import Store
-from deltax.lab.tuning import Runs, Strip, Tuned, check, checks, tune
+from deltax.lab.tuning import Runs, Sweep, Tuned, check, checks, tune
 from deltax.recipe import Part
 from deltax.train.job import Job, code_version, fingerprint
 from deltax.train.machine import Machine, cores
@@ -123,7 +123,7 @@ def _carry_out(plan: Plan, runs: Runs, store: Store) -> Comparison:
 
 
 def _judge(
-    plan: Plan, tuned: Sequence[Tuned], scored: Sequence[Sequence[Job]], ladder: Ladder | str, runs: Runs
+    plan: Plan, tuned: Sequence[Tuned], scored: Sequence[Sequence[Job]], ladder: ComputeLadder | str, runs: Runs
 ) -> list[Against]:
     """Each Y against X at the pairs scored so far; `gains` holds the raw one, under "budget"."""
     x_jobs, level = scored[0], plan.level(len(scored[0]))
@@ -132,7 +132,7 @@ def _judge(
         d = differences([runs.score(j) for j in x_jobs], [runs.score(j) for j in jobs])
         error = _evaluation_se(x_jobs, jobs, runs) if np.isfinite(d).all() else 0.0
         found.append(paired(d, level, evaluation_se=error))
-        gains.append(_widened(gain(d, ladder, level), found[-1]) if isinstance(ladder, Ladder) else None)
+        gains.append(_widened(gain(d, ladder, level), found[-1]) if isinstance(ladder, ComputeLadder) else None)
     slopes = [g.slope if g and g.slope < 0 else 0.0 for g in gains]
     verdict = verdicts(found, [equivalence_margin(d, slope) for d, slope in zip(found, slopes, strict=True)])
     adjusted = holm([d.verdict_p for d in found])
@@ -144,8 +144,8 @@ def _judge(
             verdict=verdict[i],
             detectable=_detectable(d, strict),
             gains={"budget": gains[i]} if gains[i] else {},
-            shared=_shared(tuned[0].strip, tuned[i + 1].strip),
-            flips=depends_on_rate(tuned[0].strip.losses, tuned[i + 1].strip.losses),
+            shared=_shared(tuned[0].sweep, tuned[i + 1].sweep),
+            flips=depends_on_rate(tuned[0].sweep.losses, tuned[i + 1].sweep.losses),
         )
         for i, d in enumerate(found)
     ]
@@ -196,19 +196,19 @@ def _clear(found: Against) -> bool:
             return outcome in (Outcome.BETTER, Outcome.WORSE)
 
 
-def _shared(x: Strip, y: Strip) -> tuple[float, float]:
+def _shared(x: Sweep, y: Sweep) -> tuple[float, float]:
     """Y - X on the tuning seed at X's best factor of the strip."""
     at = min(range(len(x.losses)), key=lambda i: x.losses[i] if math.isfinite(x.losses[i]) else math.inf)
     return x.factors[at], float(differences([x.losses[at]], [y.losses[at]])[0])
 
 
-def _ladder(plan: Plan, x: Tuned, runs: Runs) -> Ladder | str:
+def _ladder(plan: Plan, x: Tuned, runs: Runs) -> ComputeLadder | str:
     """X at each rung, its own full schedule and rate, on the first pairs' seeds; or why there is none."""
     if not plan.rungs:
         return "switched off"
     seeds = pair_seeds(min(LADDER_SEEDS, plan.looks[0]))
     rates = {steps: check(x, steps, runs).factor for steps in plan.rungs}
-    jobs = [[x.job(seed, steps=steps, rate=rate) for steps, rate in rates.items()] for seed in seeds]
+    jobs = [[x.job(seed, steps=steps, lr_scale=lr_scale) for steps, lr_scale in rates.items()] for seed in seeds]
     runs.need(job for row in jobs for job in row)
     budgets = sorted({1.0, *(steps / x.arm.steps for steps in plan.rungs)})
     losses = []
@@ -219,14 +219,14 @@ def _ladder(plan: Plan, x: Tuned, runs: Runs) -> Ladder | str:
         return "it needs at least 2 pairs"
     if not np.isfinite(losses).all():
         return f"{x.arm.name} diverged on it"
-    return Ladder(budgets, losses, tuple(range(len(seeds))))
+    return ComputeLadder(budgets, losses, tuple(range(len(seeds))))
 
 
-def _ladder_json(plan: Plan, x: Tuned, ladder: Ladder | str | None, runs: Runs) -> dict[str, Any]:
-    if not isinstance(ladder, Ladder):
+def _ladder_json(plan: Plan, x: Tuned, ladder: ComputeLadder | str | None, runs: Runs) -> dict[str, Any]:
+    if not isinstance(ladder, ComputeLadder):
         return {"missing": ladder}
-    strips = {steps: strip_json(check(x, steps, runs)) for steps in plan.rungs}
-    return {"budgets": ladder.budgets, "losses": ladder.losses, "strips": strips}
+    sweeps = {steps: sweep_json(check(x, steps, runs)) for steps in plan.rungs}
+    return {"budgets": ladder.budgets, "losses": ladder.losses, "strips": sweeps}
 
 
 def _seconds(arms: Sequence[Arm], store: Store) -> np.ndarray:

@@ -16,7 +16,7 @@ from deltax.lab.measure import Cost
 from deltax.lab.plan import FACTORS, TUNING_SEED, Plan, command, pair_seeds
 from deltax.lab.rates import Edge
 from deltax.lab.statistics import Difference, Outcome, Verdict, asked_margin
-from deltax.lab.tuning import Strip, Tuned
+from deltax.lab.tuning import Sweep, Tuned
 from deltax.recipe import diff, to_json
 
 POINTS = 60
@@ -168,7 +168,7 @@ class Comparison:
             "diverged": d.diverged,
             "p_win": d.p_win,
             "margin": found.verdict.margin,
-            "rates": [row.tuned.rate for row in self.rows[:2]],
+            "rates": [row.tuned.lr_scale for row in self.rows[:2]],
             "depends_on_the_rate": found.flips,
             "looks_ahead": looks_ahead(self.rows[1].tuned.arm.recipe),
             **{f"gain_per_{unit}": plain(gain) for unit, gain in found.gains.items()},
@@ -240,9 +240,9 @@ def curve(losses: Sequence[Sequence[tuple[int, float]]], tokens_per_step: int) -
     return tuple(points)
 
 
-def strip_json(strip: Strip) -> dict[str, Any]:
-    edge = strip.best.at_edge
-    return {"factors": strip.factors, "losses": strip.losses, "best": strip.factor, "at_edge": edge is not Edge.NONE}
+def sweep_json(sweep: Sweep) -> dict[str, Any]:
+    edge = sweep.best.at_edge
+    return {"factors": sweep.factors, "losses": sweep.losses, "best": sweep.factor, "at_edge": edge is not Edge.NONE}
 
 
 def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
@@ -254,10 +254,10 @@ def _row(row: Row, x: Any, unit: str) -> dict[str, Any]:
         "steps": row.tuned.arm.steps,
         "tokens": row.tuned.arm.tokens,
         "flops": row.tuned.arm.flops,
-        "rate": row.tuned.rate,
-        "strip": strip_json(row.tuned.strip),
+        "rate": row.tuned.lr_scale,
+        "strip": sweep_json(row.tuned.sweep),
         "knob": row.tuned.knob,
-        "second": strip_json(row.tuned.second) if row.tuned.second else None,
+        "second": sweep_json(row.tuned.second) if row.tuned.second else None,
         "scores": row.scores,
         "score": row.score,
         "diverged": row.diverged,

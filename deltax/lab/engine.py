@@ -37,10 +37,10 @@ class Event:
     text: str = ""
 
 
-class Crew(Protocol):
+class Pool(Protocol):
     """Workers that an engine has. What they say goes to the `tell` they were made with, during `poll`."""
 
-    def __enter__(self) -> "Crew": ...
+    def __enter__(self) -> "Pool": ...
 
     def __exit__(self, *error: Any) -> None:
         """Let the workers go; those at work save their runs first."""
@@ -78,8 +78,8 @@ def execute(
     running.reuse()
     if running.queue:
         store.check_writable()
-        with _crew(engine, store, min(workers, len(running.queue)), threads, running.hear, keep_weights) as crew:
-            running.go(crew)
+        with _pool(engine, store, min(workers, len(running.queue)), threads, running.hear, keep_weights) as pool:
+            running.go(pool)
     if running.failures:
         title, text = running.failures[0]
         more = len(running.failures) - 1
@@ -104,21 +104,21 @@ class _Execution:
                 self.queue.append(job)
         self.queue.sort(key=_length, reverse=True)
 
-    def go(self, crew: Crew) -> None:
+    def go(self, pool: Pool) -> None:
         while self.queue or self.away:
             for job in list(self.queue):
-                worker = crew.idle()
+                worker = pool.idle()
                 if worker and self.store.claim(job, worker):
                     if self._arrived(job, "finished"):  # by another process, just before
                         self.store.release(job, worker)
                     else:
                         self.away.add(job.id)
-                        crew.start(worker, job)
+                        pool.start(worker, job)
                     self.queue.remove(job)
                 elif worker and job.id not in self.waited:
                     self.waited.add(job.id)
                     self._tell("waiting", job)
-            crew.poll(POLL)
+            pool.poll(POLL)
             for job in [job for job in self.queue if job.id in self.waited]:
                 if self._arrived(job, "finished"):
                     self.queue.remove(job)
@@ -157,7 +157,7 @@ class _Execution:
         self.on_event(Event(kind, job, len(self.results), len(self.wanted), *values, **named))
 
 
-def _crew(engine: str, store: Store, workers: int, threads: int, tell: Tell, keep_weights: bool) -> Crew:
+def _pool(engine: str, store: Store, workers: int, threads: int, tell: Tell, keep_weights: bool) -> Pool:
     if engine == "local":
         from deltax.lab.processes import Processes
 

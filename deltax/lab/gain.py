@@ -1,6 +1,6 @@
 """Compute-equivalent gain with its uncertainty, and speed ratios (PROTOCOL.md A.2 and A.1 "Budget").
 
-    ladder = Ladder((0.5, 1, 2), losses, pairs=(0, 1, 2))   X at each budget, its own full schedule, 3+ seeds
+    ladder = ComputeLadder((0.5, 1, 2), losses, pairs=(0, 1, 2))   X at each budget, its own full schedule, 3+ seeds
     per_flop = gain(differences, ladder)                    how much more budget X needs to meet Y
     per_second = per_flop.times(speed_ratio(x_seconds, y_seconds))
     per_token = per_flop.times(exactly(y_flops_per_token / x_flops_per_token))
@@ -44,7 +44,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class ComputeLadder:
     """X's final losses, nats, at multiples of the common budget B (A.2.1).
 
     budgets: (k,), rising, with 1 among them. losses: (m, k), a row for each seed. pairs: for each row, the index of
@@ -143,7 +143,7 @@ class Gain:
         return "unresolved (X's slope is within its noise: add ladder seeds)"
 
 
-def gain(differences: ArrayLike, ladder: Ladder, level: float = 0.95, prior: Prior | None = None) -> Gain:
+def gain(differences: ArrayLike, ladder: ComputeLadder, level: float = 0.95, prior: Prior | None = None) -> Gain:
     """How many times the budget X needs to meet Y's loss, from n >= 2 pair differences Y - X in nats (A.2.2 - A.2.4).
 
     ln CEG = Δ / b, read off the piecewise-linear ladder. The interval is Fieller's, found as he derived it: it holds
@@ -168,7 +168,7 @@ def gain(differences: ArrayLike, ladder: Ladder, level: float = 0.95, prior: Pri
     return Gain(value, _interval(d, ladder, theta, level, prior), float(slope), position, *ends)
 
 
-def log_gains(differences: ArrayLike, ladder: Ladder) -> np.ndarray:
+def log_gains(differences: ArrayLike, ladder: ComputeLadder) -> np.ndarray:
     """ln CEG of each pair alone, off the ladder's mean curve, (n,); NaN beyond the ladder. For `interaction`."""
     places = [_place(d, ladder) for d in np.asarray(differences, float).ravel()]
     return np.array([theta if position is Position.INSIDE else math.nan for theta, _, position in places])
@@ -202,7 +202,7 @@ def speed_ratio(x_seconds: ArrayLike, y_seconds: ArrayLike, level: float = 0.95)
     return Ratio(median, interval, "median, t of log ratios")
 
 
-def _place(delta: float, ladder: Ladder) -> tuple[float, int, Position]:
+def _place(delta: float, ladder: ComputeLadder) -> tuple[float, int, Position]:
     """ln CEG, the interval of the ladder that holds it (the last one beyond the ladder), and whether it lies inside."""
     curve, rungs, base = ladder.relative.mean(0), ladder.rungs, ladder.base
     last = len(rungs) - 2
@@ -215,7 +215,7 @@ def _place(delta: float, ladder: Ladder) -> tuple[float, int, Position]:
     return (math.inf, last, Position.ABOVE) if up else (-math.inf, 0, Position.BELOW)
 
 
-def _interval(d: np.ndarray, ladder: Ladder, theta: float, level: float, prior: Prior | None) -> Interval:
+def _interval(d: np.ndarray, ladder: ComputeLadder, theta: float, level: float, prior: Prior | None) -> Interval:
     n, m = len(d), ladder.seeds
     variance, df = moderate(float(d.var(ddof=1)), n - 1, prior)
     of_delta = variance / n

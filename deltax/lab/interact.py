@@ -12,7 +12,7 @@ from deltax.expression import load
 from deltax.expression import recipe as read
 from deltax.lab.compare import compare
 from deltax.lab.comparison import Comparison, plain
-from deltax.lab.gain import Ladder, log_gains
+from deltax.lab.gain import ComputeLadder, log_gains
 from deltax.lab.statistics import Difference, Outcome, interaction, paired, verdict
 from deltax.recipe import Part
 
@@ -123,7 +123,7 @@ def interact(x: str | Part, a: Any, b: Any, **settings: Any) -> Interaction:
     if "budgets" not in comparison.ladder:
         raise UserError(f"there are no gains to contrast, for want of X's ladder: {comparison.ladder['missing']}")
     pairs = tuple(range(len(comparison.ladder["losses"])))
-    ladder = Ladder(comparison.ladder["budgets"], comparison.ladder["losses"], pairs)
+    ladder = ComputeLadder(comparison.ladder["budgets"], comparison.ladder["losses"], pairs)
     found = [np.array(row.against.difference.values) for row in comparison.rows if row.against]
     if not np.isfinite(found).all():
         raise UserError("a run diverged, so there is nothing to contrast: lower the rate of what diverged")
@@ -139,6 +139,6 @@ def _papers(x: Part, change: Any) -> list[Any]:
         return [load(change)]
     if not isinstance(change, Part):
         return [change]
-    if change.story[: len(x.story)] != x.story or len(change.story) == len(x.story):
+    if change.history[: len(x.history)] != x.history or len(change.history) == len(x.history):
         raise UserError(f"{change.title} adds nothing to {x.title}: write it as in '{x.title}+rope'")
-    return [chapter.paper for chapter in change.story[len(x.story) :]]
+    return [applied.paper for applied in change.history[len(x.history) :]]

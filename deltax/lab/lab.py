@@ -154,15 +154,15 @@ class Lab:
         *,
         seed: int,
         steps: int | None = None,
-        rate: float = 1.0,
+        lr_scale: float = 1.0,
         weights: dict[str, Tensor] | None = None,
     ) -> Trained:
-        """Train to the end of the recipe's steps, or of `steps`, at a multiple `rate` of its learning rate.
+        """Train to the end of the recipe's steps, or of `steps`, at a multiple `lr_scale` of its learning rate.
 
         weights  a state to start from instead of a fresh one
         """
         recipe = self.recipe(recipe)
-        job = Job(recipe, seed, loop_of(recipe).steps if steps is None else steps, rate)
+        job = Job(recipe, seed, loop_of(recipe).steps if steps is None else steps, lr_scale)
         if weights is not None:
             job = replace(job, start=self._keep_start(weights))
         engine = "ray" if self.engine == "ray" else "inline"
@@ -172,8 +172,10 @@ class Lab:
 
     def tuned(self, recipe: str | Part, rates: Sequence[float], *, steps: int | None = None) -> float:
         """Which of these multiples of its learning rate gives the recipe the lowest score, on the seed for tuning."""
-        score = {rate: self.train(recipe, seed=TUNING_SEED, steps=steps, rate=rate).score for rate in rates}
-        return min(rates, key=lambda rate: score[rate] if math.isfinite(score[rate]) else math.inf)
+        score = {
+            lr_scale: self.train(recipe, seed=TUNING_SEED, steps=steps, lr_scale=lr_scale).score for lr_scale in rates
+        }
+        return min(rates, key=lambda lr_scale: score[lr_scale] if math.isfinite(score[lr_scale]) else math.inf)
 
     def compare(self, x: str | Part, y: str | Part, *, pairs: Any = None, **options: Any) -> Any:
         """`deltax.compare` of two recipes: a Comparison, with .better, .no_worse and .equivalent as verdicts."""

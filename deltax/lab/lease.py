@@ -24,11 +24,11 @@ class Worker:
         pid = pid or os.getpid()
         return cls(_host(), pid, _birth(pid) or 0)
 
-    def alive(self, beat: float) -> bool:
+    def alive(self, heartbeat: float) -> bool:
         """Asked of the system where it runs here, else believed for a minute after its last sign of life."""
         if self.host == _host():
             return _birth(self.pid) == self.born
-        return time.time() - beat < SILENCE
+        return time.time() - heartbeat < SILENCE
 
 
 @cache

@@ -83,7 +83,7 @@ class Stepper:
             with self.machine.autocast():
                 loss = self.run.objective(self.model, piece.to(self.machine.device)).mean()
             (loss / self.loop.accumulate).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.clip)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -201,7 +201,7 @@ def speed(recipes: Sequence[Part], *, blocks: int = 7, steps: int = 2, machine: 
 def scale(recipe: Part, steps: int) -> str:
     """What a verdict is about: "0.37M parameters, 0.8M tokens, library of Python 3.11"."""
     task = task_of(recipe)
-    data = getattr(getattr(task, "corpus", None), "name", None) or recipe["task"].make.__name__.lower()
+    data = getattr(getattr(task, "corpus", None), "name", None) or recipe["task"].target.__name__.lower()
     size = parameters(build(recipe(), task, 0))
     return f"{millions(size)} parameters, {millions(steps * tokens_per_step(recipe))} tokens, {data}"
 

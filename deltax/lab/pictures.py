@@ -32,7 +32,7 @@ def pictures(recipe: Part, task: Any, model: nn.Module) -> dict[str, str]:
 
     The model is left in evaluation mode. The same weights give the same text.
     """
-    if "channels" not in task.facts:
+    if "channels" not in task.task_spec:
         return {}
     batch = next(iter(task.held_out_batches(COUNT)))
     model.eval()
@@ -77,7 +77,7 @@ def _captions(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
 
 def _classes(recipe: Part, task: Any, model: Any, batch: Any) -> Drawn:
     """Pictures with the class that a classifier says they show."""
-    names = getattr(task, "classes", None) or [str(i) for i in range(task.facts.get("classes", 0))]
+    names = getattr(task, "classes", None) or [str(i) for i in range(task.task_spec.get("classes", 0))]
     if not (hasattr(batch, "labels") and batch.labels.ndim == 1 and hasattr(batch, "images")):
         return {}
     if isinstance(model, Autoencoder) or hasattr(model, "read") or not hasattr(task, "accuracy"):
@@ -142,7 +142,7 @@ def shortened(name: str) -> str:
 
 def _light(recipe: Part) -> str:
     """A user's grey pictures are photographs; the digits are ink."""
-    return "paper" if dict(recipe["task"].given).get("source") in (None, "digits") else "photo"
+    return "paper" if dict(recipe["task"].kwargs).get("source") in (None, "digits") else "photo"
 
 
 def _told(recipe: Part, names: Sequence[str], said: Tensor, batch: Any) -> Figure:

@@ -282,7 +282,7 @@ def command(plan: Plan) -> str:
         words += ["--until-clear"]
     elif plan.budget.asked not in EFFORTS or EFFORTS[plan.budget.asked].pairs != plan.pairs:
         words += ["--pairs", str(plan.pairs)]
-    source = dict(plan.x.recipe["task"].given).get("source")
+    source = dict(plan.x.recipe["task"].kwargs).get("source")
     words += ["--data", source] if source else []
     for path, value in _settings(plan.x.recipe):
         words += ["--set", f"{path}={value}"]
@@ -294,7 +294,7 @@ def _settings(x: Part) -> list[tuple[str, str]]:
     """The leaves at which a recipe is not what its title says, the text apart."""
     try:
         said = read(x.title)
-        if source := dict(x["task"].given).get("source"):
+        if source := dict(x["task"].kwargs).get("source"):
             said = said.put("task.source", source)
     except UserError:
         return []

@@ -16,7 +16,7 @@ from deltax.lab import warm
 from deltax.lab.lease import Worker
 from deltax.lab.store import Store
 from deltax.lab.worker import UNDER_WAY, Message, Tell, work
-from deltax.signals import deaf
+from deltax.signals import ignoring_sigint
 from deltax.train.job import Job
 from deltax.train.machine import core_each, settle
 
@@ -25,7 +25,7 @@ READY = "ready"
 
 
 @dataclass
-class _Hand:
+class _Hired:
     """A worker process: our end of its pipe, and what it is at."""
 
     process: Any
@@ -37,7 +37,7 @@ class _Hand:
 
 
 class Processes:
-    """Worker processes of this machine, each at one run, each with one thread. A `Crew`.
+    """Worker processes of this machine, each at one run, each with one thread. A `Pool`.
 
     They save their runs and end when they are told to (SIGTERM), and when the process that started them is gone.
     """
@@ -47,79 +47,79 @@ class Processes:
         if workers < 1:
             raise UserError(f"runs need at least 1 worker, not {workers}: give --workers 1 or more")
         self.store, self.tell, self.keep_weights = store, tell, keep_weights
-        self.hands: list[_Hand] = []
+        self.hired: list[_Hired] = []
         self.cores = core_each(workers)
 
     def __enter__(self) -> "Processes":
-        self.hands = [self._hire(core) for core in self.cores]
+        self.hired = [self._hire(core) for core in self.cores]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for hand in self.hands:
-            hand.pipe.close()
-            if hand.job:
-                hand.process.terminate()
+        for hired in self.hired:
+            hired.pipe.close()
+            if hired.job:
+                hired.process.terminate()
         try:
-            for hand in self.hands:
-                hand.process.join(GRACE)
+            for hired in self.hired:
+                hired.process.join(GRACE)
         finally:
-            for hand in self.hands:
-                if hand.process.is_alive():
-                    hand.process.kill()
-                hand.process.join()
+            for hired in self.hired:
+                if hired.process.is_alive():
+                    hired.process.kill()
+                hired.process.join()
 
     def idle(self) -> Worker | None:
-        return next((hand.worker for hand in self.hands if not hand.job), None)
+        return next((hired.worker for hired in self.hired if not hired.job), None)
 
     def start(self, worker: Worker, job: Job) -> None:
-        hand = next(hand for hand in self.hands if hand.worker == worker)
-        hand.job = job
+        hired = next(hired for hired in self.hired if hired.worker == worker)
+        hired.job = job
         with suppress(OSError):  # it died, as the next poll will find
-            hand.pipe.send(job)
+            hired.pipe.send(job)
 
     def poll(self, seconds: float) -> None:
-        for ready in connection.wait([hand.pipe for hand in self.hands], seconds):
-            hand = next(hand for hand in self.hands if hand.pipe is ready)
+        for ready in connection.wait([hired.pipe for hired in self.hired], seconds):
+            hired = next(hired for hired in self.hired if hired.pipe is ready)
             message = None
             with suppress(EOFError, ConnectionResetError):
-                message = hand.pipe.recv()
+                message = hired.pipe.recv()
             if message is None:
-                self._bury(hand)
+                self._bury(hired)
                 continue
             if message == READY:
-                hand.ready = True
+                hired.ready = True
                 continue
             if message.kind not in UNDER_WAY:
-                hand.job = None
+                hired.job = None
             self.tell(message)
 
-    def _hire(self, core: int | None) -> _Hand:
+    def _hire(self, core: int | None) -> _Hired:
         context = warm.context()
         ours, theirs = context.Pipe()
         args = (theirs, self.store.folder, core, self.keep_weights)
         hired = context.Process(target=_serve, args=args, name="deltax worker", daemon=True)
-        with deaf():
+        with ignoring_sigint():
             hired.start()
         theirs.close()
-        return _Hand(hired, ours, Worker.here(hired.pid), core)
+        return _Hired(hired, ours, Worker.here(hired.pid), core)
 
-    def _bury(self, hand: _Hand) -> None:
-        hand.process.join(GRACE)
-        code = hand.process.exitcode or 0
+    def _bury(self, hired: _Hired) -> None:
+        hired.process.join(GRACE)
+        code = hired.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone with exit code {code}"
         if code == warm.UNGUARDED:
             raise UserError("this script runs itself again in every worker: call it under if __name__ == '__main__':")
-        if not hand.ready:
+        if not hired.ready:
             raise UserError(f"a worker was {how} before it began: see its own words above, or use --engine inline")
-        hand.pipe.close()
-        self.hands[self.hands.index(hand)] = self._hire(hand.core)
-        if hand.job:
+        hired.pipe.close()
+        self.hired[self.hired.index(hired)] = self._hire(hired.core)
+        if hired.job:
             hint = ", often for want of memory: try fewer --workers" if code == -signal.SIGKILL else ""
-            self.tell(Message("died", hand.job.id, text=f"its worker was {how}{hint}"))
+            self.tell(Message("died", hired.job.id, text=f"its worker was {how}{hint}"))
 
 
 class Inline:
-    """This process, one run after the other. A `Crew`."""
+    """This process, one run after the other. A `Pool`."""
 
     def __init__(self, store: Store, threads: int, tell: Tell, keep_weights: bool):
         self.store, self.threads, self.tell, self.keep_weights = store, threads, tell, keep_weights

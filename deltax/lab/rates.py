@@ -33,7 +33,7 @@ def best_rate(factors: ArrayLike, losses: ArrayLike) -> BestRate:
     A point that diverged (NaN or infinite) cannot carry a parabola: beside one, the best point itself is the optimum.
     So it is at the end of the strip, which `at_edge` says. Of equal losses an inner one is best, then the nearest to 1.
     """
-    x, y = _strip(factors, losses)
+    x, y = _sweep(factors, losses)
     best = min(range(len(x)), key=lambda i: (y[i], i in (0, len(x) - 1), abs(x[i]), x[i]))
     factor, loss = float(np.exp(x[best])), float(y[best])
     if not math.isfinite(loss):
@@ -67,7 +67,7 @@ def depends_on_rate(x_losses: ArrayLike, y_losses: ArrayLike) -> bool:
     return bool((y > x).any() and (y < x).any())
 
 
-def _strip(factors: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _sweep(factors: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     factors, losses = (np.asarray(a, float).ravel() for a in (factors, losses))
     if len(factors) != len(losses) or len(factors) < 3:
         raise UserError(f"a strip needs at least 3 rates with a loss each, not {len(factors)} and {len(losses)}")

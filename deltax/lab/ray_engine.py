@@ -30,7 +30,7 @@ class Parcel:
 
 
 class Cluster:
-    """Ray tasks with a CPU each. A `Crew` whose claims are the driver's, and last as long as it does.
+    """Ray tasks with a CPU each. A `Pool` whose claims are the driver's, and last as long as it does.
 
     Ray comes with the `ray` extra. A cluster already joined is used as it is, and must have this deltax; else the one
     that RAY_ADDRESS names is joined, or one started here, and given this deltax.
@@ -79,7 +79,7 @@ class Cluster:
         if time.monotonic() - self.beaten > BEAT_EVERY / 2:
             self.beaten = time.monotonic()
             for job in self.streams.values():
-                self.store.beat(job, self.worker)
+                self.store.heartbeat(job, self.worker)
         if not self.streams:
             time.sleep(seconds)
             return
@@ -93,7 +93,7 @@ class Cluster:
                 self._keep(sent)
                 continue
             if sent.kind == "step":
-                self.store.beat(job, self.worker, sent.step, sent.loss, sent.tokens_per_second)
+                self.store.heartbeat(job, self.worker, sent.step, sent.loss, sent.tokens_per_second)
             if sent.kind not in UNDER_WAY:
                 del self.streams[stream]
                 self.store.release(job, self.worker)

@@ -87,7 +87,7 @@ def of_run(result: "Result", unit: str) -> str:
     facts = [("held out", f"{_number(result.score, '.4f', 'diverged')} {unit}" if not result.diverged else "diverged")]
     facts += [("reads ahead", sentence) for sentence in contract.looks_ahead(job.recipe)]
     facts += [(name, _number(value, ".4g")) for name, value in result.metrics.items()]
-    facts += [("run", f"{job.id}, seed {job.seed}, {len(result.losses)} steps, rate ×{job.rate:g}")]
+    facts += [("run", f"{job.id}, seed {job.seed}, {len(result.losses)} steps, rate ×{job.lr_scale:g}")]
     facts += [("spent", f"{result.tokens:,} tokens in {result.seconds:.0f} s")]
     facts += [(what, str(value)) for what, value in result.environment.items()]
     drawn = {"Training loss": figures.loss(result.losses), **result.pictures}

@@ -38,7 +38,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
     threads = max(1, len(cores()) // here)
     machine = Machine.here(threads=threads, compiled=arguments.compile)
     steps = arguments.steps or loop_of(recipe).steps
-    job = Job(recipe, arguments.seed, steps, arguments.rate, machine.precision_name)
+    job = Job(recipe, arguments.seed, steps, arguments.lr_scale, machine.precision_name)
     result = store.get(job)
     together = result is None and (here > 1 or arguments.compile)
     if result is None or result.weights_file is None:
@@ -60,7 +60,7 @@ def train(recipe: Part, arguments: argparse.Namespace) -> None:
         facts |= {"tokens": result.tokens, "seconds": result.seconds, "diverged": result.diverged}
         print_json({**facts, "kernels": kernels, "looks_ahead": contract.looks_ahead(recipe)})
     elif result.diverged:
-        print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --rate")
+        print(f"{recipe.title} diverged at step {len(result.losses)}; try a lower --lr-scale")
     else:
         spent = f"{result.tokens:,} tokens in {result.seconds:.0f} s"
         print(f"{recipe.title}: {result.score:.4f} {unit} held out, after {spent}")
@@ -198,7 +198,7 @@ def runs(arguments: argparse.Namespace) -> None:
     width = max((len(line.title) for line in lines), default=0)
     for line in lines:
         score = "" if line.score is None else f"{line.score:.4f}"
-        detail = f"seed {line.seed}, {line.steps} steps, rate ×{line.rate:.3g}"
+        detail = f"seed {line.seed}, {line.steps} steps, rate ×{line.lr_scale:.3g}"
         print(f"{line.id[:10]}  {line.title:{width}}  {line.state:11}  {score:>8}  {detail}")
     if not lines:
         none = f"none of {len(kept)} runs has all of these words; 'dx runs' lists them"

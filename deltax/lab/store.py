@@ -89,7 +89,7 @@ class Line:
     title: str
     seed: int
     steps: int
-    rate: float
+    lr_scale: float
     state: str
     step: int
     score: float | None
@@ -162,7 +162,7 @@ class Store:
             )
             return True
 
-    def beat(self, job: "Job", worker: Worker, *at: float) -> bool:
+    def heartbeat(self, job: "Job", worker: Worker, *at: float) -> bool:
         """A sign of life, `at` a step, loss and tokens per second; False when the lease has gone to another worker."""
         step, loss, speed = at or (None, None, None)
         changed = self._write(

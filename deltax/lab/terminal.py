@@ -106,7 +106,7 @@ def alone(job: Job) -> str:
 
 
 def _words(job: Job, role: str) -> str:
-    return f"{job.recipe.title}, {role}, rate ×{job.rate:.3g}, {job.steps} steps"
+    return f"{job.recipe.title}, {role}, rate ×{job.lr_scale:.3g}, {job.steps} steps"
 
 
 def show(comparison: Comparison | dict[str, Any], console: Console | None = None) -> None:

@@ -33,7 +33,7 @@ class Tracker:
             return
         run_id = event.job.id
         if run_id not in self.runs:
-            facts = {"recipe": event.job.recipe.title, "seed": event.job.seed, "rate": event.job.rate}
+            facts = {"recipe": event.job.recipe.title, "seed": event.job.seed, "lr_scale": event.job.lr_scale}
             self.runs[run_id] = self.begin(run_id, {**facts, "steps": event.job.steps})
         for step, nats in event.losses:
             self.log(run_id, step, {"train/nats": nats})

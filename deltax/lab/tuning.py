@@ -42,7 +42,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Strip:
+class Sweep:
     """One seed's loss at each factor of a knob, NaN where it diverged, and the best factor."""
 
     factors: tuple[float, ...]
@@ -64,19 +64,19 @@ class Strip:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An arm at its best: `rate` is a factor on the declared one, `strip` how it was found.
+    """An arm at its best: `lr_scale` is a factor on the declared one, `sweep` how it was found.
 
     `knob` names the optimizer's argument that `second` is the strip of, where one is declared.
     """
 
     arm: Arm
-    rate: float
-    strip: Strip
+    lr_scale: float
+    sweep: Sweep
     knob: str | None = None
-    second: Strip | None = None
+    second: Sweep | None = None
 
-    def job(self, seed: int, *, steps: int | None = None, rate: float | None = None) -> Job:
-        return Job(self.arm.recipe, seed, steps or self.arm.steps, rate or self.rate, precision())
+    def job(self, seed: int, *, steps: int | None = None, lr_scale: float | None = None) -> Job:
+        return Job(self.arm.recipe, seed, steps or self.arm.steps, lr_scale or self.lr_scale, precision())
 
 
 def tune(arms: Sequence[Arm], runs: Runs) -> list[Tuned]:
@@ -89,49 +89,49 @@ def tune(arms: Sequence[Arm], runs: Runs) -> list[Tuned]:
     factors = FACTORS
     for left in range(EXTENSIONS, -1, -1):
         runs.need(_job(arm, factor) for arm in arms for factor in factors)
-        strips = [_strip(arm, factors, runs) for arm in arms]
-        edges = {strip.best.at_edge for strip in strips}
+        sweeps = [_sweep(arm, factors, runs) for arm in arms]
+        edges = {sweep.best.at_edge for sweep in sweeps}
         low = (factors[0] / 2,) if Edge.LOW in edges else ()
         high = (factors[-1] * 2,) if Edge.HIGH in edges else ()
         if not (low or high) or not left:
             break
         factors = low + factors + high
-    tuned = [Tuned(arm, strip.factor, strip) for arm, strip in zip(arms, strips, strict=True)]
+    tuned = [Tuned(arm, sweep.factor, sweep) for arm, sweep in zip(arms, sweeps, strict=True)]
     knobs = [second_knob(arm.recipe) for arm in arms]
     return [_refine(t, knob, runs) for t, knob in zip(tuned, knobs, strict=True)] if any(knobs) else tuned
 
 
 def second_knob(recipe: Part) -> str | None:
     """The optimizer argument to tune besides the rate: what the optimizer's function names as its `second_knob`."""
-    return getattr(recipe["optimizer"].make, "second_knob", None)
+    return getattr(recipe["optimizer"].target, "second_knob", None)
 
 
 def checks(tuned: Tuned, steps: int) -> list[Job]:
     """X at half, once and twice its best rate, for another budget."""
-    return [tuned.job(TUNING_SEED, steps=steps, rate=tuned.rate * factor) for factor in CHECKS]
+    return [tuned.job(TUNING_SEED, steps=steps, lr_scale=tuned.lr_scale * factor) for factor in CHECKS]
 
 
-def check(tuned: Tuned, steps: int, runs: Runs) -> Strip:
+def check(tuned: Tuned, steps: int, runs: Runs) -> Sweep:
     jobs = checks(tuned, steps)
-    return Strip(tuple(job.rate for job in jobs), tuple(runs.score(job) for job in jobs))
+    return Sweep(tuple(job.lr_scale for job in jobs), tuple(runs.score(job) for job in jobs))
 
 
 def _job(arm: Arm, factor: float) -> Job:
     return Job(arm.recipe, TUNING_SEED, arm.steps, factor, precision())
 
 
-def _strip(arm: Arm, factors: Sequence[float], runs: Runs) -> Strip:
-    return Strip(tuple(factors), tuple(runs.score(_job(arm, factor)) for factor in factors))
+def _sweep(arm: Arm, factors: Sequence[float], runs: Runs) -> Sweep:
+    return Sweep(tuple(factors), tuple(runs.score(_job(arm, factor)) for factor in factors))
 
 
 def _refine(tuned: Tuned, knob: str | None, runs: Runs) -> Tuned:
     if knob is None:
-        around = tuple(float(f"{tuned.rate * factor:.3g}") for factor in (math.sqrt(0.5), 1, math.sqrt(2)))
-        runs.need(_job(tuned.arm, rate) for rate in around)
-        return replace(tuned, rate=_strip(tuned.arm, around, runs).factor)
+        around = tuple(float(f"{tuned.lr_scale * factor:.3g}") for factor in (math.sqrt(0.5), 1, math.sqrt(2)))
+        runs.need(_job(tuned.arm, lr_scale) for lr_scale in around)
+        return replace(tuned, lr_scale=_sweep(tuned.arm, around, runs).factor)
     path = f"optimizer.{knob}"
     declared = tuned.arm.recipe[path]
     turned = lambda factor: replace(tuned.arm, recipe=tuned.arm.recipe.put(path, declared * factor))
-    runs.need(_job(turned(factor), tuned.rate) for factor in CHECKS)
-    strip = Strip(CHECKS, tuple(runs.score(_job(turned(factor), tuned.rate)) for factor in CHECKS))
-    return replace(tuned, arm=turned(strip.factor), knob=knob, second=strip)
+    runs.need(_job(turned(factor), tuned.lr_scale) for factor in CHECKS)
+    sweep = Sweep(CHECKS, tuple(runs.score(_job(turned(factor), tuned.lr_scale)) for factor in CHECKS))
+    return replace(tuned, arm=turned(sweep.factor), knob=knob, second=sweep)

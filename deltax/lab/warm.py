@@ -8,7 +8,7 @@ import os
 from multiprocessing import forkserver, process
 from multiprocessing.context import ForkServerContext
 
-from deltax.signals import deaf
+from deltax.signals import ignoring_sigint
 
 UNGUARDED = 71
 
@@ -29,5 +29,5 @@ def context() -> ForkServerContext:
 def up() -> None:
     """Start that server now; it loads beside its parent."""
     context()
-    with deaf():
+    with ignoring_sigint():
         forkserver.ensure_running()

@@ -110,7 +110,7 @@ def result_of(job: Job, outcome: Outcome, machine: Machine) -> Result:
 def _drawn(job: Job, outcome: Outcome) -> dict[str, str]:
     """The pictures of a run that reports show."""
     task = task_of(job.recipe)
-    if "channels" not in task.facts:
+    if "channels" not in task.task_spec:
         return {}
     from deltax.lab.pictures import pictures  # loads matplotlib
 
@@ -137,7 +137,7 @@ class _Pace:
         speed = (
             (progress.tokens - self.begun[1]) / elapsed if elapsed else progress.tokens / max(progress.seconds, 1e-9)
         )
-        if not self.store.beat(self.job, self.worker, progress.step, loss, speed):
+        if not self.store.heartbeat(self.job, self.worker, progress.step, loss, speed):
             raise Stop  # another worker took the run over while this one slept
         self.tell(Message("step", self.job.id, progress.step, loss, speed, self.untold(progress)))
 
@@ -152,12 +152,12 @@ def _beating(job: Job, store: Store, worker: Worker) -> Iterator[None]:
     """Signs of life from a thread, however long a step or the evaluation takes."""
     over = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not over.wait(BEAT_EVERY):
             with suppress(StoreError):
-                store.beat(job, worker)
+                store.heartbeat(job, worker)
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=heartbeat, daemon=True)
     thread.start()
     try:
         yield

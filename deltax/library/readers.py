@@ -707,7 +707,7 @@ class _Page:
             if not text or len(text) > 400:
                 continue
             if ":" in text[:30]:
-                found = pages.facts({}, [row])
+                found = pages.task_spec({}, [row])
                 authors = authors or pages._people(found)
                 year = year or lines_._any_year(found.first("year") or found.first("date"))
                 venue = venue or found.first("venue")

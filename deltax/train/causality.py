@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from deltax import contract, kernels
 from deltax.errors import UserError
-from deltax.parts.training.run import Run, told
+from deltax.parts.training.run import Run, build_model
 from deltax.recipe import Part
 from deltax.slots import SLOTS
 
@@ -51,13 +51,13 @@ class _Task:
 def _leak(model: Part, _: Part, task: _Task) -> str:
     """The part by which the logits depend on later tokens, as a phrase; nothing where they do not."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = told(model, task.task.facts).eval()
+        network = build_model(model, task.task.task_spec).eval()
         batch = task.task.batch(0, size=2, seed=0)
         *source, tokens, _ = (tensor[:1] for tensor in batch)
         if any(is_lazy(parameter) for parameter in network.parameters()):
             network(*source, tokens)
         _at_random(network)
-    time, vocab = tokens.shape[1], task.task.facts["vocab"]
+    time, vocab = tokens.shape[1], task.task.task_spec["vocab"]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = network(*source, tokens)
         for first in {time - 1, time // 2} - {0}:

@@ -27,7 +27,7 @@ class Job:
     recipe: Part
     seed: int = 0
     steps: int = 400
-    rate: float = 1.0
+    lr_scale: float = 1.0
     precision: str = "float32"
     start: str | None = None
 
@@ -42,7 +42,7 @@ class Job:
             "recipe": to_json(self.recipe),
             "seed": self.seed,
             "steps": self.steps,
-            "rate": self.rate,
+            "lr_scale": self.lr_scale,
             "precision": self.precision,
             **({"start": self.start} if self.start else {}),
         }
@@ -68,10 +68,10 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "recipe": ("a run", lambda value: isinstance(value, Part) and value.make is Run),
+    "recipe": ("a run", lambda value: isinstance(value, Part) and value.target is Run),
     "seed": ("a whole number", _is(int)),
     "steps": ("a whole number", _is(int)),
-    "rate": ("a number", _is(int, float)),
+    "lr_scale": ("a number", _is(int, float)),
     "precision": ("a floating dtype of torch", lambda value: value in ("float64", "float32", "bfloat16", "float16")),
     "start": ("the digest of weights", lambda value: value is None or bool(re.fullmatch("[0-9a-f]+", str(value)))),
 }
@@ -99,7 +99,7 @@ def _task(task: Part) -> Any:
 @cache
 def code_version(recipe: Part) -> str:
     """A hash of every definition that the recipe's parts and the training loop reach, and of nothing else."""
-    makers = {recipe.make, *(v.make for _, v in recipe.walk() if isinstance(v, Part))}
+    makers = {recipe.target, *(v.target for _, v in recipe.walk() if isinstance(v, Part))}
     named = [code.Name(m.__module__, m.__qualname__.partition(".")[0]) for m in makers]
     twins = [code.Name(twin.module, twin.name) for m in makers for twin in twins_of(m)]
     return code.version([code.Name("deltax.train.loop", "train"), *named, *twins])

@@ -18,7 +18,7 @@ import torch
 from torch.distributed import TCPStore
 
 from deltax.errors import UserError
-from deltax.signals import deaf
+from deltax.signals import ignoring_sigint
 from deltax.train import mesh
 from deltax.train.machine import core_each, settle
 
@@ -54,7 +54,7 @@ def launch(
             ours, theirs = context.Pipe()
             job = (rank, size, core, store.port, theirs, patience, layout, work, args)
             process = context.Process(target=_process, args=job, daemon=True)
-            with deaf():
+            with ignoring_sigint():
                 process.start()
                 processes.append(process)
             theirs.close()

@@ -141,16 +141,16 @@ class Gradients:
         optimizer: torch.optim.Optimizer,
     ):
         self.job, self.machine, self.run, self.model, self.engine = job, machine, run, model, engine
-        self.optimizer, self.rates = optimizer, [group["lr"] for group in optimizer.param_groups]
+        self.optimizer, self.lrs = optimizer, [group["lr"] for group in optimizer.param_groups]
         self.task, self.loop = task_of(job.recipe), loop_of(job.recipe)
-        self.reduce, self.moved = mesh.reducer(model, self.loop.clip), moving(model)
+        self.reduce, self.moved = mesh.reducer(model, self.loop.max_grad_norm), moving(model)
 
     def of_step(self, step: int) -> tuple[float, bool]:
         """The loss of the step's batch, and whether it and the gradients are finite."""
         job, loop = self.job, self.loop
-        factor = job.rate * self.run.schedule((step + 0.5) / job.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        factor = job.lr_scale * self.run.schedule((step + 0.5) / job.steps)
+        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = lr * factor
         reseed(stream("step", job.seed, step))
         draw = lambda reader: self.run.batches(reader, self.task, step, size=loop.batch, seed=job.seed)
         with one_step(
@@ -177,7 +177,7 @@ def build(run: Run, task: Any, seed: int, title: str = "the recipe") -> nn.Modul
     """
 
     def make() -> nn.Module:
-        model = run.build(task.facts)
+        model = run.build(task.task_spec)
         if any(is_lazy(parameter) for parameter in model.parameters()):
             with torch.no_grad():
                 batch = run.batches(model.eval(), task, 0, size=run.loop().batch, seed=seed)
@@ -214,8 +214,8 @@ def _where(error: BaseException, root: Part, slot: str) -> str:
 def _brief(part: Part) -> str:
     """A part with its own values, and dots for the parts in it."""
     inside = lambda value: isinstance(value, Part) or (isinstance(value, tuple) and any(map(inside, value)))
-    values = [f"{name}={value!r}" for name, value in part.given if not inside(value)]
-    return f"{part.make.__name__}({', '.join([*values, *['...'] * (len(values) < len(part.given))])})"
+    values = [f"{name}={value!r}" for name, value in part.kwargs if not inside(value)]
+    return f"{part.target.__name__}({', '.join([*values, *['...'] * (len(values) < len(part.kwargs))])})"
 
 
 def accumulate(
@@ -232,9 +232,9 @@ def accumulate(
     sizes = [counted(run.objective, piece) for piece in every] if len(every) > 1 else [1]
     # The mean over processes follows, so this process's part counts as many times as there are shares.
     counts = [size * mesh.layout().shares / sum(sizes) for size in sizes]
-    ours = list(zip(mesh.share(range(len(every))), mesh.share(every), mesh.share(counts), strict=True))
+    ours = list(zip(mesh.shard(range(len(every))), mesh.shard(every), mesh.shard(counts), strict=True))
     if isinstance(engine, Pipeline):
-        _draw_for(seed, mesh.ours())
+        _draw_for(seed, mesh.shard_index())
         with machine.autocast():
             return engine.backward(run.objective, [piece.to(machine.device) for _, piece, _ in ours])
     for at, piece, counts_for in ours:

@@ -178,7 +178,7 @@ def at(axis: str) -> int:
     return grid(axis).get_local_rank() if size() > 1 else 0
 
 
-def ours() -> int:
+def shard_index() -> int:
     """Which share of every batch is this process's."""
     return at("dp") * _layout.fsdp + at("fsdp")
 
@@ -295,7 +295,7 @@ def _mean_gradient(gradient: Tensor) -> Tensor:
 
 def gathered(pieces: list[Tensor]) -> list[Tensor]:
     """Of what this process has for each of its pieces, that of all processes, in the order of the pieces."""
-    return pieces if _layout.shares == 1 else [share for piece in pieces for share in _of_shares(piece)]
+    return pieces if _layout.shares == 1 else [shard for piece in pieces for shard in _of_shares(piece)]
 
 
 def _of_shares(tensor: Tensor) -> list[Tensor]:
@@ -383,9 +383,9 @@ def _kinds(parameters: list[Tensor]) -> list[list[Tensor]]:
     return list(kinds.values())
 
 
-def share(pieces: list) -> list:
+def shard(pieces: list) -> list:
     """Every n-th piece, beginning with this process's own."""
-    return pieces[ours() :: _layout.shares]
+    return pieces[shard_index() :: _layout.shares]
 
 
 def _mean(value: Tensor) -> float:

@@ -37,7 +37,7 @@ def test_every_recipe_opens_again_by_addresses_without_folders():
     for key, tree in trees():
         stored = json.dumps(to_json(tree))
         assert from_json(json.loads(stored)) == tree, key
-        seen |= {v.make for _, v in tree.walk() if isinstance(v, Part)}
+        seen |= {v.target for _, v in tree.walk() if isinstance(v, Part)}
     for make in seen:
         area, _, name = address.address(make).partition(":")
         assert area.count(".") == 1 and name == make.__qualname__
@@ -106,7 +106,7 @@ def test_what_a_module_imported_is_never_called(monkeypatch):
 
 def test_torch_is_reached_by_its_modules_and_activations():
     for make in (nn.LayerNorm, nn.BatchNorm2d, nn.GELU, nn.functional.relu):
-        assert from_json(json.loads(json.dumps(to_json(part(make))))).make is make
+        assert from_json(json.loads(json.dumps(to_json(part(make))))).target is make
     assert address.find("torch.nn.functional:gelu") is nn.functional.gelu
     assert all(callable(getattr(nn.functional, name)) for name in address.FUNCTIONS)
     with pytest.raises(UserError, match="wrap it in a function"):

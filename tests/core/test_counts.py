@@ -29,8 +29,8 @@ def counts():
         for path, value in tree.walk():
             above, _, name = path.rpartition(".")
             owner = tree[above] if above else tree
-            if type(value) is int and value >= 0 and isinstance(owner, Part) and (owner.make, name) not in seen:
-                seen.add((owner.make, name))
+            if type(value) is int and value >= 0 and isinstance(owner, Part) and (owner.target, name) not in seen:
+                seen.add((owner.target, name))
                 yield title, tree, path, owner, name
 
 
@@ -40,8 +40,8 @@ def test_every_count_of_every_recipe_is_at_least_one_or_declared_to_be_off_at_ze
     found = list(counts())
     assert len(found) > 100
     for title, tree, path, owner, name in found:
-        parameter = contract._signature(owner.make)[name]
-        may_be_off = name in getattr(owner.make, "can_be_zero", ()) or parameter.default == 0
+        parameter = contract._signature(owner.target)[name]
+        may_be_off = name in getattr(owner.target, "can_be_zero", ()) or parameter.default == 0
         for value in (-1,) if may_be_off else (-1, 0):
             with pytest.raises(UserError, match=rf"{name}\b.*{value}"):
                 run = tree.put(path, value)()

@@ -61,11 +61,11 @@ def held(tree, *, with_defaults=False):
                 look(item, f"{path}.{i}")
         if not isinstance(value, Part):
             return
-        for name, inner in value.given:
+        for name, inner in value.kwargs:
             here = path if name == "inner" else f"{path}.{name}"
-            known, name = takes(value.make).get(name), here.rpartition(".")[2]
+            known, name = takes(value.target).get(name), here.rpartition(".")[2]
             if isinstance(inner, Part) and (with_defaults or not (known and known.default == inner)):
-                found[here, name, inner.make] += 1
+                found[here, name, inner.target] += 1
             elif not isinstance(inner, Part | tuple):
                 found[here, name, inner] += 1
             look(inner, here)
@@ -100,7 +100,7 @@ def missing(base, key, tree):
 
 
 def check(base, tree):
-    papers = [chapter.paper for chapter in tree.story[len(bases()[base].story) :]]
+    papers = [applied.paper for applied in tree.history[len(bases()[base].history) :]]
     for i, one in enumerate(papers):
         adapted = i and ADAPTS.get(one.key) in tree.slots()
         if adapted or alone(base, one.key) is None:
@@ -149,11 +149,11 @@ def test_pairs_and_triples_on_any_base_are_honest_or_refused(count, tried):
     ("text", "says"),
     [
         ("gpt+dyt+rms-norm", "rms-norm erases part of dyt; .*model.stack.block.residual.norm: DyT becomes RMSNorm"),
-        ("gpt+rope+softmax-attention", "softmax-attention erases part of rope; .*qk_position: Rotary becomes Nothing"),
+        ("gpt+rope+softmax-attention", "softmax-attention erases part of rope; .*qk_position: Rotary becomes Identity"),
         ("gpt+lora+softmax-attention", "softmax-attention erases part of lora; .*query: LoRA becomes Linear"),
         ("gpt+bpt+flash-attention", "flash-attention erases part of bpt; .*kernel: flash_attention_2 becomes"),
-        ("gpt+dropout+swiglu", "swiglu erases part of dropout; .*mlp: Thinned becomes SwiGLU"),
-        ("gpt+adamw(rate=0.01)+sgd(rate=0.01)", "erases all of adamw.*optimizer: adamw becomes sgd"),
+        ("gpt+dropout+swiglu", "swiglu erases part of dropout; .*mlp: BranchDropout becomes SwiGLU"),
+        ("gpt+adamw(lr=0.01)+sgd(lr=0.01)", "erases all of adamw.*optimizer: adamw becomes sgd"),
         ("gpt+local-sgd+diloco", "optimizer of gpt.local-sgd is inside LocalSteps already"),
     ],
 )
@@ -174,38 +174,38 @@ def test_a_block_filled_anew_loses_no_paper_silently():
 
 
 class Boxed:
-    def __init__(self, dim, *, name="old", rate=0.7):
-        self.dim, self.name, self.rate = dim, name, rate
+    def __init__(self, dim, *, name="old", lr=0.7):
+        self.dim, self.name, self.lr = dim, name, lr
 
 
 # What is written
 
 
 def test_a_default_that_is_written_wins_over_what_was_kept():
-    trained = gpt + diloco(outer_rate=0.5)
-    assert trained.fill("outer", part(outer_nesterov, rate=0.7))["optimizer.outer.rate"] == 0.7
-    assert trained.fill("outer", outer_nesterov, rate=0.7)["optimizer.outer.rate"] == 0.7
-    assert trained.fill("outer", part(outer_nesterov))["optimizer.outer.rate"] == 0.5, "nothing was said of the rate"
-    again = part(part(outer_nesterov, rate=0.9), rate=0.7)
-    assert trained.fill("outer", again)["optimizer.outer.rate"] == 0.7
+    trained = gpt + diloco(outer_lr=0.5)
+    assert trained.fill("outer", part(outer_nesterov, lr=0.7))["optimizer.outer.lr"] == 0.7
+    assert trained.fill("outer", outer_nesterov, lr=0.7)["optimizer.outer.lr"] == 0.7
+    assert trained.fill("outer", part(outer_nesterov))["optimizer.outer.lr"] == 0.5, "nothing was said of the rate"
+    again = part(part(outer_nesterov, lr=0.9), lr=0.7)
+    assert trained.fill("outer", again)["optimizer.outer.lr"] == 0.7
 
 
 def test_what_was_written_is_not_compared():
-    bare, said = part(outer_nesterov), part(outer_nesterov, rate=0.7)
+    bare, said = part(outer_nesterov), part(outer_nesterov, lr=0.7)
     assert bare == said and hash(bare) == hash(said) and bare.id == said.id and repr(bare) == repr(said)
     assert bare.written.keys() < said.written.keys()
 
 
 def test_an_earlier_default_that_was_written_is_not_taken_over():
-    declared = gpt.fill("optimizer", adamw_optimizer, rate=1e-3)
+    declared = gpt.fill("optimizer", adamw_optimizer, lr=1e-3)
     assert (declared + adamw).title == "gpt+adamw"
     with pytest.raises(UserError, match="sgd erases all of adamw"):
         gpt + adamw + sgd
-    assert gpt.fill("optimizer", sgd_optimizer)["optimizer"].make is sgd_optimizer
+    assert gpt.fill("optimizer", sgd_optimizer)["optimizer"].target is sgd_optimizer
 
 
 def test_a_required_argument_may_be_none():
-    assert dict(part(Needs, this=None).given) == {"this": None}
+    assert dict(part(Needs, this=None).kwargs) == {"this": None}
 
 
 class Needs:
@@ -228,11 +228,11 @@ def test_what_is_replaced_whole_leaves_the_title():
         return recipe.put("model.norm", part(DyT))
 
     newer, half = delta_of(newer_norm, replaces=rms_norm), delta_of(half_norm, replaces=rms_norm)
-    assert [c.paper.function for c in (gpt + rms_norm + newer).story[1:]] == [newer_norm]
+    assert [c.paper.function for c in (gpt + rms_norm + newer).history[1:]] == [newer_norm]
     assert gpt + rms_norm + newer == gpt + newer
     kept = gpt + rms_norm + half
-    assert [c.paper.function for c in kept.story[1:]] == [rms_norm.function, half_norm]
-    assert {kept["model.norm"].make, kept["model.stack.block.residual.norm"].make} == {DyT, RMSNorm}
+    assert [c.paper.function for c in kept.history[1:]] == [rms_norm.function, half_norm]
+    assert {kept["model.norm"].target, kept["model.stack.block.residual.norm"].target} == {DyT, RMSNorm}
     with pytest.raises(UserError, match="erases all of rms-norm"):
         gpt + rms_norm + delta_of(newer_norm)
 
@@ -258,8 +258,8 @@ def test_without_sets_again_what_was_set_by_hand():
     changed = (gpt + rope).put("model.stack.depth", 5) + dyt(alpha=0.3)
     assert changed.without(rope) == gpt.put("model.stack.depth", 5) + dyt(alpha=0.3)
     assert changed.without(dyt(alpha=0.3)) == (gpt + rope).put("model.stack.depth", 5)
-    later = recipe("gpt+rope", ["optimizer.rate=0.01", "loop.steps=7"])
-    assert later.without(rope) == recipe("gpt", ["optimizer.rate=0.01", "loop.steps=7"])
+    later = recipe("gpt+rope", ["optimizer.lr=0.01", "loop.steps=7"])
+    assert later.without(rope) == recipe("gpt", ["optimizer.lr=0.01", "loop.steps=7"])
     by_role = (gpt + rope).fill("norm", RMSNorm)
     assert by_role.without(rope) == gpt.fill("norm", RMSNorm)
     pictures = (vit + mae).put("model.trunk.dim", 32)
@@ -303,13 +303,13 @@ def test_a_line_of_a_diff_is_about_one_part():
 
 
 def test_a_diff_looks_through_a_wrap():
-    assert diff(gpt, gpt.wrap("optimizer", Wrapped).put("optimizer.inner.rate", 0.5)) == [
+    assert diff(gpt, gpt.wrap("optimizer", Wrapped).put("optimizer.inner.lr", 0.5)) == [
         ("optimizer", "adamw()", "Wrapped()"),
-        ("optimizer.inner.rate", "0.003", "0.5"),
+        ("optimizer.inner.lr", "0.003", "0.5"),
     ]
-    assert diff(gpt.wrap("optimizer", Wrapped), gpt.put("optimizer.rate", 0.5)) == [
-        ("optimizer", "Wrapped()", "adamw(rate=0.5)"),
-        ("optimizer.rate", "0.003", "0.5"),
+    assert diff(gpt.wrap("optimizer", Wrapped), gpt.put("optimizer.lr", 0.5)) == [
+        ("optimizer", "Wrapped()", "adamw(lr=0.5)"),
+        ("optimizer.lr", "0.003", "0.5"),
     ]
 
 

@@ -29,7 +29,7 @@ def test_a_part_is_a_value():
     assert part(DyT, alpha=0.5) == part(DyT), "a default that is written out is still the default"
     assert part(DyT, alpha=0.3) != part(DyT)
     with pytest.raises(AttributeError):
-        part(DyT).make = LayerNorm
+        part(DyT).target = LayerNorm
 
 
 def test_a_part_prints_as_python():
@@ -77,14 +77,14 @@ def test_a_lambda_is_no_part():
 
 def test_fill_keeps_what_both_take():
     coarse = gpt.set(LayerNorm, eps=1e-3)
-    assert (coarse + rms_norm(eps=1e-4))["model.norm"].make.__name__ == "RMSNorm"
-    assert dict(coarse.fill("norm", RMSNorm)["model.norm"].given) == {"eps": 1e-3}
-    assert dict(coarse.fill("norm", DyT)["model.norm"].given) == {}
+    assert (coarse + rms_norm(eps=1e-4))["model.norm"].target.__name__ == "RMSNorm"
+    assert dict(coarse.fill("norm", RMSNorm)["model.norm"].kwargs) == {"eps": 1e-3}
+    assert dict(coarse.fill("norm", DyT)["model.norm"].kwargs) == {}
 
 
 def test_fill_reaches_every_slot_of_the_name():
     tree = gpt + dyt
-    assert {v.make for path, v in tree.walk() if path.endswith(".norm")} == {DyT}
+    assert {v.target for path, v in tree.walk() if path.endswith(".norm")} == {DyT}
 
 
 def test_unknown_slots_name_the_nearest():
@@ -166,7 +166,7 @@ def test_the_sum_of_two_recipes_is_refused():
 
 def test_diff_names_the_lines():
     assert diff(gpt, gpt + dyt) == [
-        ("model.stack.entry", "Nothing()", "Lift()"),
+        ("model.stack.entry", "Identity()", "Lift()"),
         ("model.stack.block.residual.norm", "LayerNorm()", "DyT()"),
         ("model.norm", "LayerNorm()", "DyT()"),
     ]

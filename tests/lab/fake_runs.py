@@ -47,7 +47,7 @@ class World:
         # A ladder's runs at one seed share the pair's noise too, as they share its data.
         common = self._normal("pair", job.seed) * run * math.sqrt(CORRELATION)
         own = self._normal(*_named(job))
-        bowl = self.bowl * math.log(job.rate / truth.best) ** 2
+        bowl = self.bowl * math.log(job.lr_scale / truth.best) ** 2
         return (
             3
             + SLOPE * math.log(job.steps * truth.gain / self.steps)
@@ -74,4 +74,4 @@ class World:
 
 def _named(job) -> tuple:
     """A run's name without the folder its text lies in, which is another in every test run."""
-    return job.recipe.put("task.source", "text").id, job.recipe.title, job.seed, job.steps, job.rate
+    return job.recipe.put("task.source", "text").id, job.recipe.title, job.seed, job.steps, job.lr_scale

@@ -21,10 +21,10 @@ def test_the_experiment_follows_the_protocol(tiny, store, world):
     events = []
     c = compare(tiny(), tiny("gpt+dyt"), store=store, on_event=events.append)
     assert isinstance(events[0], Plan)
-    assert {job.rate for job in made.trained if job.seed == TUNING_SEED and job.steps == STEPS} == set(FACTORS)
+    assert {job.lr_scale for job in made.trained if job.seed == TUNING_SEED and job.steps == STEPS} == set(FACTORS)
     scored = [job for job in made.trained if job.seed != TUNING_SEED and job.steps == STEPS]
     assert sorted({job.seed for job in scored}) == [1, 2, 3, 4, 5] and len(scored) == 10
-    assert len({(job.recipe.title, job.rate) for job in scored}) == 2
+    assert len({(job.recipe.title, job.lr_scale) for job in scored}) == 2
     ladder = [job for job in made.trained if job.steps != STEPS]
     assert {job.steps for job in ladder} == {STEPS // 2, 2 * STEPS} and {job.recipe.title for job in ladder} == {"gpt"}
     assert sum(job.seed == TUNING_SEED for job in ladder) == 6 and sum(job.seed != TUNING_SEED for job in ladder) == 6
@@ -122,8 +122,8 @@ def test_noise_excuses_no_difference_that_is_seen(tiny, tmp_path, world):
 def test_an_edge_extends_every_arm_alike(tiny, store, world):
     made = world({"gpt+dyt": Truth(best=16.0)}, bowl=0.2, sd=0.001)
     x, y = compare(tiny(), tiny("gpt+dyt"), store=store).rows
-    assert x.tuned.strip.factors == y.tuned.strip.factors == (*FACTORS, 8.0, 16.0, 32.0)
-    assert y.tuned.rate == pytest.approx(16, rel=0.05) and x.tuned.rate == pytest.approx(1, rel=0.05)
+    assert x.tuned.sweep.factors == y.tuned.sweep.factors == (*FACTORS, 8.0, 16.0, 32.0)
+    assert y.tuned.lr_scale == pytest.approx(16, rel=0.05) and x.tuned.lr_scale == pytest.approx(1, rel=0.05)
     tuning = [job for job in made.trained if job.seed == TUNING_SEED and job.steps == STEPS]
     assert len(tuning) == 2 * 8
 
@@ -131,7 +131,7 @@ def test_an_edge_extends_every_arm_alike(tiny, store, world):
 def test_an_edge_beyond_reach_is_said(tiny, store, world):
     world({"gpt+dyt": Truth(best=1e4)}, bowl=0.2, sd=0.001)
     c = compare(tiny(), tiny("gpt+dyt"), store=store)
-    assert len(c.rows[1].tuned.strip.factors) == len(FACTORS) + 3
+    assert len(c.rows[1].tuned.sweep.factors) == len(FACTORS) + 3
     assert c.to_json()["rows"][1]["strip"]["at_edge"] and not c.to_json()["rows"][0]["strip"]["at_edge"]
 
 
@@ -154,9 +154,9 @@ def test_divergence_is_an_outcome(tiny, store, world):
 
 
 def test_a_hot_rate_that_diverges_is_only_left_out(tiny, store, world):
-    world({"gpt+dyt": Truth(diverges=lambda job: job.rate > 1.5)}, bowl=0.2, sd=0.001)
+    world({"gpt+dyt": Truth(diverges=lambda job: job.lr_scale > 1.5)}, bowl=0.2, sd=0.001)
     row = compare(tiny(), tiny("gpt+dyt"), store=store).rows[1]
-    assert row.tuned.strip.diverged == 2 and row.tuned.rate == 1 and row.diverged == 0
+    assert row.tuned.sweep.diverged == 2 and row.tuned.lr_scale == 1 and row.diverged == 0
 
 
 def test_a_ladder_that_diverges_leaves_the_verdict(tiny, store, world):

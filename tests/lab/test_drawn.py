@@ -63,7 +63,7 @@ def test_every_recipe_of_pictures_has_them_drawn(name):
 
 
 def test_text_has_no_pictures():
-    assert pictures(recipe("gpt"), SimpleNamespace(facts={"vocab": 7}), torch.nn.Identity()) == {}
+    assert pictures(recipe("gpt"), SimpleNamespace(task_spec={"vocab": 7}), torch.nn.Identity()) == {}
 
 
 def test_the_same_weights_give_the_same_drawing_and_disturb_no_draw():

@@ -122,7 +122,7 @@ def test_workers_survive_what_their_runs_do(text, undisturbed, tmp_path):
     """One run diverges, one cannot be built, the worker of one is killed: that one and the others finish."""
     store, events = Store(tmp_path), []
     good = jobs(text, 3, STEPS)
-    diverging = Job(tiny(text), seed=1, steps=20, rate=1e6)
+    diverging = Job(tiny(text), seed=1, steps=20, lr_scale=1e6)
     broken = Job(tiny(text, "gpt+rope", "model.stack.block.mixer.heads=2"), steps=20)
 
     def watch(event) -> None:
@@ -265,7 +265,7 @@ def test_ray_gives_the_same_figures(text, undisturbed, tmp_path):
     ray.init(num_cpus=2, runtime_env={"py_modules": [package], "env_vars": {"OMP_NUM_THREADS": "1"}}, **quiet)
     try:
         store, events = Store(tmp_path), []
-        good, diverging = jobs(text, 2, STEPS), Job(tiny(text), seed=1, steps=20, rate=1e6)
+        good, diverging = jobs(text, 2, STEPS), Job(tiny(text), seed=1, steps=20, lr_scale=1e6)
         with pytest.raises(KeyboardInterrupt):
             execute(good[:1], store=store, engine="inline", on_event=_interrupt_at_step)
         options = {"store": store, "engine": "ray", "keep_weights": True, "on_event": events.append}

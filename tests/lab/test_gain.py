@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from deltax.errors import UserError
-from deltax.lab.gain import Gain, Ladder, Position, exactly, gain, log_gains, speed_ratio
+from deltax.lab.gain import ComputeLadder, Gain, Position, exactly, gain, log_gains, speed_ratio
 from deltax.lab.statistics import Interval, Outcome, Prior, interaction, paired, verdict
 
 SD, BELOW, ABOVE, CORRELATION = 0.0136, -0.26, -0.21, 0.47
@@ -21,9 +21,9 @@ def curve(budget: float) -> float:
     return (BELOW if budget < 1 else ABOVE) * math.log(budget)
 
 
-def exact_ladder(seeds: int = 3, budgets=BUDGETS, slopes=(BELOW, ABOVE)) -> Ladder:
+def exact_ladder(seeds: int = 3, budgets=BUDGETS, slopes=(BELOW, ABOVE)) -> ComputeLadder:
     row = [slopes[b > 1] * math.log(b) for b in budgets]
-    return Ladder(budgets, [[3 + s + v for v in row] for s in range(seeds)])
+    return ComputeLadder(budgets, [[3 + s + v for v in row] for s in range(seeds)])
 
 
 def sample(mean: float, sd: float, n: int = 8) -> np.ndarray:
@@ -31,7 +31,7 @@ def sample(mean: float, sd: float, n: int = 8) -> np.ndarray:
     return mean + sd * (z - z.mean()) / z.std(ddof=1)
 
 
-def simulate(rng, n: int, seeds: int, *true: float, budgets=BUDGETS) -> tuple[list[np.ndarray], Ladder]:
+def simulate(rng, n: int, seeds: int, *true: float, budgets=BUDGETS) -> tuple[list[np.ndarray], ComputeLadder]:
     """Pair differences of arms worth `true` times the budget, and the ladder of the X that they share.
 
     Each pair's runs share a part of their noise, so that sd(Y - X) is the pilot's at its correlation.
@@ -42,7 +42,7 @@ def simulate(rng, n: int, seeds: int, *true: float, budgets=BUDGETS) -> tuple[li
     losses += [curve(b) for b in (*budgets, *true)]
     x = losses[:, budgets.index(1)]
     arms = [losses[:, len(budgets) + i] - x for i in range(len(true))]
-    return arms, Ladder(budgets, losses[:seeds, : len(budgets)], tuple(range(seeds)))
+    return arms, ComputeLadder(budgets, losses[:seeds, : len(budgets)], tuple(range(seeds)))
 
 
 def coverage(trials: int, n: int, seeds: int, true: float) -> tuple[float, list[Gain]]:
@@ -83,7 +83,7 @@ def test_ignoring_the_shared_runs_would_misstate_the_interval():
     for _ in range(trials):
         (d,), ladder = simulate(rng, 8, 8, theta)
         told.append(theta in gain(d, ladder).interval)
-        ignored.append(theta in gain(d, Ladder(ladder.budgets, ladder.losses)).interval)
+        ignored.append(theta in gain(d, ComputeLadder(ladder.budgets, ladder.losses)).interval)
     assert abs(np.mean(told) - 0.95) < three_sigma(0.95, trials)
     assert np.mean(ignored) > 0.95 + three_sigma(0.95, trials)
 
@@ -115,7 +115,7 @@ def test_without_slope_noise_fieller_is_the_t_interval(mean, sd, n):
 def test_scale_shift_and_order_do_not_matter(seed, scale, shift, random):
     (d,), ladder = simulate(np.random.default_rng(seed), 5, 3, 1.2)
     order = random.sample(range(5), 5)
-    moved = Ladder(BUDGETS, scale * np.array(ladder.losses) + shift, [order.index(i) for i in range(3)])
+    moved = ComputeLadder(BUDGETS, scale * np.array(ladder.losses) + shift, [order.index(i) for i in range(3)])
     a, b = gain(d, ladder), gain(scale * d[order], moved)
     assert a.position is b.position
     assert [b.value, b.interval.low, b.interval.high] == pytest.approx(
@@ -142,7 +142,7 @@ def test_inside_one_interval_it_is_fiellers_quadratic(seed):
 
 
 def test_without_noise_in_the_difference_the_ladders_seeds_set_the_degrees_of_freedom():
-    ladder = Ladder((1, 2), [[3.0, 2.86], [3.0, 2.84], [3.0, 2.87]])
+    ladder = ComputeLadder((1, 2), [[3.0, 2.86], [3.0, 2.84], [3.0, 2.87]])
     b, t = ladder.slopes(0), stats.t.ppf(0.975, 2)
     error = t * b.std(ddof=1) / math.sqrt(3)
     g = gain([-0.08] * 12, ladder)
@@ -154,7 +154,7 @@ def test_the_delta_method_agrees_where_the_slope_is_sharp():
     rng, n = np.random.default_rng(4), 6
     d = sample(-0.08, 0.01, n)
     rows = [[0.0, s * math.log(2)] for s in -0.21 + 0.004 * rng.normal(size=n)]
-    ladder = Ladder((1, 2), rows)
+    ladder = ComputeLadder((1, 2), rows)
     b = ladder.slopes(0)
     variance = d.var(ddof=1) / n / b.mean() ** 2 + d.mean() ** 2 * b.var(ddof=1) / n / b.mean() ** 4
     half = stats.t.ppf(0.975, n - 1) * math.sqrt(variance)
@@ -185,7 +185,7 @@ def test_an_end_that_would_leave_the_ladder_is_open():
 
 
 def test_a_slope_within_its_noise_gives_no_bound():
-    flat = Ladder(BUDGETS, [[3.2, 3.0, 2.9], [3.1, 3.0, 3.05], [3.15, 3.0, 2.8]])
+    flat = ComputeLadder(BUDGETS, [[3.2, 3.0, 2.9], [3.1, 3.0, 3.05], [3.15, 3.0, 2.8]])
     g = gain(sample(-0.02, SD), flat)
     assert (g.position, g.interval) == (Position.UNRESOLVED, Interval(0, math.inf, 0.95))
     assert "add ladder seeds" in str(g)
@@ -262,15 +262,15 @@ def test_log_gains_read_each_pair_off_the_mean_curve():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: Ladder((0.5, 2), [[3, 2], [3, 2]]),
-        lambda: Ladder((1, 0.5), [[3, 2], [3, 2]]),
-        lambda: Ladder(BUDGETS, [[3, 2, 1]]),
-        lambda: Ladder(BUDGETS, [[3, 2], [3, 2]]),
-        lambda: Ladder(BUDGETS, [[3, 2, 1], [3, 2, math.nan]]),
-        lambda: Ladder(BUDGETS, [[3, 2, 1], [3, 2, 1]], (0,)),
-        lambda: Ladder(BUDGETS, [[3, 2, 1], [3, 2, 1]], (0, 0)),
+        lambda: ComputeLadder((0.5, 2), [[3, 2], [3, 2]]),
+        lambda: ComputeLadder((1, 0.5), [[3, 2], [3, 2]]),
+        lambda: ComputeLadder(BUDGETS, [[3, 2, 1]]),
+        lambda: ComputeLadder(BUDGETS, [[3, 2], [3, 2]]),
+        lambda: ComputeLadder(BUDGETS, [[3, 2, 1], [3, 2, math.nan]]),
+        lambda: ComputeLadder(BUDGETS, [[3, 2, 1], [3, 2, 1]], (0,)),
+        lambda: ComputeLadder(BUDGETS, [[3, 2, 1], [3, 2, 1]], (0, 0)),
         lambda: gain([0.1], exact_ladder()),
-        lambda: gain([0.1, 0.2], Ladder(BUDGETS, [[3, 2, 1], [3, 2, 1]], (0, 2))),
+        lambda: gain([0.1, 0.2], ComputeLadder(BUDGETS, [[3, 2, 1], [3, 2, 1]], (0, 2))),
         lambda: speed_ratio([1, 2], [1]),
         lambda: speed_ratio([1, 0], [1, 1]),
         lambda: exactly(0),

@@ -60,7 +60,7 @@ def test_steps_default_to_those_of_the_recipe(text, lab):
 
 
 def test_rate_and_seed_make_other_runs(text, lab):
-    scores = {lab.train(tiny(text), seed=s, steps=6, rate=r).score for s in lab.seeds(2) for r in (1.0, 2.0)}
+    scores = {lab.train(tiny(text), seed=s, steps=6, lr_scale=r).score for s in lab.seeds(2) for r in (1.0, 2.0)}
     assert len(scores) == 4
 
 
@@ -69,7 +69,8 @@ def test_the_tuned_rate_has_the_lowest_score_and_may_not_diverge(text, lab):
     assert lab.tuned(tiny(text), rates, steps=6) == 1.0
     assert lab.seen().count("started") == 3
     assert (
-        lab.train(tiny(text), seed=0, steps=6, rate=1.0).score < lab.train(tiny(text), seed=0, steps=6, rate=1e-6).score
+        lab.train(tiny(text), seed=0, steps=6, lr_scale=1.0).score
+        < lab.train(tiny(text), seed=0, steps=6, lr_scale=1e-6).score
     )
 
 
@@ -85,7 +86,7 @@ def test_training_from_weights_is_a_run_of_its_own(text, lab):
 
 
 def test_a_diverged_run_scores_infinitely_badly(text, lab):
-    run = lab.train(tiny(text), seed=1000, steps=6, rate=1e6)
+    run = lab.train(tiny(text), seed=1000, steps=6, lr_scale=1e6)
     assert run.diverged and run.score == math.inf and run.score_at(context=8) == math.inf
     sentence(lambda: run.model, "gpt", "diverged")
 

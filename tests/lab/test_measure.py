@@ -51,7 +51,7 @@ def test_fused_attention_is_counted_too(tiny):
         return nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
 
     globals()["fused"], fused.__qualname__ = fused, "fused"
-    assert tiny()["model.stack.block.mixer.kernel"].make is attend
+    assert tiny()["model.stack.block.mixer.kernel"].target is attend
     assert measure.flops_per_step(tiny().put("model.stack.block.mixer.kernel", fused)) == by_hand(8, 1, 16, 256, 64)
 
 
@@ -91,7 +91,7 @@ def test_speed_is_timed_in_turns(tiny, monkeypatch):
 
     class Clocked(measure.Stepper):
         def timed(self, steps):
-            order.append(self.run.model["norm"].make.__name__)
+            order.append(self.run.model["norm"].target.__name__)
             return 0.5 if order[-1] == "LayerNorm" else 0.25
 
     monkeypatch.setattr(measure, "Stepper", Clocked)

@@ -20,7 +20,7 @@ HOSTILE = '<script>alert("x")</script> | [red]$a$ & `b` *c*'
 
 @pytest.fixture
 def record(tiny, store, world) -> dict:
-    lost = Truth(gain=1.3, diverges=lambda job: job.seed == 3 or job.rate > 3)
+    lost = Truth(gain=1.3, diverges=lambda job: job.seed == 3 or job.lr_scale > 3)
     world({"gpt+dyt": Truth(gain=1.4, best=2.5), "gpt+alibi": lost}, bowl=0.2)
     return compare(tiny(), tiny("gpt+dyt"), tiny("gpt+alibi"), store=store).to_json()
 

@@ -96,7 +96,7 @@ def test_a_finished_run_leaves_neither_lease_nor_checkpoint(tmp_path, job):
     store.checkpoint_of(job).touch()
     store.put(result(job))
     assert not store.checkpoint_of(job).exists()
-    assert not store.beat(job, Worker.here())
+    assert not store.heartbeat(job, Worker.here())
 
 
 def test_records_are_kept_by_kind_and_key(tmp_path):
@@ -114,7 +114,7 @@ def test_runs_are_listed_latest_first_without_torch(tmp_path, job):
     store = Store(tmp_path)
     store.put(result(job))
     store.claim(replace(job, seed=9), Worker.here())
-    store.beat(replace(job, seed=9), Worker.here(), 2, 4.5, 100.0)
+    store.heartbeat(replace(job, seed=9), Worker.here(), 2, 4.5, 100.0)
     running, finished = store.runs()
     assert (running.state, running.step, running.seed) == ("running", 2, 9)
     assert (finished.state, finished.score, finished.title, finished.steps) == ("finished", 2.5, "gpt", 7)
@@ -157,7 +157,7 @@ def test_a_lease_is_of_one_living_worker(tmp_path, job):
     assert not store.claim(job, other)
     store.release(job, us)
     assert store.claim(job, other)
-    assert not store.beat(job, us, 1, 1.0, 1.0)
+    assert not store.heartbeat(job, us, 1, 1.0, 1.0)
     assert store.progress(job) is None
 
 
@@ -170,7 +170,7 @@ def test_a_dead_workers_lease_is_taken_over_at_once(tmp_path, job):
         deadline = time.monotonic() + 5
         while not (taken := store.claim(job, Worker.here())) and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert taken and not store.beat(job, theirs)
+    assert taken and not store.heartbeat(job, theirs)
 
 
 _ANNOUNCES = """
@@ -206,7 +206,7 @@ def test_another_machines_announcement_lasts_as_long_as_it_trains(tmp_path, job,
         for later, lives in ((50, True), (70, False)):
             monkeypatch.setattr(stores.time, "time", lambda later=later: now + later)
             assert bool(store.going_on("comparing")) == lives
-        store.beat(job, far)
+        store.heartbeat(job, far)
         assert store.going_on("comparing")
 
 
@@ -222,7 +222,7 @@ def test_another_machines_lease_lasts_a_minute_of_silence(tmp_path, job, monkeyp
     now = time.time()
     monkeypatch.setattr(stores.time, "time", lambda: now + 50)
     assert not store.claim(job, Worker.here())
-    assert store.beat(job, far)
+    assert store.heartbeat(job, far)
     monkeypatch.setattr(stores.time, "time", lambda: now + 105)
     assert not store.claim(job, Worker.here())
     monkeypatch.setattr(stores.time, "time", lambda: now + 111)
@@ -233,8 +233,8 @@ def test_progress_is_that_of_the_last_beat(tmp_path, job):
     store = Store(tmp_path)
     store.claim(job, Worker.here())
     assert store.progress(job) is None
-    store.beat(job, Worker.here(), 3, 4.5, 1000.0)
-    store.beat(job, Worker.here())
+    store.heartbeat(job, Worker.here(), 3, 4.5, 1000.0)
+    store.heartbeat(job, Worker.here())
     assert store.progress(job) == (3, 7, 4.5, 1000.0)
     store.put(result(job))
     assert store.progress(job) is None

@@ -45,9 +45,9 @@ def test_choices_made_before_are_kept():
     tree = r_cnn.set(Anchors, ratios=(0.5, 2.0)).put("model.regions.backbone.widths", (4, 6)) + fast_r_cnn
     after = recipe("r-cnn+fast-r-cnn+faster-r-cnn+fpn")
     assert tree["model.maps.backbone.widths"] == (4, 6) and tree["model.proposals.anchors.ratios"] == (0.5, 2.0)
-    assert after["model.maps"].make is Pyramid and after["model.proposals"].make is RPN
+    assert after["model.maps"].target is Pyramid and after["model.proposals"].target is RPN
     assert after["model.maps.backbone"] == r_cnn["model.regions.backbone"]
-    assert r_cnn["model.proposals"].make is Windows and r_cnn["model.regions"].make is Crops
+    assert r_cnn["model.proposals"].target is Windows and r_cnn["model.regions"].target is Crops
 
 
 @pytest.mark.parametrize("expression", ALL)

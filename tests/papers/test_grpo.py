@@ -24,7 +24,7 @@ def same(a, b):
 
 
 def test_gpt_on_text_is_moved_to_a_task_that_can_tell_right_from_wrong():
-    assert gpt["task"].make is Text and SMALL["task"].make is Arithmetic
+    assert gpt["task"].target is Text and SMALL["task"].target is Arithmetic
     kept = gpt.fill("task", Arithmetic, digits=1) + grpo
     assert kept["task.digits"] == 1
 

@@ -66,7 +66,7 @@ def test_a_wrap_moves_what_others_wrote_and_erases_nothing():
     assert gpt + muon + lora == gpt + lora + muon
     with pytest.raises(UserError, match="rms-norm erases all of layer-norm"):
         gpt + layer_norm(eps=1e-3) + lora + rms_norm
-    assert [chapter.paper.key for chapter in (gpt + lora + muon).story] == ["gpt", "lora", "muon"]
+    assert [applied.paper.key for applied in (gpt + lora + muon).history] == ["gpt", "lora", "muon"]
 
 
 def test_the_recipe_is_a_value(tiny):

@@ -6,7 +6,7 @@ import torch
 
 from deltax.errors import UserError
 from deltax.expression import recipe
-from deltax.papers.detection.mask2former import anywhere, inside, mask2former
+from deltax.papers.detection.mask2former import anywhere, mask2former, masked_attention
 from deltax.papers.detection.maskformer import maskformer
 from deltax.parts.detection.masks import PixelClassifier, classify_pixels
 from deltax.recipe import diff
@@ -26,7 +26,7 @@ def test_each_changes_only_its_own_slots():
     changed = {path for path, _, _ in diff(maskformer, mask2former)}
     topmost = sorted(path for path in changed if not any(path.startswith(f"{other}.") for other in changed))
     assert topmost == [
-        "model.decoder", "model.pixel_pyramid", "objective.compare_at", "objective.learn_at", "objective.pixel_loss",
+        "model.decoder", "model.pixel_pyramid", "objective.matching_points", "objective.loss_points", "objective.pixel_loss",
         "objective.weights",
     ]  # fmt: skip
     plain = mask2former.put("model.decoder.attention_mask", anywhere)
@@ -90,7 +90,7 @@ def test_a_query_looks_inside_its_mask_or_everywhere():
     masks = torch.full((1, 3, 8, 8), -1.0)
     masks[0, 0, :4, :4] = 1.0
     masks[0, 1] = 1.0
-    seen = inside(masks, 2, 2)
+    seen = masked_attention(masks, 2, 2)
     assert seen[0].tolist() == [[True, False, False, False], [True] * 4, [True] * 4]
     assert anywhere(masks, 2, 2) is None
 

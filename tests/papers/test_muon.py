@@ -53,8 +53,8 @@ def test_the_schedule_and_the_rate_reach_both_halves(recipe):
 
 
 def test_the_recipe_keeps_adamws_rate_for_the_rest():
-    recipe = gpt.put("optimizer.rate", 1e-3) + muon(spectral_rate=0.05)
-    assert (recipe["optimizer.rate"], recipe["optimizer.spectral_rate"]) == (1e-3, 0.05)
+    recipe = gpt.put("optimizer.lr", 1e-3) + muon(spectral_lr=0.05)
+    assert (recipe["optimizer.lr"], recipe["optimizer.spectral_lr"]) == (1e-3, 0.05)
 
 
 def test_filters_are_flattened_and_parameters_without_gradient_stay():

@@ -14,7 +14,7 @@ from deltax.papers.systems.decentralized.intellect_1 import Int8
 from deltax.papers.systems.decentralized.opendiloco import Half
 from deltax.papers.systems.decentralized.topk_compression import Remembered, TopK
 from deltax.parts.distributed.exchange import Ring, ring_bytes
-from deltax.parts.training.stale import Stale
+from deltax.parts.training.delayed_gradients import DelayedGradients
 from deltax.train.job import Job
 from deltax.train.loop import build, train
 
@@ -98,7 +98,7 @@ def test_a_run_ends_at_what_is_shared(tiny):
 
 def test_a_late_pipeline_ends_at_its_newest_weights(tiny):
     model = build(tiny("gpt").recipe(), tiny("gpt").recipe["task"](), 0)
-    optimizer = Stale(model, inner=tiny("gpt").recipe["optimizer"], stages=3)
+    optimizer = DelayedGradients(model, inner=tiny("gpt").recipe["optimizer"], stages=3)
     assert set(optimizer.delays) == {0, 1, 2} and optimizer.delays == sorted(optimizer.delays, reverse=True)
     for p in model.parameters():
         p.grad = torch.ones_like(p)

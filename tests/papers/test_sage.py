@@ -85,8 +85,8 @@ def test_the_measured_claims_reach_a_verdict():
 
     def train(given, *, seed, steps):
         assert given == recipe and steps == 100
-        task = Task(facts={"vocab": 11, "context": 9})
-        return SimpleNamespace(task=task, score=1.0, model=recipe().build(task.facts))
+        task = Task(task_spec={"vocab": 11, "context": 9})
+        return SimpleNamespace(task=task, score=1.0, model=recipe().build(task.task_spec))
 
     lab = SimpleNamespace(
         seeds=lambda n: range(n),
@@ -98,7 +98,7 @@ def test_the_measured_claims_reach_a_verdict():
     for paper, kernel in ((first_claims, first.sage_attention), (second_claims, second.sage_attention_2)):
         verdict = paper.a_trained_model_hardly_notices(lab)
         assert verdict.estimate == pytest.approx(0.75)
-        assert built[-1].stack.blocks[0].mixer.kernel.make is kernel
+        assert built[-1].stack.blocks[0].mixer.kernel.target is kernel
     lab.seeds = lambda n: [0] * n
     found = second_claims.four_bits_need_both_smoothings_and_fine_groups(lab)
     assert list(found.numbers) == list(second_claims._variants(*first_claims.with_outliers(0, of_queries=10.0)))

@@ -19,7 +19,7 @@ from deltax.papers.vision.video.rope_3d import Rotary3D, groups, turns, unravell
 from deltax.papers.vision.video.vitok import CubeEncoder, floats, standing, vitok
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import causal, everywhere
-from deltax.parts.model.autoencoder import Autoencoder, Gaussian, Open, absolute, decibels, rebuild, squared
+from deltax.parts.model.autoencoder import Autoencoder, Gaussian, NoBottleneck, absolute, decibels, rebuild, squared
 from deltax.parts.model.videos import Cubes, as_maps, as_stream, cubed, film, uncubed
 from deltax.tasks.images.videos import Batch, MovingDigits
 from deltax.train.job import Job
@@ -54,7 +54,7 @@ def test_every_recipe_trains(expression):
 def test_every_parameter_learns(expression):
     run = small(expression)
     task = run["task"]()
-    model = randomise(run().build(task.facts), std=0.2).float()
+    model = randomise(run().build(task.task_spec), std=0.2).float()
     run["objective"](model, task.batch(0, size=4, seed=0)).sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
     single = [] if "vitok" in expression else ["rest.mixer."]  # a picture has one frame: nothing to choose in time
@@ -114,7 +114,7 @@ def test_pieces_put_together_are_the_batch():
 
 def test_evaluation_gives_the_error_and_decibels():
     task = MovingDigits(frames=5, held_out=9)
-    model = cosmos_tokenizer().build(task.facts).eval()
+    model = cosmos_tokenizer().build(task.task_spec).eval()
     found = task.evaluate(model, cosmos_tokenizer["objective"])
     videos = task.all().videos
     with torch.no_grad():
@@ -259,7 +259,11 @@ def test_fsq_refuses_levels(levels, unchecked):
 
 
 def test_bottlenecks_say_how_wide_they_are():
-    for bottleneck, enters, leaves in ((Open(width=3), 3, 3), (Gaussian(width=3), 6, 3), (FSQ(levels=(5, 5)), 2, 2)):
+    for bottleneck, enters, leaves in (
+        (NoBottleneck(width=3), 3, 3),
+        (Gaussian(width=3), 6, 3),
+        (FSQ(levels=(5, 5)), 2, 2),
+    ):
         assert (bottleneck.enters, bottleneck.leaves) == (enters, leaves)
         passed = bottleneck(torch.randn(2, enters, 4))
         assert passed.latent.shape == (2, leaves, 4) and passed.cost.shape == (2,)
@@ -274,7 +278,7 @@ def test_errors_are_means_over_pixels():
     said, true = torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 2.0)
     assert squared(said, true).tolist() == [4, 4] and absolute(said, true).tolist() == [2, 2]
     assert decibels(4.0) == 0 and decibels(0.04) == pytest.approx(20) and decibels(0.0) == float("inf")
-    model = Autoencoder(1, encoder=part(ConvEncoder), bottleneck=part(Open), decoder=vq_vae["model.decoder"])
+    model = Autoencoder(1, encoder=part(ConvEncoder), bottleneck=part(NoBottleneck), decoder=vq_vae["model.decoder"])
     images = torch.randn(3, 1, 8, 8)
     batch = type("Batch", (), {"images": images})
     torch.testing.assert_close(rebuild(model, batch), squared(model(images).pixels, images))
@@ -311,4 +315,4 @@ def test_vitok_refuses_videos_that_are_no_cubes():
 
 def test_frames_are_drawn():
     task = MovingDigits(frames=5)
-    assert len(film(task.all().videos[:3], cosmos_tokenizer().build(task.facts).eval()).axes) == 2 * 3 * 5
+    assert len(film(task.all().videos[:3], cosmos_tokenizer().build(task.task_spec).eval()).axes) == 2 * 3 * 5

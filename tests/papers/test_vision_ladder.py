@@ -8,7 +8,7 @@ from deltax import UserError, catalog, part
 from deltax.claims.optimization.losses.entropy_minimisation import _error, _gaussians, _logistic
 from deltax.expression import recipe
 from deltax.papers.generative.ddpm import ddpm
-from deltax.papers.optimization.losses.dropout import Dropout, Thinned
+from deltax.papers.optimization.losses.dropout import BranchDropout, Dropout
 from deltax.papers.optimization.normalization.batch_norm import BatchNorm
 from deltax.papers.vision.backbones.lecun1989_rerun import RUNGS, STOPS
 from deltax.papers.vision.backbones.lenet_1989 import lenet_1989
@@ -26,7 +26,7 @@ from deltax.train.loop import build, train
 
 def test_the_ladder_is_written_at_the_shell(unchecked):
     top = recipe("lecun1989-rerun(rung=5)")
-    assert top == recipe("lenet-1989+cross-entropy+adamw(rate=3e-4)", ["loop.steps=13800"]).fill(
+    assert top == recipe("lenet-1989+cross-entropy+adamw(lr=3e-4)", ["loop.steps=13800"]).fill(
         "schedule", top["schedule"]
     )
     assert max(STOPS.values()) == len(RUNGS) == 11
@@ -61,7 +61,7 @@ def test_cross_entropy_replaces_the_objective_and_no_more():
 def test_dropout_finds_its_place():
     assert recipe("lenet-1989+dropout")["model.dropout"] == part(Dropout)
     tree = recipe("gpt+dropout(p=0.1)")
-    assert tree["model.stack.block.mixer"].make is Thinned
+    assert tree["model.stack.block.mixer"].target is BranchDropout
     thinned, whole = (build(r.put("model.dim", 48)(), task_of(r), 0) for r in (tree, recipe("gpt")))
     tokens = torch.arange(10).view(2, 5)
     assert not torch.equal(thinned(tokens), thinned(tokens))
@@ -90,7 +90,7 @@ def test_resnet_is_batch_normed():
 def test_a_mlp_learns_digits_with_and_without_norm():
     for norm in (None, BatchNorm):
         model = part(Perceptron, widths=(32,), **({"map_norm": norm} if norm else {}))
-        found = train(Job(classifier(model, part(Digits), steps=80, rate=5e-3), steps=80)).evaluation
+        found = train(Job(classifier(model, part(Digits), steps=80, lr=5e-3), steps=80)).evaluation
         assert found.metrics["accuracy"] > 0.6
 
 
@@ -123,7 +123,7 @@ def test_moco_starts_as_simclr_does():
     assert isinstance(ours, Momentum)
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.inner.state_dict()[name], value)
-        assert torch.equal(ours.slow.state_dict()[name], value)
+        assert torch.equal(ours.key_encoder.state_dict()[name], value)
     torch.testing.assert_close(ours.queue.norm(dim=-1), torch.ones(len(ours.queue)))
 
 
@@ -169,4 +169,4 @@ def test_soups_say_what_is_wrong():
 
 
 class _Facts:
-    facts = {"channels": 1, "size": 16, "classes": 10, "vocab": 16, "context": 8}  # noqa: RUF012
+    task_spec = {"channels": 1, "size": 16, "classes": 10, "vocab": 16, "context": 8}  # noqa: RUF012

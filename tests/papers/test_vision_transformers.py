@@ -25,11 +25,11 @@ from deltax.papers.vision.backbones.vit import ViT, mean_pooled, resized, vit
 from deltax.papers.vision.self_supervised.mae import (
     Filled,
     MaskedAutoencoder,
-    keep,
+    gather,
     mae,
     masked_error,
+    random_masking,
     standardised,
-    take,
 )
 from deltax.parts.attention.context import Context
 from deltax.parts.model.patches import (
@@ -79,7 +79,7 @@ def test_every_parameter_learns(expression):
     run = read(expression)
     task = run["task"]()
     torch.manual_seed(0)
-    model = randomise(run().build(task.facts)).float()
+    model = randomise(run().build(task.task_spec)).float()
     run["objective"](model, task.batch(0, size=4, seed=0)).sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
     assert not [name for name in silent if not name.endswith("key.bias")], silent
@@ -112,7 +112,7 @@ def test_positions_of_some_patches_are_those_of_the_grid():
     x, kept = torch.zeros(2, 3, 8), torch.tensor([[5, 0, 2], [1, 4, 3]])
     for position in (LearnedGrid(8, (2, 3)), GridSinusoids(8, (2, 3))):
         everything = position(torch.zeros(2, 6, 8), Context())
-        assert torch.equal(position(x, Context(positions=kept)), take(everything, kept))
+        assert torch.equal(position(x, Context(positions=kept)), gather(everything, kept))
 
 
 def test_grid_sinusoids_are_those_of_rows_and_columns():
@@ -257,7 +257,7 @@ def test_blocks_take_turns():
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 10), (0.25, 7), (0.75, 2), (0.9, 1), (0.99, 1)])
 def test_how_many_are_kept(ratio, count):
     noise = torch.rand(3, 10)
-    kept = keep(noise, ratio)
+    kept = random_masking(noise, ratio)
     assert kept.shape == (3, count)
     assert all(len(set(row.tolist())) == count for row in kept)
     assert torch.equal(noise.gather(1, kept), noise.sort(1).values[:, :count])
@@ -278,7 +278,7 @@ def test_the_same_noise_masks_the_same():
     run = vit + mae
     task = run["task"]()
     assert isinstance(task, Drawings)
-    model = run().build(task.facts).eval()
+    model = run().build(task.task_spec).eval()
     batch = task.batch(0, size=4, seed=0)
     losses = []
     for _ in range(2):
@@ -292,7 +292,7 @@ def test_a_figure_and_a_probe_of_an_untrained_model():
     torch.manual_seed(0)
     run = vit + mae
     task = DigitDrawings(held_out=40, examples=60)
-    model = run().build(task.facts).eval()
+    model = run().build(task.task_spec).eval()
     figure = reconstructions(model, task, count=3)
     assert len(figure.axes) == 3
     seen, filled, true = (ax.images[0].get_array() for ax in figure.axes)

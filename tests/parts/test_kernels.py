@@ -9,14 +9,14 @@ from torch import nn
 from deltax import part
 from deltax.kernels import mlp as mlp_kernel
 from deltax.kernels.attention import sdpa
-from deltax.kernels.losses import chances_kept
-from deltax.kernels.mlp import SlopeKept
-from deltax.kernels.projections import SideBySide, _joined
+from deltax.kernels.losses import saved_probabilities
+from deltax.kernels.mlp import SavedGeluDerivative
+from deltax.kernels.projections import FusedQKV, _joined
 from deltax.kernels.short_attention import FEW, suits, weights_kept
 from deltax.papers.language.attention.softmax_attention import Projections, attend
 from deltax.parts.attention.scores import Rules, causal, window
 from deltax.parts.attention.scratch import VIEWS_KEPT, scratch
-from deltax.parts.model.linear import Matrix, OutMatrix
+from deltax.parts.model.linear import LinearNoBias, OutProjNoBias
 from deltax.parts.model.mlp import MLP, gelu
 from deltax.parts.training.objectives import next_token
 
@@ -44,7 +44,7 @@ def calls(monkeypatch):
 
 def test_a_kept_slope_is_that_of_gelu(calls):
     torch.manual_seed(0)
-    ours, theirs = random_pair(SlopeKept(5, widen=3), MLP(5, widen=3))
+    ours, theirs = random_pair(SavedGeluDerivative(5, widen=3), MLP(5, widen=3))
     x = (4 * torch.randn(2, 7, 5, dtype=torch.float64)).requires_grad_()
     torch.testing.assert_close(ours(x), theirs(x))
     used = lambda m: [x, *m.parameters()]
@@ -55,7 +55,7 @@ def test_a_kept_slope_is_that_of_gelu(calls):
 def test_scratch_is_not_what_is_kept():
     """Two passes alive at once, of other sizes, each with its own gradient, twice the same."""
     torch.manual_seed(0)
-    ours, theirs = random_pair(SlopeKept(5), MLP(5))
+    ours, theirs = random_pair(SavedGeluDerivative(5), MLP(5))
     inputs = [torch.randn(1, n, 5, dtype=torch.float64, requires_grad=True) for n in (6, 9)]
     kept, true = ([m(x) for x in inputs] for m in (ours, theirs))
     for y, expected, x in zip(kept, true, inputs, strict=True):
@@ -88,19 +88,19 @@ def test_scratch_keeps_few_views_and_nothing_once_cleared():
 def test_what_is_not_plain_goes_the_way_of_the_mlp(calls):
     torch.manual_seed(0)
     x, seen = torch.randn(1, 3, 5, dtype=torch.float64), []
-    for slots in ({"activation": part(gelu)}, {"up": part(Matrix)}):
-        ours, theirs = random_pair(SlopeKept(5, **slots), MLP(5, **slots))
+    for slots in ({"activation": part(gelu)}, {"up": part(LinearNoBias)}):
+        ours, theirs = random_pair(SavedGeluDerivative(5, **slots), MLP(5, **slots))
         torch.testing.assert_close(ours(x), theirs(x))
-    listened = SlopeKept(5).double()
+    listened = SavedGeluDerivative(5).double()
     listened.down.register_forward_hook(lambda module, inputs, output: seen.append(output))
     assert torch.equal(listened(x), seen[0])
     with torch.no_grad():
-        SlopeKept(5).double()(x)
+        SavedGeluDerivative(5).double()(x)
     assert not calls
 
 
 def test_frozen_parameters_get_no_gradient():
-    ours = SlopeKept(5)
+    ours = SavedGeluDerivative(5)
     ours.up.requires_grad_(False)
     ours(torch.randn(1, 3, 5)).sum().backward()
     assert ours.up.weight.grad is None and ours.up.bias.grad is None
@@ -161,8 +161,8 @@ def test_a_bias_without_blind_rows_is_handed_over_as_it_is():
 @pytest.mark.parametrize("bare", [(), ("key",), ("query", "key", "value")])
 def test_side_by_side_is_one_after_the_other(bare):
     torch.manual_seed(0)
-    slots = {name: part(Matrix) for name in bare}
-    ours, theirs = random_pair(*(make(12, 3, **slots, out=part(OutMatrix)) for make in (SideBySide, Projections)))
+    slots = {name: part(LinearNoBias) for name in bare}
+    ours, theirs = random_pair(*(make(12, 3, **slots, out=part(OutProjNoBias)) for make in (FusedQKV, Projections)))
     x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
     memory, values = (torch.randn(2, time, 12, dtype=torch.float64) for time in (5, 7))
     for given in ((x, x, x), (x,), (x, memory), (x, x, values)):
@@ -175,7 +175,7 @@ def test_side_by_side_is_one_after_the_other(bare):
 def test_a_frozen_projection_gets_no_gradient():
     """Nor does an x that wants none; the others get theirs."""
     torch.manual_seed(0)
-    ours, theirs = random_pair(SideBySide(12, 3), Projections(12, 3))
+    ours, theirs = random_pair(FusedQKV(12, 3), Projections(12, 3))
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     for module in (ours, theirs):
         module.key.requires_grad_(False)
@@ -194,7 +194,7 @@ def test_what_lies_side_by_side_is_joined_without_a_copy():
 
 
 def test_a_hook_on_a_projection_is_called():
-    ours, seen = SideBySide(12, 3), []
+    ours, seen = FusedQKV(12, 3), []
     ours.key.register_forward_hook(lambda module, inputs, output: seen.append(output))
     _, k, _ = ours.split(torch.randn(1, 4, 12))
     assert torch.equal(seen[0].unflatten(-1, (3, 4)), k)
@@ -208,7 +208,7 @@ def test_the_loss_that_keeps_chances_is_cross_entropy():
         targets = torch.randint(0, 11, (3, 7))
         targets[0, 2:], targets[1] = -100, -100
         batch = SimpleNamespace(inputs=logits, targets=targets)
-        ours, theirs = (objective(nn.Identity(), batch) for objective in (chances_kept, next_token))
+        ours, theirs = (objective(nn.Identity(), batch) for objective in (saved_probabilities, next_token))
         torch.testing.assert_close(ours, theirs)
         for _ in range(2):
             wanted, given = (
@@ -216,7 +216,7 @@ def test_the_loss_that_keeps_chances_is_cross_entropy():
             )
             torch.testing.assert_close(wanted, given)
         with torch.no_grad():
-            assert torch.equal(chances_kept(nn.Identity(), batch), next_token(nn.Identity(), batch))
+            assert torch.equal(saved_probabilities(nn.Identity(), batch), next_token(nn.Identity(), batch))
 
 
 @pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
@@ -225,7 +225,7 @@ def test_a_logit_that_is_not_finite_is_as_bad_as_in_cross_entropy(strange):
     logits[0, 1, 2] = strange
     logits.requires_grad_()
     batch = SimpleNamespace(inputs=logits, targets=torch.tensor([[2, 2, 4]]))
-    ours, theirs = (objective(nn.Identity(), batch) for objective in (chances_kept, next_token))
+    ours, theirs = (objective(nn.Identity(), batch) for objective in (saved_probabilities, next_token))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     assert not ours.isfinite().all()
 

@@ -14,7 +14,7 @@ from deltax.papers.language.norm.rms_norm import RMSNorm, rms_norm
 from deltax.papers.language.position.alibi import alibi
 from deltax.papers.language.position.rope import rope
 from deltax.papers.optimization.optimizers.muon import muon
-from deltax.parts.model.linear import Matrix
+from deltax.parts.model.linear import LinearNoBias
 from deltax.parts.model.mlp import relu
 from deltax.parts.rewriting.living import Fused, gain
 from deltax.parts.rewriting.surgery import apply
@@ -240,11 +240,11 @@ def test_a_fused_projection_is_adapted_where_its_layout_is_known():
 
 
 def only_keys(recipe: Part) -> Part:
-    return recipe.fill("key", Matrix)
+    return recipe.fill("key", LinearNoBias)
 
 
 def widened(recipe: Part) -> Part:
-    return recipe.fill("activation", relu).fill("up", Matrix)
+    return recipe.fill("activation", relu).fill("up", LinearNoBias)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "own", "house"])
@@ -261,7 +261,7 @@ def test_filling_a_linear_slot_keeps_the_weight(name):
                 p.zero_()
     before = output(module, x)
     apply(only_keys, module)
-    assert count(module, Matrix) == {"gpt2": 2, "llama": 2, "bert": 2, "house": 3}[name]
+    assert count(module, LinearNoBias) == {"gpt2": 2, "llama": 2, "bert": 2, "house": 3}[name]
     torch.testing.assert_close(output(module, x), before, rtol=1e-4, atol=1e-5)
 
 
@@ -271,7 +271,7 @@ def test_filling_up_and_activation(name):
     module, x = made(name).eval(), given(name)
     before = output(module, x)
     apply(widened, module)
-    assert count(module, Matrix) == 2
+    assert count(module, LinearNoBias) == 2
     with torch.no_grad():
         assert output(module, x).isfinite().all() and not torch.allclose(output(module, x), before)
 

@@ -227,7 +227,7 @@ def train(folder: Path, title: str, seed: int, step: int, loss: float, steps: in
     store = Store(folder)
     work = job(title, seed, steps)
     store.claim(work, Worker.here())
-    store.beat(work, Worker.here(), step, loss, 18_000.0)
+    store.heartbeat(work, Worker.here(), step, loss, 18_000.0)
     store.close()
 
 

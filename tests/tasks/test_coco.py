@@ -45,7 +45,7 @@ def rewrite(folder, told, name="pets.json"):
 def test_boxes_frame_the_bright_block_in_every_shape_of_picture(tmp_path):
     write(tmp_path)
     task = CocoScenes(source=str(tmp_path), size=48)
-    assert task.facts == {"channels": 3, "size": 48, "classes": 2} and task.class_names == ("cat", "dog")
+    assert task.task_spec == {"channels": 3, "size": 48, "classes": 2} and task.class_names == ("cat", "dog")
     batch = task.batch(0, size=20, seed=0)
     assert batch.images.shape == (20, 3, 48, 48) and batch.images.abs().max() <= 1
     for image, box in zip(batch.images[:, 0], corners(batch.boxes)[:, 0] * 48, strict=True):
@@ -56,7 +56,7 @@ def test_boxes_frame_the_bright_block_in_every_shape_of_picture(tmp_path):
         torch.testing.assert_close(bright.mean(0), torch.tensor([y0 + y1, x0 + x1]) / 2 - 0.5, rtol=0, atol=1.0)
     grey = tmp_path / "grey"
     write(grey, grey=True)
-    assert CocoScenes(source=str(grey / "pets.json"), size=32).facts["channels"] == 1
+    assert CocoScenes(source=str(grey / "pets.json"), size=32).task_spec["channels"] == 1
     assert CocoScenes(source=str(grey), size=32, channels=3).batch(0, size=2, seed=0).images.shape[1] == 3
 
 

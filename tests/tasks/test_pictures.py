@@ -38,17 +38,17 @@ def everything(task):
 
 def test_by_default_it_is_the_digits():
     ours, theirs = Pictures(), Digits()
-    assert ours.facts == theirs.facts
+    assert ours.task_spec == theirs.task_spec
     for a, b in zip(ours.batch(3, size=7, seed=1), theirs.batch(3, size=7, seed=1), strict=True):
         assert torch.equal(a, b)
     large = Pictures(size=16)
-    assert large.facts["size"] == 16 and large.all().images.shape[1:] == (1, 16, 16)
+    assert large.task_spec["size"] == 16 and large.all().images.shape[1:] == (1, 16, 16)
     torch.testing.assert_close(large.all().images.mean(), ours.all().images.mean(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_folder_of_classes(folder):
     task = Pictures(source=str(folder), size=8)
-    assert task.classes == ("cat", "dog") and task.facts == {"channels": 3, "size": 8, "classes": 2}
+    assert task.classes == ("cat", "dog") and task.task_spec == {"channels": 3, "size": 8, "classes": 2}
     labels = everything(task)
     assert len(labels) == 24 and labels.sum() == 12
     batch = task.batch(0, size=5, seed=0)
@@ -87,7 +87,7 @@ def test_the_folder_may_say_what_is_held_out(folder, tmp_path_factory):
         "validation": 6,
         "sealed": 0,
     }
-    assert task.facts["size"] == 32
+    assert task.task_spec["size"] == 32
 
 
 @pytest.mark.parametrize("mode, channels", [("L", 1), ("1", 1), ("P", 3), ("RGBA", 3), ("LA", 1), ("CMYK", 3)])
@@ -112,8 +112,8 @@ def test_what_is_transparent_is_white(tmp_path):
 def test_grey_folders_have_one_channel(tmp_path):
     for i in range(24):
         draw(tmp_path / "ab"[i % 2] / f"{i}.png", i, mode="L")
-    assert Pictures(source=str(tmp_path)).facts["channels"] == 1
-    assert Pictures(source=str(tmp_path), channels=3).facts["channels"] == 3
+    assert Pictures(source=str(tmp_path)).task_spec["channels"] == 1
+    assert Pictures(source=str(tmp_path), channels=3).task_spec["channels"] == 3
 
 
 def corrupt(path):
@@ -261,4 +261,4 @@ def test_drawings_are_scored_by_the_objective():
 
 def test_the_reader_is_a_part():
     tree = part(Pictures, size=12)
-    assert tree().facts["size"] == 12
+    assert tree().task_spec["size"] == 12

@@ -68,7 +68,7 @@ def test_no_held_out_digit_stands_in_a_training_scene():
 
 def test_fewer_classes_are_the_first_digits():
     task = Scenes(classes=3)
-    assert task.facts == {"channels": 1, "size": 32, "classes": 3}
+    assert task.task_spec == {"channels": 1, "size": 32, "classes": 3}
     assert set(task.batch(0, size=64, seed=0).labels.unique().tolist()) == {NOTHING, 0, 1, 2}
 
 

@@ -89,7 +89,7 @@ def test_pieces_and_weights():
 
 def test_fingerprint_and_bad_arguments():
     assert len({Reversal(digits=d, held_out=h).fingerprint for d, h in ((3, 5), (4, 5), (3, 6))}) == 3
-    assert Reversal().facts == {"vocab": 13, "context": 13} and Reversal().score(0.5) == 0.5
+    assert Reversal().task_spec == {"vocab": 13, "context": 13} and Reversal().score(0.5) == 0.5
     for wrong in ({"digits": 0}, {"digits": 2.5}, {"held_out": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Reversal(**wrong)

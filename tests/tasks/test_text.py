@@ -73,7 +73,7 @@ def test_prose_and_code_are_the_two_halves_of_the_default_text():
     assert all(name.startswith("topics/") for name in prose.names)
     assert all(name.endswith(".py") and not name.startswith("topics/") for name in code.names)
     assert set(load().names) <= set(prose.names) | set(code.names)
-    assert Text(source="prose").facts == Text(source="code").facts
+    assert Text(source="prose").task_spec == Text(source="code").task_spec
 
 
 def test_default_text_stops_at_its_cap_and_stays_mixed(monkeypatch):
@@ -478,7 +478,7 @@ def test_held_out_selection_is_fixed_spread_and_large_enough(folder):
 
 def test_the_default_text_has_enough_to_evaluate_on():
     task = Text()
-    assert task.facts == {"vocab": 256, "context": 128}
+    assert task.task_spec == {"vocab": 256, "context": 128}
     for split in ("validation", "sealed"):
         assert sum(int((batch.targets >= 0).sum()) for batch in task.held_out_batches(64, split)) >= 163_840
     assert len(set(task.held_out_documents())) > 20

@@ -50,12 +50,12 @@ def sample(expressions: tuple[str, ...], count: int) -> tuple[str, ...]:
     return tuple(sorted(expressions, key=lambda each: crc32(f"{commit}{each}".encode()))[:count])
 
 
-def job(expression: str, *settings: str, steps: int = STEPS, rate: float = 0.7) -> Job:
+def job(expression: str, *settings: str, steps: int = STEPS, lr: float = 0.7) -> Job:
     """A few steps on few examples. The schedule's factor is another at each."""
     batch = 32 if "grpo" in expression else 4  # each piece holds whole groups of answers
     words = dict(recipe(expression).walk())
     fitting = [each for each in SMALL + OFTEN if each.partition("=")[0] in words]
-    return Job(recipe(expression, [f"loop.batch={batch}", *fitting, *settings]), steps=steps, rate=rate)
+    return Job(recipe(expression, [f"loop.batch={batch}", *fitting, *settings]), steps=steps, lr_scale=lr)
 
 
 class Done(Exception):

@@ -53,7 +53,7 @@ def test_it_trains_and_is_evaluated_under_autocast(expression):
     model, tree = outcome.model, small(recipe(expression))
     assert all(p.dtype is torch.float32 and p.isfinite().all() for p in model.parameters())
     if expression in EVALUATE:
-        weights, model = model.state_dict(), tree().build(task_of(tree).facts).eval()
+        weights, model = model.state_dict(), tree().build(task_of(tree).task_spec).eval()
         model.load_state_dict(weights, strict=False)
     with HALF.autocast():
         half = task_of(tree).evaluate(model, tree().objective)

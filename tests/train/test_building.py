@@ -27,7 +27,7 @@ SMALL = ("task.context=16", "task.held_out=64", "loop.batch=2")
         ),
         ("gpt+adamw", ("optimizer.beta1=2",), r"at optimizer: adamw\(.*beta1=2"),
         ("gpt+muon", ("optimizer.momentum=1.5",), r"at optimizer: muon_and_adamw\(.*momentum=1.5"),
-        ("gpt+diloco", ("optimizer.inner.decay=-1",), r"at optimizer.inner: adamw\(decay=-1\)"),
+        ("gpt+diloco", ("optimizer.inner.weight_decay=-1",), r"at optimizer.inner: adamw\(weight_decay=-1\)"),
     ],
 )
 @pytest.mark.parametrize("begin", ["train", "plan"])

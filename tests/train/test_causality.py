@@ -48,7 +48,7 @@ def causal_recipes():
         except UserError:
             continue
         if contract.interface(tree["model"]) in contract.CAUSAL:
-            small = tree.set(Text, context=24) if tree["task"].make is Text else tree
+            small = tree.set(Text, context=24) if tree["task"].target is Text else tree
             yield title, small.set(Stack, depth=1)
 
 
@@ -66,10 +66,10 @@ def test_every_next_token_recipe_is_causal_or_declares_that_it_is_not():
     ("tree", "words"),
     [
         (recipe("gpt+mlp-mixer(context=128)"), "mixer TokenMixing"),
-        (recipe("gpt").set(gpt["model.stack.block.mixer"].make, mask=everywhere), "mixer Attention"),
+        (recipe("gpt").set(gpt["model.stack.block.mixer"].target, mask=everywhere), "mixer Attention"),
         (recipe("gpt").fill("mixer", Shifted), "mixer Shifted"),
         (recipe("gpt").fill("mlp", part(OnlyTheLast)), "mlp OnlyTheLast"),
-        (recipe("transformer").set(gpt["model.stack.block.mixer"].make, mask=everywhere), "mixer Attention"),
+        (recipe("transformer").set(gpt["model.stack.block.mixer"].target, mask=everywhere), "mixer Attention"),
     ],
 )
 def test_a_model_that_reads_its_targets_is_refused_by_name(tree, words):

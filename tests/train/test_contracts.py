@@ -52,8 +52,8 @@ def test_every_recipe_declares_how_its_parts_meet(every_recipe):
     for title, tree in every_recipe.items():
         assert contract.interface(tree["model"]), title
         assert contract.fields(tree["batches"], tree["task"]), title
-        assert hasattr(tree["objective"].make, "needs"), title
-        assert contract.facts(tree["task"]) == set(task_of(tree).facts), title
+        assert hasattr(tree["objective"].target, "needs"), title
+        assert contract.task_spec(tree["task"]) == set(task_of(tree).task_spec), title
 
 
 def _commit() -> str:

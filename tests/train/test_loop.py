@@ -84,7 +84,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tiny, tmp_path, expressio
 
 
 def test_a_run_that_diverges_ends_there(tiny):
-    outcome = train(tiny(rate=1e12))
+    outcome = train(tiny(lr_scale=1e12))
     assert outcome.diverged and outcome.evaluation is None
     assert outcome.progress.step < 12
 
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
 def test_jobs_are_named_by_their_content(tiny):
     job = tiny()
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
-    others = [tiny(seed=1), tiny(steps=13), tiny(rate=2.0), tiny("gpt+dyt"), tiny("gpt", "loop.batch=8")]
+    others = [tiny(seed=1), tiny(steps=13), tiny(lr_scale=2.0), tiny("gpt+dyt"), tiny("gpt", "loop.batch=8")]
     assert len({job.id, *(other.id for other in others)}) == 6
 
 

@@ -16,14 +16,14 @@ def optimizers():
     found = {}
     for expression in trained():
         optimizer = recipe(expression)["optimizer"]
-        if expression.startswith("gpt") or optimizer.make not in {other.make for other in found}:
+        if expression.startswith("gpt") or optimizer.target not in {other.target for other in found}:
             found.setdefault(optimizer, expression)
     return tuple(found.values())
 
 
-def _job(expression, rate=0.7):
+def _job(expression, lr=0.7):
     small = SMALL if expression.startswith("gpt") and "grpo" not in expression else []
-    return job(expression, *small, steps=6, rate=rate)
+    return job(expression, *small, steps=6, lr_scale=lr)
 
 
 def test_every_optimizer_steps_on_replicas_as_in_one_process():
@@ -31,7 +31,7 @@ def test_every_optimizer_steps_on_replicas_as_in_one_process():
     jobs = {expression: _job(expression) for expression in optimizers()}
     assert len(jobs) > 10
     assert compared(jobs, "dp=2") == {}
-    at_others = losses({expression: _job(expression, rate=0.35) for expression in jobs})
+    at_others = losses({expression: _job(expression, lr=0.35) for expression in jobs})
     at_its_own = losses(jobs)
     assert [expression for expression in jobs if at_others[expression] == at_its_own[expression]] == []
 

@@ -18,7 +18,7 @@ from deltax.papers.systems.attention_kernels.ring_attention import ring, ring_at
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import Rules, causal, everywhere, window
 from deltax.parts.distributed import ring as rings
-from deltax.parts.distributed.ring import BrokenRing, Processes, in_processes, in_threads, joined, share
+from deltax.parts.distributed.ring import BrokenRing, Processes, in_processes, in_threads, joined, shard
 from deltax.parts.distributed.ring_trace import Traced, Transfer, drawn
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -42,7 +42,7 @@ def attention(member):
     """Its share of outputs and gradients, by rule."""
     found = []
     for rule in rules():
-        ours = [share(t.detach(), member).requires_grad_() for t in heads()]
+        ours = [shard(t.detach(), member).requires_grad_() for t in heads()]
         out = ring_attention(*ours, shared(rule, member, 24), tile=5)
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), ours)])
     return [[t.numpy() for t in each] for each in found]
@@ -58,9 +58,9 @@ def language_model(member):
     """Its share of the logits, and the gradients of all weights summed over the processes."""
     torch.manual_seed(1)
     tokens, network = torch.randint(11, (2, 24)), model()
-    positions = share(torch.arange(24), member, 0)
-    logits = network(share(tokens, member), Context(positions=positions))
-    functional.cross_entropy(logits.flatten(0, 1), share(tokens, member).flatten(), reduction="sum").backward()
+    positions = shard(torch.arange(24), member, 0)
+    logits = network(shard(tokens, member), Context(positions=positions))
+    functional.cross_entropy(logits.flatten(0, 1), shard(tokens, member).flatten(), reduction="sum").backward()
     gradients = nn.utils.parameters_to_vector([p.grad for p in network.parameters()])
     if member.size > 1:
         torch.distributed.all_reduce(gradients)
@@ -100,9 +100,9 @@ def traced(member):
     paper.look_at_all = looking
     torch.manual_seed(0)
     whole = torch.randn(3, 1, 2048, 8, 64)
-    at = share(torch.arange(2048), ring, 0)
+    at = shard(torch.arange(2048), ring, 0)
     with joined(ring), torch.no_grad():
-        ring_attention(*(share(t, ring) for t in whole), Rules(mask=part(everywhere), q_at=at, k_at=at), tile=512)
+        ring_attention(*(shard(t, ring) for t in whole), Rules(mask=part(everywhere), q_at=at, k_at=at), tile=512)
     return ring.transfers
 
 
@@ -147,8 +147,8 @@ def test_a_trace_is_drawn():
 
 def dies(member, rank, silent):
     ring = Processes(seconds=2)
-    at = share(torch.arange(24), ring, 0)
-    ours = [share(t, ring) for t in heads()]
+    at = shard(torch.arange(24), ring, 0)
+    ours = [shard(t, ring) for t in heads()]
     with joined(ring):
         ring_attention(*ours, Rules(q_at=at, k_at=at))
         if ring.rank == rank:
@@ -194,6 +194,6 @@ def test_without_torchrun_there_are_no_processes():
 
 def test_positions_that_do_not_divide_or_are_not_given():
     with pytest.raises(UserError, match="pad the sequence to 20"):
-        in_threads(4, lambda member: share(torch.zeros(1, 17), member))
+        in_threads(4, lambda member: shard(torch.zeros(1, 17), member))
     with pytest.raises(UserError, match="needs positions"):
         in_threads(2, lambda member: ring_attention(*torch.randn(3, 1, 4, 1, 2)))

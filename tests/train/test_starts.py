@@ -41,9 +41,9 @@ def digest(tensors: dict) -> str:
     return found.hexdigest()
 
 
-def everyones(facts: dict[str, dict]) -> dict[str, str]:
+def everyones(task_spec: dict[str, dict]) -> dict[str, str]:
     """A digest of the start of each recipe, given the facts of its task, and of every stranger's module."""
-    makers = {key: functools.partial(recipe(key)().build, known) for key, known in facts.items()}
+    makers = {key: functools.partial(recipe(key)().build, known) for key, known in task_spec.items()}
     makers |= {module.__name__: module for module in STRANGERS}
     return {name: digest(construct(make, 7).state_dict()) for name, make in makers.items()}
 
@@ -89,18 +89,18 @@ def test_another_seed_is_another_start_and_the_global_generators_go_on():
 
 
 def test_a_process_of_its_own_starts_alike():
-    facts = {key: task_of(recipe(key)).facts for key in RECIPES}
+    task_spec = {key: task_of(recipe(key)).task_spec for key in RECIPES}
     code = "import json, sys, test_starts; print(json.dumps(test_starts.everyones(json.load(sys.stdin))))"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        input=json.dumps(facts),
+        input=json.dumps(task_spec),
         capture_output=True,
         text=True,
         timeout=120,
         cwd=Path(__file__).parent,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == everyones(facts)
+    assert json.loads(done.stdout.splitlines()[-1]) == everyones(task_spec)
 
 
 @pytest.mark.parametrize("key", DELTAS)
@@ -178,10 +178,10 @@ def test_a_parameter_without_a_start_is_refused(module, says):
 def test_every_part_resets_itself_when_it_is_constructed(key, monkeypatch):
     """So that a part taken out of a recipe starts as it does inside."""
     tree, called = recipe(key), []
-    model = tree().build(task_of(tree).facts)
+    model = tree().build(task_of(tree).task_spec)
     classes = {base for module in model.modules() for base in type(module).__mro__}
     for made in (made for made in classes if "reset_parameters" in vars(made)):
         reset = made.reset_parameters
         monkeypatch.setattr(made, "reset_parameters", lambda self, reset=reset: called.append(self) or reset(self))
-    model = tree().build(task_of(tree).facts)
+    model = tree().build(task_of(tree).task_spec)
     assert {id(m) for m in model.modules() if hasattr(m, "reset_parameters")} <= {id(m) for m in called}

@@ -91,7 +91,7 @@ def places_are_not_values():
     layer = model.encoder.blocks[0].mixer
     blank = model.project.bias.detach().expand(1, 12, -1)
     places = grid_sinusoids(3, 4, blank.shape[-1])
-    mixed = layer(blank, Context(place=places[None]))
+    mixed = layer(blank, Context(pos_embed=places[None]))
     torch.testing.assert_close(mixed, layer(blank, Context()))
 
 

@@ -115,7 +115,9 @@ def equals_transformers():
     points = torch.rand(120, 2, dtype=torch.float64)
     same = lambda *shape, **_: points[: shape[1]].repeat(shape[0], 1, 1)
     given = dict(
-        mask2former.put("objective.compare_at.count", 40).put("objective.learn_at.count", 40)["objective"].given
+        mask2former.put("objective.matching_points.count", 40)
+        .put("objective.loss_points.count", 40)["objective"]
+        .kwargs
     )
     with patch("torch.rand", same):
         assert_loss_of_transformers(theirs, *random_scene(), lambda *both: mask_set_loss(*both, **given))
@@ -163,8 +165,8 @@ def needs_fewer_steps(lab):
     steps, gains = maskformer["loop"]().steps, []
     ours_at, theirs_at = lab.tuned(mask2former, RATES), lab.tuned(maskformer, RATES)
     for seed in lab.seeds(3):
-        ours = lab.train(mask2former, seed=seed, steps=2 * steps // 3, rate=ours_at)
-        theirs = lab.train(maskformer, seed=seed, rate=theirs_at)
+        ours = lab.train(mask2former, seed=seed, steps=2 * steps // 3, lr_scale=ours_at)
+        theirs = lab.train(maskformer, seed=seed, lr_scale=theirs_at)
         gains.append(ours.evaluation.metrics["PQ"] - theirs.evaluation.metrics["PQ"])
     return lab.at_least(gains, 0.0, "PQ")
 

@@ -207,8 +207,8 @@ RATES = (1.0, 3.0)  # multiples of a recipe's rate that are tried on the seed fo
 
 
 def _tuned_runs(lab, recipe: Part) -> list:
-    rate = lab.tuned(recipe, RATES)
-    return [lab.train(recipe, seed=seed, rate=rate) for seed in lab.seeds(3)]
+    lr_scale = lab.tuned(recipe, RATES)
+    return [lab.train(recipe, seed=seed, lr_scale=lr_scale) for seed in lab.seeds(3)]
 
 
 def _truth() -> MaskBatch:

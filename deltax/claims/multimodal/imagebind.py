@@ -75,9 +75,9 @@ def a_new_sense_is_bound_to_a_finished_clip(lab):
     held-out sound among 64 in more than 60 % of cases."""
     runs = []
     for seed in lab.seeds(3):
-        start = lab.train(lab.recipe("clip(patch=4)").put("task", part(SpokenNumbers)), seed=seed, rate=_RATE)
+        start = lab.train(lab.recipe("clip(patch=4)").put("task", part(SpokenNumbers)), seed=seed, lr_scale=_RATE)
         recipe = onto_frozen(lab.recipe("clip(patch=4)+imagebind"))
-        runs.append(lab.train(recipe, seed=seed, rate=_RATE, weights=start.model.state_dict()))
+        runs.append(lab.train(recipe, seed=seed, lr_scale=_RATE, weights=start.model.state_dict()))
     return _found(lab, runs)
 
 
@@ -96,7 +96,7 @@ _RATE = 3.0  # times clip's, chosen with 400 steps on the seed for tuning
 
 
 def _bound(lab, seed: int) -> Any:
-    return lab.train("clip(patch=4)+imagebind", seed=seed, rate=_RATE)
+    return lab.train("clip(patch=4)+imagebind", seed=seed, lr_scale=_RATE)
 
 
 def _found(lab, runs: list[Any]):

@@ -137,7 +137,7 @@ def _tiny() -> nn.Module:
     """A small gpt in float64 with random weights over the tokens of the task."""
     torch.manual_seed(0)
     tree = gpt.put("model.dim", 12).put("model.stack.depth", 1)
-    model = tree().build(LinkedDigits().facts).double()
+    model = tree().build(LinkedDigits().task_spec).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model

@@ -112,7 +112,7 @@ def parameters_grow_as_the_root_of_compute(lab):
 
 def _size_and_flops(recipe, task) -> tuple[int, int]:
     """Parameters that multiply (all but the positions), and FLOPs of a step: 6 N a token and attention's products."""
-    model = recipe().build(task.facts)
+    model = recipe().build(task.task_spec)
     size = sum(p.numel() for p in model.parameters()) - model.position.table.numel()
     products = 12 * len(model.stack.blocks) * recipe["model.dim"] * task.context
     return size, (6 * size + products) * task.tokens(recipe["loop"]().batch)

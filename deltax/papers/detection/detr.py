@@ -31,7 +31,7 @@ from deltax.parts.attention.scores import everywhere
 from deltax.parts.detection.boxes import Detections, corners, giou, of_found
 from deltax.parts.model.convolution import SmallStem
 from deltax.parts.model.language_model import Embedding
-from deltax.parts.model.linear import Glorot
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.model.stack import Stack
 from deltax.parts.numerics.precision import at_least_float32
 from deltax.parts.training.optimizers import adamw
@@ -55,8 +55,8 @@ class DetectionHead(nn.Module):
     def __init__(self, dim: int, classes: int, *, norm: Part = part(LayerNorm)):
         super().__init__()
         self.norm = norm(dim)
-        self.classes = Glorot(dim, classes + 1)
-        self.box = nn.ModuleList([Glorot(dim, dim), Glorot(dim, dim), Glorot(dim, 4)])
+        self.classes = XavierLinear(dim, classes + 1)
+        self.box = nn.ModuleList([XavierLinear(dim, dim), XavierLinear(dim, dim), XavierLinear(dim, 4)])
 
     def forward(self, x: Features) -> tuple[Float[Tensor, "*B V"], Float[Tensor, "*B 4"]]:
         x = self.norm(x)
@@ -86,9 +86,9 @@ class DETR(nn.Module):
     def forward(self, images: Images) -> Predictions:
         maps = self.project(self.backbone(images))
         places = grid_sinusoids(*maps.shape[-2:], maps.shape[1], maps.device).to(maps.dtype)[None]
-        memory = self.encoder(maps.flatten(2).mT, Context(place=places))
+        memory = self.encoder(maps.flatten(2).mT, Context(pos_embed=places))
         queries = self.queries.weight.expand(len(images), -1, -1)
-        ctx = Context(place=queries, memory=memory, memory_place=places)
+        ctx = Context(pos_embed=queries, memory=memory, memory_pos_embed=places)
         after = torch.stack(list(self.decoder.each(torch.zeros_like(queries), ctx)))
         return Predictions(*self.detection_head(after))
 
@@ -201,7 +201,7 @@ def detr(*, dim: int = 64, depth: int = 2, heads: int = 4, queries: int = 6) -> 
         task=part(CocoScenes, size=24, most=2, classes=4),
         objective=set_prediction,
         batches=from_task,
-        optimizer=part(adamw, rate=1e-3, decay=1e-4),
+        optimizer=part(adamw, lr=1e-3, weight_decay=1e-4),
         schedule=cosine,
-        loop=part(Loop, batch=16, steps=2000, clip=0.1),
+        loop=part(Loop, batch=16, steps=2000, max_grad_norm=0.1),
     )

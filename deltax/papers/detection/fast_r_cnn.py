@@ -16,7 +16,7 @@ from deltax import Part, paper, part
 from deltax.papers.detection.r_cnn import r_cnn
 from deltax.parts.attention.scratch import scratch
 from deltax.parts.detection.regions import Regions, stride_of
-from deltax.parts.model.linear import Glorot, Linear
+from deltax.parts.model.linear import Linear, XavierLinear
 from deltax.parts.numerics.precision import at_least_float32
 from deltax.shapes import Images, Maps
 
@@ -125,7 +125,7 @@ class JointHead(nn.Module):
 
     def __init__(self, width: int, classes: int, *, hidden: int = 128):
         super().__init__()
-        self.first, self.second = Glorot(width, hidden), Glorot(hidden, hidden)
+        self.first, self.second = XavierLinear(width, hidden), XavierLinear(hidden, hidden)
         self.classes, self.offsets = Linear(hidden, classes + 1), Linear(hidden, 4 * classes)
 
     def forward(self, features: Float[Tensor, "N _ P P"]) -> tuple[Tensor, Tensor]:

@@ -60,8 +60,8 @@ class DeformablePyramid(nn.Module):
     def forward(self, maps: list[Maps]) -> tuple[Maps, list[Maps]]:
         coarse = [project(m) for project, m in zip(self.project, reversed(maps[-LEVELS:]), strict=True)]
         grids = tuple((m.shape[-2], m.shape[-1]) for m in coarse)
-        place = torch.cat([places(m) + level for m, level in zip(coarse, self.level.weight, strict=True)])
-        read = self.encoder(torch.cat([m.flatten(2).mT for m in coarse], 1), Context(place=place, grids=grids))
+        pos_embed = torch.cat([places(m) + level for m, level in zip(coarse, self.level.weight, strict=True)])
+        read = self.encoder(torch.cat([m.flatten(2).mT for m in coarse], 1), Context(pos_embed=pos_embed, grids=grids))
         parts = read.split([rows * columns for rows, columns in grids], 1)
         read_maps = [p.mT.unflatten(2, grid) for p, grid in zip(parts, grids, strict=True)]
         x = read_maps[-1]
@@ -78,7 +78,7 @@ class CrossFirst(DecoderBlock):
 
 
 @torch.no_grad()
-def inside(masks: Float[Tensor, "B N _ _"], rows: int, columns: int) -> Bool[Tensor, "B N _"]:
+def masked_attention(masks: Float[Tensor, "B N _ _"], rows: int, columns: int) -> Bool[Tensor, "B N _"]:
     """Where each query may look on a map of rows x columns: where its mask, so resized, is at least one half, or
     everywhere if that is nowhere (Eq. 2 and 3)."""
     seen = resized(masks, rows, columns).flatten(2) >= 0
@@ -93,7 +93,7 @@ class MaskedQueries(nn.Module):
     """Queries that are learned and say masks from the start; layer after layer of `inner` they read one map after the
     other, each only where `attention_mask` lets it, of what it said last (section 3.2.1)."""
 
-    def __init__(self, dim: int, queries: int, *, inner: Part, attention_mask: Part = part(inside)):
+    def __init__(self, dim: int, queries: int, *, inner: Part, attention_mask: Part = part(masked_attention)):
         super().__init__()
         self.features, self.queries = Embedding(queries, dim, std=1.0), Embedding(queries, dim, std=1.0)
         self.level = Embedding(LEVELS, dim, std=1.0)
@@ -102,12 +102,17 @@ class MaskedQueries(nn.Module):
 
     def forward(self, maps: list[Maps], answer: Answer) -> MaskPredictions:
         memory = [m.flatten(2).mT + level for m, level in zip(maps, self.level.weight, strict=True)]
-        x, place = (table.weight.expand(len(maps[0]), -1, -1) for table in (self.features, self.queries))
+        x, pos_embed = (table.weight.expand(len(maps[0]), -1, -1) for table in (self.features, self.queries))
         said = [answer(x)]
         for i, block in enumerate(self.layers.blocks):
             level = i % len(maps)
             seen = self.attention_mask(said[-1][1], *maps[level].shape[-2:])
-            x = block(x, Context(place=place, memory=memory[level], memory_place=places(maps[level]), memory_seen=seen))
+            x = block(
+                x,
+                Context(
+                    pos_embed=pos_embed, memory=memory[level], memory_pos_embed=places(maps[level]), memory_mask=seen
+                ),
+            )
             said.append(answer(x))
         return MaskPredictions(*(torch.stack(each) for each in zip(*said, strict=True)))
 
@@ -148,8 +153,8 @@ def mask2former() -> Part:
     encoder = transformer["model.encoder"].set(Stack, depth=1).fill("mixer", DeformableAttention, points=2)
     recipe = maskformer.fill("pixel_pyramid", DeformablePyramid, encoder=encoder)
     recipe = recipe.fill("decoder", MaskedQueries).put("model.decoder.inner.depth", LEVELS)
-    recipe = recipe.rewrite(lambda _, old: part(CrossFirst, **dict(old.given)) if old.make is DecoderBlock else old)
+    recipe = recipe.rewrite(lambda _, old: part(CrossFirst, **dict(old.kwargs)) if old.target is DecoderBlock else old)
     return recipe.set(
-        mask_classification, compare_at=random_points, learn_at=uncertain_points, pixel_loss=binary_cross_entropy,
+        mask_classification, matching_points=random_points, loss_points=uncertain_points, pixel_loss=binary_cross_entropy,
         weights=(2.0, 5.0, 5.0),
     )  # fmt: skip

@@ -43,7 +43,7 @@ from deltax.parts.detection.masks import (
 )
 from deltax.parts.model.convolution import ConvNorm, GroupNorm, SmallStem
 from deltax.parts.model.language_model import Embedding
-from deltax.parts.model.linear import Glorot
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.numerics.precision import at_least_float32, in_float32, in_full
 from deltax.parts.training.run import Loop
 from deltax.shapes import Features, Images, Maps, PerExample
@@ -90,8 +90,8 @@ class MaskHead(nn.Module):
     def __init__(self, dim: int, classes: int, *, norm: Part = part(LayerNorm)):
         super().__init__()
         self.norm = norm(dim)
-        self.classes = Glorot(dim, classes + 1)
-        self.mask = nn.ModuleList([Glorot(dim, dim), Glorot(dim, dim), Glorot(dim, dim)])
+        self.classes = XavierLinear(dim, classes + 1)
+        self.mask = nn.ModuleList([XavierLinear(dim, dim), XavierLinear(dim, dim), XavierLinear(dim, dim)])
 
     def forward(self, x: Features, pixels: Maps) -> tuple[Tensor, Tensor]:
         x = self.norm(x)
@@ -111,7 +111,7 @@ class OneMap(nn.Module):
     def forward(self, maps: list[Maps], answer: Answer) -> MaskPredictions:
         [memory] = maps
         queries = self.queries.weight.expand(len(memory), -1, -1)
-        ctx = Context(place=queries, memory=memory.flatten(2).mT, memory_place=places(memory))
+        ctx = Context(pos_embed=queries, memory=memory.flatten(2).mT, memory_pos_embed=places(memory))
         return MaskPredictions(*answer(torch.stack(list(self.layers.each(torch.zeros_like(queries), ctx)))))
 
 
@@ -165,7 +165,7 @@ def pixels(masks: Float[Tensor, "R _ _"], truth: Float[Tensor, "R Y X"]) -> tupl
 
 
 def mask_set_loss(
-    said: MaskPredictions, batch: MaskBatch, *, compare_at: Part = part(cells), learn_at: Part = part(pixels),
+    said: MaskPredictions, batch: MaskBatch, *, matching_points: Part = part(cells), loss_points: Part = part(pixels),
     pixel_loss: Part = part(focal), weights: tuple[float, float, float] = (1.0, 20.0, 1.0), no_object: float = 0.1,
 ) -> PerExample:  # fmt: skip
     """The sum over layers of cross-entropy, pixel loss and dice under the cheapest matching, of each scene (Eq. 2).
@@ -181,7 +181,7 @@ def mask_set_loss(
         truth, labels = truth.new_zeros(scenes, 1, *truth.shape[2:]), labels.new_full((scenes, 1), -1)
     with torch.no_grad(), in_full(truth):
         label = labels.clamp(min=0)[None, :, None].expand(layers, -1, queries, -1)
-        ours, theirs = compare_at(said.masks, truth)
+        ours, theirs = matching_points(said.masks, truth)
         apart = pairs(pixel_loss, ours, theirs)
         cost = of_pixels * apart + of_dice * dice_of_pairs(ours, theirs)
         cost = cost - of_class * said.logits.softmax(-1).gather(-1, label)
@@ -189,7 +189,7 @@ def mask_set_loss(
         matched = match(cost.flatten(0, 1), real).view(layers, scenes, queries)
 
     layer, scene, query = (matched >= 0).nonzero(as_tuple=True)
-    ours, theirs = learn_at(said.masks[layer, scene, query], truth[scene, matched[layer, scene, query]])
+    ours, theirs = loss_points(said.masks[layer, scene, query], truth[scene, matched[layer, scene, query]])
     each = of_pixels * pixel_loss(ours, theirs).mean(-1) + of_dice * dice(ours, theirs)
     of_masks = share(each, scene, scenes) / batch.objects.clamp(min=1e-6)
     return of_class * class_loss(said.logits, matched, labels, batch.objects, no_object=no_object).sum(0) + of_masks
@@ -207,13 +207,13 @@ def pairs(
 
 @needs("images", "labels", "masks", "objects", model=IMAGES_TO_MASKS)
 def mask_classification(
-    model: nn.Module, batch: MaskBatch, *, compare_at: Part = part(cells), learn_at: Part = part(pixels),
+    model: nn.Module, batch: MaskBatch, *, matching_points: Part = part(cells), loss_points: Part = part(pixels),
     pixel_loss: Part = part(focal), weights: tuple[float, float, float] = (1.0, 20.0, 1.0), no_object: float = 0.1,
 ) -> PerExample:  # fmt: skip
     """`mask_set_loss` of what the model says of the images."""
     said = MaskPredictions(*(at_least_float32(t) for t in model(batch.images)))
     return mask_set_loss(
-        said, batch, compare_at=compare_at, learn_at=learn_at, pixel_loss=pixel_loss, weights=weights,
+        said, batch, matching_points=matching_points, loss_points=loss_points, pixel_loss=pixel_loss, weights=weights,
         no_object=no_object,
     )  # fmt: skip
 

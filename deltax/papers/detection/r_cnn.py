@@ -92,7 +92,7 @@ def r_cnn(*, width: int = 8) -> Part:
         task=part(CocoScenes, classes=4, held_out=128),
         objective=region_loss,
         batches=from_task,
-        optimizer=part(adamw, rate=2e-3, decay=1e-4),
+        optimizer=part(adamw, lr=2e-3, weight_decay=1e-4),
         schedule=cosine,
         loop=part(Loop, batch=8, steps=400),
     )

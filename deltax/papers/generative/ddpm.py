@@ -126,7 +126,7 @@ def ddpm(*, dim: int = 192, depth: int = 3) -> Part:
         task=DigitDrawings,
         objective=noise_prediction,
         batches=from_task,
-        optimizer=part(adamw, rate=2e-3, decay=0.0),
+        optimizer=part(adamw, lr=2e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=128, steps=1200),
     )

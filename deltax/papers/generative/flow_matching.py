@@ -110,7 +110,7 @@ def flow_matching(*, dim: int = 192, depth: int = 3, smallest: float = 0.0) -> P
         task=DigitDrawings,
         objective=part(conditional_flow_matching, smallest=smallest),
         batches=from_task,
-        optimizer=part(adamw, rate=2e-3, decay=0.0),
+        optimizer=part(adamw, lr=2e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=128, steps=1200),
     )

@@ -186,7 +186,7 @@ def vq_vae(*, codes: int = 64, width: int = 16) -> Part:
         task=Drawings,
         objective=part(rebuild),
         batches=from_task,
-        optimizer=part(adamw, rate=2e-3, decay=0.0),
+        optimizer=part(adamw, lr=2e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=64, steps=400),
     )

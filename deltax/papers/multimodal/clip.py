@@ -21,8 +21,8 @@ from deltax.papers.language.models.gpt import gpt
 from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.papers.vision.backbones.vit import vit
 from deltax.papers.vision.self_supervised.simclr import simclr
-from deltax.parts.model.linear import Matrix
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
+from deltax.parts.model.linear import LinearNoBias
 from deltax.parts.model.pairs import DualEncoder, TextEncoder
 from deltax.parts.model.patches import First, ImageClassifier, Patches
 from deltax.parts.training.objectives import mixes
@@ -53,12 +53,12 @@ def pair_contrast(model: nn.Module, batch: PairBatch) -> PerExample:
 @paper(on=simclr, year=2021, arxiv="2103.00020")
 def clip(*, dim: int = 48, depth: int = 2, heads: int = 3, patch: int = 2, width: int = 32) -> Part:
     image = paper_of(vit)(dim=dim, depth=depth, heads=heads, patch=patch)["model.trunk"]
-    image = image.fill("norm", LayerNorm, eps=1e-5).put("stack.entry", part(LayerNorm)).set(Patches, embed=Matrix)
-    text = paper_of(gpt)(dim=dim, depth=depth, heads=heads)["model"].put("head", part(Nothing))
+    image = image.fill("norm", LayerNorm, eps=1e-5).put("stack.entry", part(LayerNorm)).set(Patches, embed=LinearNoBias)
+    text = paper_of(gpt)(dim=dim, depth=depth, heads=heads)["model"].put("head", part(Identity))
     model = part(
         DualEncoder,
         width=width,
-        image=part(ImageClassifier, trunk=image, pool=First, classifier=Matrix),
+        image=part(ImageClassifier, trunk=image, pool=First, classifier=LinearNoBias),
         text=part(TextEncoder, trunk=text),
     )
     return part(
@@ -67,7 +67,7 @@ def clip(*, dim: int = 48, depth: int = 2, heads: int = 3, patch: int = 2, width
         task=Pairs,
         objective=pair_contrast,
         batches=simclr["batches"],
-        optimizer=part(adamw, rate=1e-3, beta2=0.98, decay=0.2),
+        optimizer=part(adamw, lr=1e-3, beta2=0.98, weight_decay=0.2),
         schedule=simclr["schedule"],
         loop=simclr["loop"],
     )

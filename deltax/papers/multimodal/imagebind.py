@@ -22,7 +22,7 @@ from deltax import Part, paper
 from deltax.contract import PAIRS_TO_LOGITS, SENSES_TO_LOGITS, needs
 from deltax.papers.multimodal.clip import clip, symmetric
 from deltax.papers.vision.backbones.vit import mean_pooled
-from deltax.parts.model.linear import Matrix
+from deltax.parts.model.linear import LinearNoBias
 from deltax.parts.model.pairs import Vectors
 from deltax.parts.model.patches import Grid, Patches
 from deltax.parts.numerics.precision import of_length_one, similarity
@@ -104,7 +104,7 @@ def bind_sounds(model: Bound, batch: BoundBatch) -> PerExample:
 
 @paper(on=clip, year=2023, arxiv="2305.05665")
 def imagebind(recipe: Part, *, temperature: float = 0.05, patch: int = 4) -> Part:
-    sound = mean_pooled(recipe["model.image"]).set(Patches, patch=patch).fill("classifier", Matrix)
+    sound = mean_pooled(recipe["model.image"]).set(Patches, patch=patch).fill("classifier", LinearNoBias)
     recipe = recipe.wrap("model", Bound, sound=sound, temperature=temperature)
     return recipe.fill("objective", bind).fill("task", SpokenNumbers)
 

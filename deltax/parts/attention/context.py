@@ -58,9 +58,9 @@ class Context:
     condition  (B, D), what the whole stream is conditioned on, a noise level or a class
     memory     (B, S, D), what cross-attention reads
     memory_segments  (B, S), the memory's segments, compared with `segments`
-    memory_seen  (B, T, S), true where an element may look at the memory; None lets it look at all
-    place      (B, T, D), where each element stands as a vector: added for queries and keys, not for values
-    memory_place  (B, S, D), the same of the memory
+    memory_mask  (B, T, S), true where an element may look at the memory; None lets it look at all
+    pos_embed  (B, T, D), where each element stands as a vector: added for queries and keys, not for values
+    memory_pos_embed  (B, S, D), the same of the memory
     grid       (rows, columns) of a stream that is an image, row by row
     grids      the same of each of several images that a stream holds one after the other
     state      the decoding state, or None outside generation
@@ -71,9 +71,9 @@ class Context:
     condition: Tensor | None = None
     memory: Tensor | None = None
     memory_segments: Tensor | None = None
-    memory_seen: Tensor | None = None
-    place: Tensor | None = None
-    memory_place: Tensor | None = None
+    memory_mask: Tensor | None = None
+    pos_embed: Tensor | None = None
+    memory_pos_embed: Tensor | None = None
     grid: tuple[int, int] | None = None
     grids: tuple[tuple[int, int], ...] | None = None
     state: DecodingState | None = None
@@ -112,9 +112,9 @@ _INSTEAD = {
 }
 
 
-def placed(x: Tensor, place: Tensor | None) -> Tensor:
+def with_pos_embed(x: Tensor, pos_embed: Tensor | None) -> Tensor:
     """x with the vectors of its places added, where it has any."""
-    return x if place is None else x + place
+    return x if pos_embed is None else x + pos_embed
 
 
 def takes_context(module: nn.Module) -> bool:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from deltax.errors import UserError
-from deltax.parts.attention.context import Context, placed
-from deltax.parts.model.linear import Glorot
+from deltax.parts.attention.context import Context, with_pos_embed
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.numerics.precision import at_least_float32, in_float32
 from deltax.recipe import Part, part
 from deltax.shapes import Stream
@@ -27,8 +27,8 @@ class DeformableAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, heads: int = 4, levels: int = 3, points: int = 4, value: Part = part(Glorot),
-        out: Part = part(Glorot),
+        self, dim: int, *, heads: int = 4, levels: int = 3, points: int = 4, value: Part = part(XavierLinear),
+        out: Part = part(XavierLinear),
     ):  # fmt: skip
         super().__init__()
         if dim % heads:
@@ -55,7 +55,7 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Stream, ctx: Context) -> Stream:
         ctx.refuse(self, "state", "segments")
         heads, levels, points = self.shape
-        asked = placed(x, ctx.place)
+        asked = with_pos_embed(x, ctx.pos_embed)
         # A place is a share of a map: 8 bits of it miss the cell from 256 cells on
         offsets = at_least_float32(self.offsets(asked)).unflatten(-1, (heads, levels, points, 2))
         weights = self.weights(asked).unflatten(-1, (heads, levels * points)).softmax(-1)

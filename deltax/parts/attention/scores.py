@@ -54,7 +54,7 @@ def of_heads(attention: Any, *, first: int) -> None:
 
 
 def _same_for_all_heads(rule: Any) -> bool:
-    return isinstance(rule, Part) and rule.make in (unchanged, causal, everywhere, window)
+    return isinstance(rule, Part) and rule.target in (unchanged, causal, everywhere, window)
 
 
 def _shifted(rule: Any, first: int) -> Any:
@@ -178,7 +178,7 @@ class Rules:
 
 
 def _is(given: Any, function: Any) -> bool:
-    return given is function or (isinstance(given, Part) and given.make is function)
+    return given is function or (isinstance(given, Part) and given.target is function)
 
 
 def _positions(at: Tensor | None, of: slice, length: int, device: torch.device) -> Tensor:

@@ -23,21 +23,21 @@ def tiles(length: int, size: int) -> Iterator[slice]:
 
 def tile_scores(q: Queries, k: Keys, rules: Rules, rows: slice = slice(None), columns: slice = slice(None)) -> Scores:
     """rules(q k' / sqrt(K)) of one tile, in float32 at least. -> (B, H, T, S)."""
-    scores = torch.einsum("bthk,bshk->bhts", q, spread(k, q.shape[2])) / math.sqrt(q.shape[-1])
-    return rules(scores.to(wide(scores)), rows, columns)
+    scores = torch.einsum("bthk,bshk->bhts", q, repeat_kv(k, q.shape[2])) / math.sqrt(q.shape[-1])
+    return rules(scores.to(accumulation_dtype(scores)), rows, columns)
 
 
-def spread(x: Tensor, heads: int) -> Tensor:
+def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """Keys or values (B, S, G, K), each for H / G heads that share it. -> (B, S, H, K)."""
     return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], 2)
 
 
-def over_heads(x: Tensor) -> Tensor:
+def expand_over_heads(x: Tensor) -> Tensor:
     """(B, H, T) -> (B, T, H, 1)."""
     return x.transpose(1, 2)[..., None]
 
 
-def wide(x: Tensor) -> torch.dtype:
+def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The precision that sums over many are kept in: float32 at least."""
     return torch.promote_types(x.dtype, torch.float32)
 

@@ -197,7 +197,7 @@ def heard_of_all(size: int, call: Callable[..., Any], *args: Any, patience: floa
     return found
 
 
-def as_first(size: int, call: Callable[..., Any], *args: Any) -> Any:
+def on_rank_0(size: int, call: Callable[..., Any], *args: Any) -> Any:
     """The same, but this process is the first of them: what its own call(ring, *args) returns."""
     with TemporaryDirectory() as folder:
         others = _started(range(1, size), size, f"{folder}/meet", call, args)
@@ -266,7 +266,7 @@ def joined(ring: Ring) -> Iterator[Ring]:
         _HERE.reset(token)
 
 
-def share(x: Tensor, ring: Ring, axis: int = 1) -> Tensor:
+def shard(x: Tensor, ring: Ring, axis: int = 1) -> Tensor:
     """This member's positions of x: one run of as many as each other member has.
 
     Raises UserError where they do not divide.

@@ -35,7 +35,7 @@ class Rebuilt(NamedTuple):
     passed: Passed
 
 
-class Open(nn.Module):
+class NoBottleneck(nn.Module):
     """A bottleneck of `width` channels and nothing else: a plain autoencoder."""
 
     def __init__(self, *, width: int = 16):
@@ -78,7 +78,7 @@ class Autoencoder(nn.Module):
 
     interface = PIXELS_TO_PIXELS
 
-    def __init__(self, channels: int, *, encoder: Part, bottleneck: Part = part(Open), decoder: Part):
+    def __init__(self, channels: int, *, encoder: Part, bottleneck: Part = part(NoBottleneck), decoder: Part):
         super().__init__()
         self.bottleneck = bottleneck()
         self.encoder = encoder(channels, self.bottleneck.enters)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltax.contract import NOISE_TO_IMAGES
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Linear, Out, soften
+from deltax.parts.model.linear import Linear, OutProj, depth_scaled_init
 from deltax.parts.numerics.counts import above
 from deltax.parts.training.roles import tag
 from deltax.recipe import Part, part
@@ -73,7 +73,7 @@ class PixelBlock(nn.Module):
         hidden = int(widen * dim)
         self.norm = norm(dim)
         self.up, self.condition = Linear(dim, hidden, std=dim**-0.5), Linear(dim, hidden, std=dim**-0.5)
-        self.down = Out(hidden, dim, std=hidden**-0.5)
+        self.down = OutProj(hidden, dim, std=hidden**-0.5)
 
     def forward(self, x: Float[Tensor, "B D"], ctx: Context) -> Float[Tensor, "B D"]:
         hidden = self.up(self.norm(x)) + self.condition(nn.functional.silu(ctx.condition))
@@ -94,7 +94,7 @@ class Pixels(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        soften(self, len(self.blocks))
+        depth_scaled_init(self, len(self.blocks))
 
     def forward(self, x: Images, ctx: Context) -> Images:
         stream = self.into(x.flatten(1))

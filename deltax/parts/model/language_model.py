@@ -5,17 +5,17 @@ from torch import nn
 
 from deltax.contract import TOKENS_TO_LOGITS
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import faint
+from deltax.parts.model.linear import init_std
 from deltax.parts.training.roles import tag
 from deltax.recipe import Part
 from deltax.shapes import Logits, Stream, Tokens
 
 
 class Embedding(nn.Embedding):
-    """A table (V, D), drawn from N(0, std), `faint(dim)` by default. Tokens (B, T) -> stream (B, T, D)."""
+    """A table (V, D), drawn from N(0, std), `init_std(dim)` by default. Tokens (B, T) -> stream (B, T, D)."""
 
     def __init__(self, vocab: int, dim: int, *, std: float | None = None):
-        self.std = faint(dim) if std is None else std
+        self.std = init_std(dim) if std is None else std
         super().__init__(vocab, dim)
         tag(self.weight, "embedding")
 
@@ -28,7 +28,7 @@ class Learned(nn.Module):
 
     def __init__(self, dim: int, context: int, *, std: float | None = None):
         super().__init__()
-        self.std = faint(dim) if std is None else std
+        self.std = init_std(dim) if std is None else std
         self.table = tag(nn.Parameter(torch.empty(context, dim)), "embedding")
         self.reset_parameters()
 

@@ -8,16 +8,16 @@ from torch import nn
 from deltax.parts.training.roles import tag
 
 
-def faint(width: int) -> float:
+def init_std(width: int) -> float:
     """The deviation of GPT-2's weights at any width: their 0.02 belongs to width 768, and goes as 1/sqrt(width)."""
     return 0.02 * math.sqrt(768 / width)
 
 
 class Linear(nn.Linear):
-    """x W' + b with W ~ N(0, std), `faint(dim)` by default, and b = 0. (..., D) -> (..., F)."""
+    """x W' + b with W ~ N(0, std), `init_std(dim)` by default, and b = 0. (..., D) -> (..., F)."""
 
     def __init__(self, dim: int, out: int, *, std: float | None = None):
-        self.std = faint(dim) if std is None else std
+        self.std = init_std(dim) if std is None else std
         super().__init__(dim, out)
         tag(self.weight, "matrix")
 
@@ -27,7 +27,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-class Glorot(Linear):
+class XavierLinear(Linear):
     """A `Linear` with W uniform of variance 2 / (D + F) (Glorot & Bengio, 2010, Eq. 16)."""
 
     def reset_parameters(self) -> None:
@@ -35,11 +35,11 @@ class Glorot(Linear):
         nn.init.zeros_(self.bias)
 
 
-class Out(Linear):
+class OutProj(Linear):
     """A `Linear` that writes to the residual stream; a `Stack` makes its start smaller by sqrt(2 depth)."""
 
 
-class Matrix(Linear):
+class LinearNoBias(Linear):
     """A `Linear` without bias."""
 
     def __init__(self, dim: int, out: int, *, std: float | None = None):
@@ -47,13 +47,13 @@ class Matrix(Linear):
         self.register_parameter("bias", None)
 
 
-class OutMatrix(Out, Matrix):
-    """An `Out` without bias."""
+class OutProjNoBias(OutProj, LinearNoBias):
+    """An `OutProj` without bias."""
 
 
 @torch.no_grad()
-def soften(module: nn.Module, depth: int) -> None:
-    """Scale every `Out` inside by 1/sqrt(2 depth): so many branches are summed (GPT-2, section 2.3)."""
+def depth_scaled_init(module: nn.Module, depth: int) -> None:
+    """Scale every `OutProj` inside by 1/sqrt(2 depth): so many branches are summed (GPT-2, section 2.3)."""
     for inner in module.modules():
-        if isinstance(inner, Out):
+        if isinstance(inner, OutProj):
             inner.weight.mul_((2 * depth) ** -0.5)

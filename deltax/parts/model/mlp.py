@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from deltax.parts.model.linear import Linear, Out
+from deltax.parts.model.linear import Linear, OutProj
 from deltax.parts.numerics.counts import above
 from deltax.recipe import Part, part
 from deltax.shapes import Stream
@@ -34,7 +34,7 @@ class MLP(nn.Module):
         widen: float = 4,
         up: Part = part(Linear),
         activation: Part = part(gelu_tanh),
-        down: Part = part(Out),
+        down: Part = part(OutProj),
     ):
         super().__init__()
         above(0, widen=widen)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deltax.contract import PAIRS_TO_LOGITS
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Matrix
+from deltax.parts.model.linear import LinearNoBias
 from deltax.parts.model.patches import Grid, Pooled
 from deltax.parts.numerics.precision import of_length_one, similarity
 from deltax.parts.training.roles import tag
@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
         *,
         trunk: Part,
         summary: Part = part(at_end),
-        classifier: Part = part(Matrix),
+        classifier: Part = part(LinearNoBias),
     ):
         super().__init__()
         self.end = vocab - 1

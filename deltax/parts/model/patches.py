@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from deltax.contract import IMAGES_TO_LOGITS
 from deltax.errors import UserError
 from deltax.parts.attention.context import Context
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.linear import Linear
-from deltax.parts.model.nothing import Nothing
 from deltax.parts.training.roles import tag
 from deltax.recipe import Part, part
 from deltax.shapes import Images, Stream
@@ -88,7 +88,7 @@ class ClassToken(nn.Module):
         return torch.cat([self.token.expand(len(x), 1, -1), x], 1)
 
 
-class NoClassToken(Nothing):
+class NoClassToken(Identity):
     """Leaves the patches alone."""
 
     count = 0

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax.contract import IMAGES_TO_LOGITS
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.mlp import relu
-from deltax.parts.model.nothing import Nothing
 from deltax.parts.training.objectives import classify
 from deltax.parts.training.optimizers import adamw
 from deltax.parts.training.roles import tag
@@ -56,8 +56,8 @@ class Perceptron(nn.Module):
         *,
         widths: tuple[int, ...] = (256, 256),
         activation: Part = part(relu),
-        map_norm: Part = part(Nothing),
-        dropout: Part = part(Nothing),
+        map_norm: Part = part(Identity),
+        dropout: Part = part(Identity),
     ):
         super().__init__()
         sizes = (channels * size * size, *widths)
@@ -78,7 +78,7 @@ class Perceptron(nn.Module):
         return self.classifier(self.features(images))
 
 
-def classifier(model: Part, task: Part, *, rate: float = 1e-3, batch: int = 64, steps: int = 300) -> Part:
+def classifier(model: Part, task: Part, *, lr: float = 1e-3, batch: int = 64, steps: int = 300) -> Part:
     """A run that teaches a model to tell images apart: cross-entropy, AdamW without decay, a cosine."""
     return part(
         Run,
@@ -86,7 +86,7 @@ def classifier(model: Part, task: Part, *, rate: float = 1e-3, batch: int = 64, 
         task=task,
         objective=classify,
         batches=from_task,
-        optimizer=part(adamw, rate=rate, decay=0.0),
+        optimizer=part(adamw, lr=lr, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=batch, steps=steps),
     )

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 
 from deltax.parts.attention.context import Context, takes_context
-from deltax.parts.model.linear import soften
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
+from deltax.parts.model.linear import depth_scaled_init
 from deltax.recipe import Part, part
 from deltax.shapes import OtherStream, Stream
 
@@ -33,7 +33,7 @@ class PostNorm(nn.Module):
         return self.norm(x + branch(x))
 
 
-def in_turn(block: "Block", x: Stream, ctx: Context) -> Stream:
+def sequential_branches(block: "Block", x: Stream, ctx: Context) -> Stream:
     """One branch after the other, each for the whole stream."""
     x = block.mixer_residual(x, lambda x: block.mixer(x, ctx))
     return block.mlp_branch(x, ctx)
@@ -42,7 +42,7 @@ def in_turn(block: "Block", x: Stream, ctx: Context) -> Stream:
 class Block(nn.Module):
     """One branch that mixes positions and one that does not, each joined to the stream by a `residual`."""
 
-    def __init__(self, dim: int, *, mixer: Part, mlp: Part, residual: Part, branches: Part = part(in_turn)):
+    def __init__(self, dim: int, *, mixer: Part, mlp: Part, residual: Part, branches: Part = part(sequential_branches)):
         super().__init__()
         self.mixer_residual = residual(dim)
         self.mixer = mixer(dim)
@@ -59,7 +59,7 @@ class Block(nn.Module):
         return self.branches(self, x, ctx)
 
 
-def straight(blocks: Iterable[nn.Module], x: Stream, ctx: Context) -> Stream:
+def sequential(blocks: Iterable[nn.Module], x: Stream, ctx: Context) -> Stream:
     """Through all blocks, one after the other."""
     for block in blocks:
         x = block(x, ctx)
@@ -80,8 +80,8 @@ class Stack(nn.Module):
         *,
         depth: int = 4,
         block: Callable[[int], nn.Module],
-        entry: Part = part(Nothing),
-        passage: Part = part(straight),
+        entry: Part = part(Identity),
+        passage: Part = part(sequential),
     ):
         super().__init__()
         self.width = dim
@@ -91,7 +91,7 @@ class Stack(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        soften(self, len(self.blocks))
+        depth_scaled_init(self, len(self.blocks))
 
     def each(self, x: Stream, ctx: Context) -> Iterator[Stream]:
         """The stream after every block."""
@@ -107,7 +107,7 @@ class Stack(nn.Module):
 class Alternating(Stack):
     """A `Stack` whose blocks take turns: `depth` blocks, of each kind in `blocks` one after the other."""
 
-    def __init__(self, dim: int, *, depth: int = 4, blocks: tuple[Part, ...], entry: Part = part(Nothing)):
+    def __init__(self, dim: int, *, depth: int = 4, blocks: tuple[Part, ...], entry: Part = part(Identity)):
         turns = iter(range(depth))
         super().__init__(dim, depth=depth, block=lambda dim: blocks[next(turns) % len(blocks)](dim), entry=entry)
 
@@ -118,7 +118,7 @@ class Stages(nn.Module):
     Stream (B, T, D) -> (B, T', .width). entry is what the stream passes first.
     """
 
-    def __init__(self, dim: int, *, stages: tuple[Part, ...], merges: tuple[Part, ...], entry: Part = part(Nothing)):
+    def __init__(self, dim: int, *, stages: tuple[Part, ...], merges: tuple[Part, ...], entry: Part = part(Identity)):
         super().__init__()
         self.width = dim * 2 ** len(merges)
         self.entry = entry(dim)

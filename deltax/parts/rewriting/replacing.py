@@ -20,7 +20,7 @@ def replacement(site: Site, slots: dict[str, Part], module: nn.Module, shared: s
     slot, new = next(iter(slots.items()))
     if slot == "activation":
         function = around(new, old)
-        return Function(function() if isinstance(function.make, type) else function)
+        return Function(function() if isinstance(function.target, type) else function)
     like = next((t for m in (old, module) for t in m.parameters() if t.is_floating_point()), torch.empty(()))
     if slot in ("norm", "qk_norm"):
         return _made(new, old, like, shared, living.width(old))
@@ -59,7 +59,7 @@ def shared_parameters(module: nn.Module) -> set[int]:
 def _made(new: Part, old: nn.Module, like: Tensor, shared: set[int], *sizes: int) -> nn.Module:
     """The new part, in the old one's place."""
     eps = next((e for name in ("eps", "variance_epsilon") if isinstance(e := getattr(old, name, None), float)), None)
-    if eps is not None and "eps" in takes(new.make) and "eps" not in dict(new.given):
+    if eps is not None and "eps" in takes(new.target) and "eps" not in dict(new.kwargs):
         new = part(new, eps=eps)
     with torch.device(like.device):
         made = around(new, old)(*sizes)
@@ -136,12 +136,12 @@ class Function(nn.Module):
 
 
 def wraps(new: Part) -> bool:
-    return any(isinstance(v, Part) and v.make is as_it_is for _, v in new.walk())
+    return any(isinstance(v, Part) and v.target is as_it_is for _, v in new.walk())
 
 
 def around(new: Part, old: Any) -> Part:
     """The part, with the living one where the probe's stood."""
-    return new.rewrite(lambda _, p: Part(lambda *_: old) if p.make is as_it_is else p)
+    return new.rewrite(lambda _, p: Part(lambda *_: old) if p.target is as_it_is else p)
 
 
 def leave_fused_paths(module: nn.Module) -> None:

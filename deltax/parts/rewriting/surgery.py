@@ -98,7 +98,7 @@ def apply(
         module = module if whole is None else replacing.around(whole, module)()
     setattr(module, _RECORD, (*applied(module), record))
     if changes:
-        parts = ", ".join(f"{slot} ({getattr(p.make, '__name__', p)})" for slot, p in changes.items())
+        parts = ", ".join(f"{slot} ({getattr(p.target, '__name__', p)})" for slot, p in changes.items())
         _warn(f"{title} also changes {parts}, which is left out: that is no drop-in part")
     unknown = [f"{path} ({why})" for path, why in record.left if why != _SKIPPED]
     if unknown:
@@ -178,7 +178,7 @@ def _changes(delta: Callable[[Part], Part], title: str) -> dict[str, Part]:
 
     def after(slots: Iterable[str]) -> dict[str, Part]:
         filled = delta(part(_living, **dict.fromkeys(slots, part(replacing.as_it_is))))
-        return {slot: new for slot, new in filled.given if new != part(replacing.as_it_is)}
+        return {slot: new for slot, new in filled.kwargs if new != part(replacing.as_it_is)}
 
     drop_in = (*living.LOOKED_FOR, "model")
     try:
@@ -269,15 +269,15 @@ class _Surgery:
 
     def _merges(self, slots: Iterable[str]) -> bool:
         """Whether what is put there wraps a weight, and can be merged into it."""
-        return all(replacing.wraps(self.new[s]) and hasattr(self.new[s].make, "merged") for s in slots)
+        return all(replacing.wraps(self.new[s]) and hasattr(self.new[s].target, "merged") for s in slots)
 
     def _refuse_twice(self) -> None:
         for slot, new in self.new.items():
-            if replacing.wraps(new) and isinstance(new.make, type):
-                there = next((p for p, m in self.module.named_modules() if isinstance(m, new.make)), None)
+            if replacing.wraps(new) and isinstance(new.target, type):
+                there = next((p for p, m in self.module.named_modules() if isinstance(m, new.target)), None)
                 if there is not None:
                     raise UserError(
-                        f"{self.name} has a {new.make.__name__} at {there or 'its root'} already: {self.title} wraps "
+                        f"{self.name} has a {new.target.__name__} at {there or 'its root'} already: {self.title} wraps "
                         f"each {slot} once; merge or unwrap the first"
                     )
 

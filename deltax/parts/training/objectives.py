@@ -35,7 +35,7 @@ def mixes(reason: str) -> Callable[[Made], Made]:
 
 def mixing(recipe: Part) -> list[str]:
     """Why a batch of the recipe is not the same whole and in pieces: the sentence of each part that `mixes`."""
-    makers = [value.make for _, value in recipe.walk() if isinstance(value, Part)]
+    makers = [value.target for _, value in recipe.walk() if isinstance(value, Part)]
     found = [_FOREIGN if _is_foreign(make) else getattr(make, "mixes", None) for make in makers]
     return list(dict.fromkeys(reason for reason in found if reason))
 

@@ -29,26 +29,28 @@ class Wrapper(torch.optim.Optimizer):
 
 
 def adamw(
-    model: nn.Module, *, rate: float = 3e-3, beta1: float = 0.9, beta2: float = 0.95, decay: float = 0.1
+    model: nn.Module, *, lr: float = 3e-3, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101), fused, with decay on matrices only."""
-    at_least(0, rate=rate, decay=decay)
+    at_least(0, lr=lr, weight_decay=weight_decay)
     below(0, 1, beta1=beta1, beta2=beta2)
     roles = by_role(model)
-    groups = [{"params": p, "weight_decay": decay if role == "matrix" else 0.0} for role, p in roles.items() if p]
-    return torch.optim.AdamW(groups, lr=rate, betas=(beta1, beta2), fused=True)
+    groups = [
+        {"params": p, "weight_decay": weight_decay if role == "matrix" else 0.0} for role, p in roles.items() if p
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
 
 
-def sgd(model: nn.Module, *, rate: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
+def sgd(model: nn.Module, *, lr: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum."""
-    at_least(0, rate=rate)
+    at_least(0, lr=lr)
     below(0, 1, momentum=momentum)
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate, momentum=momentum)
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=momentum)
 
 
-def nesterov(model: nn.Module, *, rate: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
+def nesterov(model: nn.Module, *, lr: float = 0.1, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Stochastic gradient descent with Nesterov's momentum."""
-    at_least(0, rate=rate)
+    at_least(0, lr=lr)
     below(0, 1, momentum=momentum)
     weights = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(weights, lr=rate, momentum=momentum, nesterov=True)
+    return torch.optim.SGD(weights, lr=lr, momentum=momentum, nesterov=True)

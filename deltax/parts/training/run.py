@@ -17,7 +17,7 @@ class Loop:
 
     batch       examples a step
     steps       optimizer steps of a run, unless a budget says otherwise
-    clip        largest norm of the gradient
+    max_grad_norm largest norm of the gradient
     accumulate  pieces that a batch is cut into; the gradient is that of the whole
 
     Raises UserError for a batch, steps or pieces below one.
@@ -25,7 +25,7 @@ class Loop:
 
     batch: int = 16
     steps: int = 400
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -52,16 +52,16 @@ class Run:
     def __post_init__(self) -> None:
         check(Part(Run, tuple(vars(self).items())), "these parts do not fit together")
 
-    def build(self, facts: Mapping[str, Any]) -> nn.Module:
+    def build(self, task_spec: Mapping[str, Any]) -> nn.Module:
         """A new model, handed those facts of the task that its constructor names."""
-        return told(self.model, facts)
+        return build_model(self.model, task_spec)
 
 
-def told(model: Part, facts: Mapping[str, Any]) -> nn.Module:
-    """A new model, handed those facts that its constructor names, or all where it takes any (`**facts`)."""
-    named = takes(model.make)
+def build_model(model: Part, task_spec: Mapping[str, Any]) -> nn.Module:
+    """A new model, handed those facts that its constructor names, or all where it takes any (`**task_spec`)."""
+    named = takes(model.target)
     any_fact = any(p.kind is p.VAR_KEYWORD for p in named.values())
-    return model(**{k: v for k, v in facts.items() if any_fact or k in named})
+    return model(**{k: v for k, v in task_spec.items() if any_fact or k in named})
 
 
 def from_task(model: nn.Module, task: Any, step: int, *, size: int, seed: int) -> Any:

@@ -23,9 +23,9 @@ from PIL import Image
 
 from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.detection.scenes import NOTHING, Batch, Scenes
-from deltax.tasks.facts import ImageFacts
 from deltax.tasks.images.digits import SPLITS
 from deltax.tasks.images.pictures import FAULTS, read_picture, report
+from deltax.tasks.task_spec import ImageSpec
 
 EMPTY = ("keep", "skip", "stop")
 
@@ -127,9 +127,9 @@ class CocoScenes(Scenes):
             self.most = max(1, *(len(labels) for labels in self._photos.labels))
 
     @property
-    def facts(self) -> ImageFacts:
+    def task_spec(self) -> ImageSpec:
         channels = 1 if self._photos is None else self._photos.pixels.shape[-1]
-        return {**super().facts, "channels": channels}
+        return {**super().task_spec, "channels": channels}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ from deltax.errors import UserError, nearest
 from deltax.parts.detection.boxes import Detections, corners
 from deltax.shapes import Images, PerExample
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import ImageFacts
 from deltax.tasks.images.digits import SPLITS, Digits
+from deltax.tasks.task_spec import ImageSpec
 
 NOTHING = -1  # the label of a row that only fills up
 
@@ -88,7 +88,7 @@ class Scenes:
         self.size, self.most, self.classes, self.held_out, self.sides = size, most, classes, held_out, tuple(sides)
 
     @property
-    def facts(self) -> ImageFacts:
+    def task_spec(self) -> ImageSpec:
         return {"channels": 1, "size": self.size, "classes": self.classes}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -13,8 +13,8 @@ from torch import nn
 from deltax.contract import IMAGES_TO_LOGITS, needs
 from deltax.errors import UserError
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import ImageFacts
 from deltax.tasks.images.digits import Batch
+from deltax.tasks.task_spec import ImageSpec
 
 
 @needs(model=IMAGES_TO_LOGITS)
@@ -34,7 +34,7 @@ class Borders:
         self.size, self.held_out = size, held_out
 
     @property
-    def facts(self) -> ImageFacts:
+    def task_spec(self) -> ImageSpec:
         return {"channels": 1, "size": self.size, "classes": 2}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deltax.errors import UserError, nearest
 from deltax.shapes import Images, PerExample
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import ImageFacts
+from deltax.tasks.task_spec import ImageSpec
 
 SPLITS = ("train", "validation", "sealed")
 
@@ -58,7 +58,7 @@ class Digits:
         self._rows = {split: of[: examples if split == "train" else held_out] for split, of in rows.items()}
 
     @property
-    def facts(self) -> ImageFacts:
+    def task_spec(self) -> ImageSpec:
         return {"channels": 1, "size": 8, "classes": 10}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

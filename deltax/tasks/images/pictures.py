@@ -20,8 +20,8 @@ from torch import nn
 
 from deltax.errors import DataWarning, UserError, nearest
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import ImageFacts
 from deltax.tasks.images.digits import SPLITS, Batch, Digits
+from deltax.tasks.task_spec import ImageSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HELD_OUT = ("validation", "val", "test")
@@ -164,7 +164,7 @@ class Pictures(Digits):
             self.classes, self.skipped = album.classes, album.skipped
 
     @property
-    def facts(self) -> ImageFacts:
+    def task_spec(self) -> ImageSpec:
         _, size, _, channels = self._pixels.shape
         return {"channels": channels, "size": size, "classes": len(self.classes)}
 

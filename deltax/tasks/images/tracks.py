@@ -18,7 +18,7 @@ from deltax.contract import TRACKS_TO_SCENE, needs
 from deltax.errors import UserError, nearest
 from deltax.shapes import PerExample
 from deltax.tasks.evaluation import Evaluation
-from deltax.tasks.facts import TrackFacts
+from deltax.tasks.task_spec import TrackSpec
 
 SPLITS = ("train", "validation", "sealed")
 
@@ -64,7 +64,7 @@ class Tracks:
         self.frames, self.points, self.modes, self.count = frames, points, modes, held_out
 
     @property
-    def facts(self) -> TrackFacts:
+    def task_spec(self) -> TrackSpec:
         return {"frames": self.frames}
 
     def batch(self, step: int, *, size: int, seed: int) -> Films:

@@ -17,8 +17,8 @@ from deltax.contract import PIXELS_TO_PIXELS, needs
 from deltax.errors import UserError
 from deltax.shapes import PerExample
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import VideoFacts
 from deltax.tasks.images.digits import Digits
+from deltax.tasks.task_spec import VideoSpec
 
 DIGIT = 8  # the side of a digit, pixels
 FASTEST = 2.0  # pixels a frame along an axis
@@ -67,7 +67,7 @@ class MovingDigits:
         self._train = self._digits.all("train")
 
     @property
-    def facts(self) -> VideoFacts:
+    def task_spec(self) -> VideoSpec:
         return {"channels": 1, "frames": self.frames, "size": self.size, "classes": 10}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -14,8 +14,8 @@ from deltax.contract import TOKENS_TO_LOGITS, needs
 from deltax.errors import UserError, nearest
 from deltax.shapes import PerExample, Tokens
 from deltax.tasks.evaluation import Evaluation
-from deltax.tasks.facts import TextFacts
 from deltax.tasks.language.text import IGNORED, Batch
+from deltax.tasks.task_spec import TextSpec
 
 SPLITS = ("train", "validation", "sealed")
 WORDS = "0123456789+=;"
@@ -53,7 +53,7 @@ class Arithmetic:
             self._rows[split] = rows[np.linspace(0, len(rows) - 1, min(held_out, len(rows))).astype(int)]
 
     @property
-    def facts(self) -> TextFacts:
+    def task_spec(self) -> TextSpec:
         return {"vocab": len(WORDS), "context": self.question + self.answer}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from deltax.errors import UserError, nearest
 from deltax.shapes import PerExample
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import TextFacts
 from deltax.tasks.language.text import IGNORED
+from deltax.tasks.task_spec import TextSpec
 
 PADDING, START, END, ZERO = 0, 1, 2, 3  # the digit d is the token ZERO + d
 _SPLITS = ("validation", "sealed")
@@ -58,7 +58,7 @@ class Reversal:
         self.digits, self.held_out = digits, held_out
 
     @property
-    def facts(self) -> TextFacts:
+    def task_spec(self) -> TextSpec:
         return {"vocab": ZERO + 10, "context": self.digits + 1}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from deltax.errors import UserError, nearest
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import TextFacts
 from deltax.tasks.language.corpus import SPLITS, Corpus
 from deltax.tasks.language.sources import load
+from deltax.tasks.task_spec import TextSpec
 
 SEPARATOR = 0
 IGNORED = -100  # what torch's cross entropy leaves out by default
@@ -50,7 +50,7 @@ class Windows(NamedTuple):
 class Text:
     """Next-byte prediction on a source of text. The interface of every task:
 
-    facts                          what a model's constructor is told
+    task_spec                      what a model's constructor is told
     batch(step, size=, seed=)      training data, a pure function of its arguments: no state, so a resumed run goes on
                                    exactly and the runs of a pair see the same data
     tokens(size)                   training tokens in such a batch, for budgets
@@ -86,7 +86,7 @@ class Text:
             )
 
     @property
-    def facts(self) -> TextFacts:
+    def task_spec(self) -> TextSpec:
         return {"vocab": 256, "context": self.context}
 
     def batch(self, step: int, *, size: int, seed: int) -> Batch:

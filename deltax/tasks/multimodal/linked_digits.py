@@ -24,12 +24,12 @@ from deltax.errors import UserError, nearest
 from deltax.parts.training.generate import generate
 from deltax.shapes import Tokens
 from deltax.tasks.evaluation import Evaluation
-from deltax.tasks.facts import TextFacts
 from deltax.tasks.images.digits import SPLITS, Digits
 from deltax.tasks.images.few_labels import wrong
 from deltax.tasks.language.text import IGNORED, Batch
 from deltax.tasks.multimodal.pairs import WORDS
 from deltax.tasks.multimodal.sounds import spectrograms
+from deltax.tasks.task_spec import TextSpec
 
 IMAGE, WORD, SOUND = range(3)
 KINDS = ("image", "word", "sound")
@@ -77,7 +77,7 @@ class LinkedDigits:
         self._images, self._labels, self._rows = _quantised(), digits._labels, digits._rows
 
     @property
-    def facts(self) -> TextFacts:
+    def task_spec(self) -> TextSpec:
         return {"vocab": VOCAB, "context": sum(LENGTHS) + 5}
 
     def pairs(self, step: int, *, size: int, seed: int) -> list[tuple[Block, Block]]:

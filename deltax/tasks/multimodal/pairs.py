@@ -17,11 +17,11 @@ from deltax.errors import UserError, nearest
 from deltax.parts.numerics.precision import of_length_one, similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.evaluation import Evaluation, held_out
-from deltax.tasks.facts import PairFacts
 from deltax.tasks.images.digits import SPLITS
 from deltax.tasks.images.few_labels import wrong
 from deltax.tasks.images.pictures import Pictures
 from deltax.tasks.multimodal.captions import load
+from deltax.tasks.task_spec import PairSpec
 
 END = 256  # after the bytes; it ends a text and fills the context
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -116,7 +116,7 @@ class Pairs:
     skipped: tuple[str, ...]
 
     @property
-    def facts(self) -> PairFacts:
+    def task_spec(self) -> PairSpec:
         _, size, _, channels = self._pixels.shape
         return {"channels": channels, "size": size, "vocab": END + 1, "context": self.context}
 
@@ -209,8 +209,8 @@ class ColouredPairs(Pairs):
         self.names = tuple(f"{colour} {word}" for word in WORDS for colour in COLOURS)
 
     @property
-    def facts(self) -> PairFacts:
-        return {**super().facts, "channels": 3}
+    def task_spec(self) -> PairSpec:
+        return {**super().task_spec, "channels": 3}
 
     @property
     def fingerprint(self) -> str:

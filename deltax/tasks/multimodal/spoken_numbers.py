@@ -18,11 +18,11 @@ from deltax.errors import UserError, nearest
 from deltax.parts.numerics.precision import similarity
 from deltax.shapes import Images, PerExample, Tokens
 from deltax.tasks.evaluation import Evaluation
-from deltax.tasks.facts import BoundFacts
 from deltax.tasks.images.digits import SPLITS, Digits
 from deltax.tasks.images.few_labels import wrong
 from deltax.tasks.multimodal.pairs import END, WORDS, tokenise
 from deltax.tasks.multimodal.sounds import BANDS, HOP, RATE, WIDTH, spectrograms
+from deltax.tasks.task_spec import BoundSpec
 
 NAMES = tuple(f"{a} {b}" for a in WORDS for b in WORDS)
 WORDINGS = ("{}", "number {}", "the digits {}")
@@ -77,7 +77,7 @@ class SpokenNumbers:
         self._of = {name: [of[self._labels[of] == digit] for digit in range(10)] for name, of in rows.items()}
 
     @property
-    def facts(self) -> BoundFacts:
+    def task_spec(self) -> BoundSpec:
         return {
             "channels": 1,
             "size": (8, 16),

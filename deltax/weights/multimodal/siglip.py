@@ -8,9 +8,9 @@ from deltax.errors import UserError
 from deltax.papers.multimodal.siglip import AttentionPool
 from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.parts.attention.scores import everywhere
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.linear import Linear
 from deltax.parts.model.mlp import gelu_tanh
-from deltax.parts.model.nothing import Nothing
 from deltax.parts.model.pairs import at_last
 from deltax.parts.model.patches import NoClassToken, Patches
 from deltax.weights.multimodal.clip import HF as CLIP
@@ -25,9 +25,9 @@ def released_towers(recipe: Part) -> Part:
     image's side: its weights do not show how many."""
     norm, heads = part(LayerNorm, eps=1e-6), recipe["model.image.trunk.stack.block.mixer.heads"]
     recipe = recipe.fill("norm", norm).fill("class_token", NoClassToken).set(Patches, embed=Linear)
-    recipe = recipe.put("model.image.trunk.stack.entry", part(Nothing)).fill("activation", gelu_tanh)
+    recipe = recipe.put("model.image.trunk.stack.entry", part(Identity)).fill("activation", gelu_tanh)
     recipe = recipe.put("model.image.pool", part(AttentionPool, heads=heads, norm=norm)).fill("mask", everywhere)
-    recipe = recipe.put("model.image.classifier", part(Nothing)).put("model.text.classifier", part(Linear))
+    recipe = recipe.put("model.image.classifier", part(Identity)).put("model.text.classifier", part(Linear))
     return recipe.put("model.text.summary", at_last)
 
 

@@ -155,8 +155,8 @@ def closes_most_of_the_gap(lab):
     shares = []
     for seed in lab.seeds(3):
         base, frozen = _base(lab, seed)
-        full = _tuned(lab, base, "gpt", seed, rate=1.0)
-        adapted = _tuned(lab, base, "gpt+lora(rank=8)", seed, rate=8.0)
+        full = _tuned(lab, base, "gpt", seed, lr_scale=1.0)
+        adapted = _tuned(lab, base, "gpt+lora(rank=8)", seed, lr_scale=8.0)
         shares.append((frozen - adapted) / (frozen - full))
     return lab.at_least(shares, 0.6, unit="of the gap")
 
@@ -167,7 +167,7 @@ def rank_one_is_enough(lab):
     gaps = []
     for seed in lab.seeds(3):
         base, _ = _base(lab, seed)
-        one, sixteen = (_tuned(lab, base, f"gpt+lora(rank={rank})", seed, rate=8.0) for rank in (1, 16))
+        one, sixteen = (_tuned(lab, base, f"gpt+lora(rank={rank})", seed, lr_scale=8.0) for rank in (1, 16))
         gaps.append((one - sixteen) * math.log(2))
     return lab.at_most(gaps, 0.1, unit="nats per byte")
 
@@ -178,10 +178,10 @@ def _base(lab: Any, seed: int) -> tuple[Any, float]:
     return base, base.score_at(source="code")
 
 
-def _tuned(lab: Any, base: Any, recipe: str, seed: int, rate: float) -> float:
+def _tuned(lab: Any, base: Any, recipe: str, seed: int, lr_scale: float) -> float:
     """The base's score on code after 200 steps of the recipe on code."""
     recipe = lab.recipe(recipe).put("task.source", "code")
-    return lab.train(recipe, seed=seed, steps=200, rate=rate, weights=base.model.state_dict()).score
+    return lab.train(recipe, seed=seed, steps=200, lr_scale=lr_scale, weights=base.model.state_dict()).score
 
 
 def _build(recipe: Part) -> nn.Module:

@@ -37,7 +37,7 @@ def a_closed_gate_lets_nothing_through():
 @claim
 def it_fills_the_branch_and_leaves_the_rest():
     """With SwiGLU, gpt changes in its feed-forward branches alone."""
-    assert (gpt + swiglu)["model.stack.block.mlp"].make is SwiGLU
+    assert (gpt + swiglu)["model.stack.block.mlp"].target is SwiGLU
     assert (gpt + swiglu).set(Block, mlp=gpt["model.stack.block.mlp"]) == gpt
 
 

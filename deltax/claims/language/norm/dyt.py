@@ -8,7 +8,7 @@ from deltax.papers.language.models.gpt import gpt
 from deltax.papers.language.norm.dyt import DyT, dyt
 from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.parts.attention.context import Context
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
 
 
 @claim
@@ -78,6 +78,6 @@ def as_good_as_the_norm(lab):
 def without_the_lift_it_does_not_learn(lab):
     """Without the learned scale after the embedding, gpt + dyt ends at least 0.5 bits per byte higher than with it."""
     lifted = lab.recipe("gpt+dyt")
-    plain = lifted.fill("entry", Nothing)
+    plain = lifted.fill("entry", Identity)
     ends = lambda recipe, seed: lab.train(recipe, seed=seed).score
     return lab.at_least([ends(plain, s) - ends(lifted, s) for s in lab.seeds(3)], 0.5, unit="bits per byte")

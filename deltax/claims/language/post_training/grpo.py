@@ -145,7 +145,9 @@ def reward_alone_teaches(lab):
     lifts, numbers = [], {}
     for seed in lab.seeds(3):
         start = lab.train(small, seed=seed, steps=600)
-        end = lab.train(small + grpo(questions=64), seed=seed, steps=150, rate=0.3, weights=start.model.state_dict())
+        end = lab.train(
+            small + grpo(questions=64), seed=seed, steps=150, lr_scale=0.3, weights=start.model.state_dict()
+        )
         for name in ("sampled accuracy", "accuracy"):
             for when, run in (("before", start), ("after", end)):
                 numbers.setdefault(f"{name} {when}", []).append(run.evaluation.metrics[name])
@@ -159,7 +161,7 @@ def _tiny() -> tuple[Referenced, Rollouts]:
 
     torch.manual_seed(0)
     tree = (gpt + grpo).put("model.inner.dim", 12).put("model.inner.stack.depth", 1)
-    model = tree().build(Arithmetic().facts).double()
+    model = tree().build(Arithmetic().task_spec).double()
     for parameter in model.policy.parameters():
         nn.init.normal_(parameter, std=0.3)
     model.reset_parameters()

@@ -19,7 +19,7 @@ def n_pushes_are_one_step_of_nesterovs_momentum():
     torch.manual_seed(0)
     start = torch.randn(7, dtype=torch.float64)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    delayed = DelayedNesterov([ours], rate=0.7, momentum=0.9, buffer=3)
+    delayed = DelayedNesterov([ours], lr=0.7, momentum=0.9, buffer=3)
     nesterov = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
     for _ in range(6):
         pushes = torch.randn(3, 7, dtype=torch.float64)
@@ -48,8 +48,8 @@ def at_every_push_momentum_overcounts():
 def one_worker_has_nobody_to_wait_for():
     """With one worker and N = 1 it is DiLoCo with one worker, to rounding."""
     ours, theirs = small_classifier(), small_classifier()
-    a = (gpt + sgd(rate=0.1) + async_local_sgd(speeds=(3.0,), every=4))["optimizer"](ours)
-    b = (gpt + sgd(rate=0.1) + diloco(workers=1, every=4))["optimizer"](theirs)
+    a = (gpt + sgd(lr=0.1) + async_local_sgd(speeds=(3.0,), every=4))["optimizer"](ours)
+    b = (gpt + sgd(lr=0.1) + diloco(workers=1, every=4))["optimizer"](theirs)
     for step in range(12):
         for model, optimizer in ((ours, a), (theirs, b)):
             optimizer.zero_grad()
@@ -64,7 +64,7 @@ def steps_are_taken_in_the_order_of_their_ends():
     updates all come back after the same time, where with equal steps the slow ones come back four times as late.
     """
     model = small_classifier()
-    optimizer = (gpt + sgd(rate=0.0) + async_local_sgd(every=8))["optimizer"](model)
+    optimizer = (gpt + sgd(lr=0.0) + async_local_sgd(every=8))["optimizer"](model)
     before = 0.0
     for _ in range(80):
         loss_on_batch(model, 0).backward()

@@ -9,14 +9,14 @@ from deltax import claim, part
 from deltax.claims.optimization.optimizers.nesterov import look_ahead
 from deltax.papers.language.models.gpt import gpt
 from deltax.papers.optimization.local_updates.async_nesterov_pp import async_nesterov_pp, nadam
-from deltax.parts.training.stale import Stale
+from deltax.parts.training.delayed_gradients import DelayedGradients
 
 
 def late_look_ahead(
-    weight: Tensor, before: Tensor, late: Tensor, gradient: Callable[[Tensor], Tensor], *, rate: float, momentum: float
+    weight: Tensor, before: Tensor, late: Tensor, gradient: Callable[[Tensor], Tensor], *, lr: float, momentum: float
 ) -> Tensor:
-    """w + d - rate (1 - momentum) gradient(late), with d = momentum (w - before); `late` is an earlier w + d."""
-    return weight + momentum * (weight - before) - rate * (1 - momentum) * gradient(late)
+    """w + d - lr (1 - momentum) gradient(late), with d = momentum (w - before); `late` is an earlier w + d."""
+    return weight + momentum * (weight - before) - lr * (1 - momentum) * gradient(late)
 
 
 @claim
@@ -28,8 +28,8 @@ def without_delay_it_is_nesterovs_momentum():
     before, weight = torch.randn(2, 7, dtype=torch.float64)
     for _ in range(20):
         ahead = weight + 0.9 * (weight - before)
-        ours = late_look_ahead(weight, before, ahead, gradient, rate=0.5, momentum=0.9)
-        theirs = look_ahead(weight, before, gradient, rate=0.05, momentum=0.9)
+        ours = late_look_ahead(weight, before, ahead, gradient, lr=0.5, momentum=0.9)
+        theirs = look_ahead(weight, before, gradient, lr=0.05, momentum=0.9)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
         before, weight = weight, ours
 
@@ -47,7 +47,7 @@ def the_look_ahead_points_along_the_drift():
         for _ in range(600):
             noise = lambda w: w + torch.randn_like(w)
             late = path[-8] + momentum * (path[-8] - path[-9])
-            path.append(late_look_ahead(path[-1], path[-2], late, noise, rate=0.01, momentum=momentum))
+            path.append(late_look_ahead(path[-1], path[-2], late, noise, lr=0.01, momentum=momentum))
             found.append(torch.cosine_similarity(path[-1] - path[-2], path[-1] - path[-8], dim=0))
         cosines[momentum] = torch.stack(found[100:]).mean().item()
     assert cosines[0.5] < 0.7 and cosines[0.5] < cosines[0.9] < cosines[0.99] and cosines[0.99] > 0.95
@@ -59,7 +59,7 @@ def each_stage_learns_from_weights_of_its_own_age():
     date, and what is left at the end are the newest weights of all.
     """
     model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(4))).double()
-    optimizer = Stale(model, inner=part(nadam, rate=0.1), stages=4)
+    optimizer = DelayedGradients(model, inner=part(nadam, lr=0.1), stages=4)
     newest: list[list[Tensor]] = []
     for update in range(9):
         newest.append([versions[-1].clone() for versions in optimizer.versions])
@@ -79,7 +79,7 @@ def one_stage_is_nadam():
     start = torch.randn(5, 7, dtype=torch.float64)
     ours, theirs = nn.Linear(7, 5, bias=False).double(), nn.Parameter(start.clone())
     ours.weight.data.copy_(start)
-    a = (gpt + async_nesterov_pp(stages=1)).put("optimizer.inner.rate", 0.05)["optimizer"](ours)
+    a = (gpt + async_nesterov_pp(stages=1)).put("optimizer.inner.lr", 0.05)["optimizer"](ours)
     settings = {"betas": (0.99, 0.999), "weight_decay": 0.01, "decoupled_weight_decay": True}
     b = torch.optim.NAdam([theirs], lr=0.05, **settings)
     for _ in range(20):
@@ -94,7 +94,7 @@ def one_stage_is_nadam():
 def better_than_stale_adamw(lab):
     """A gpt of 8 blocks in 8 stages with late gradients ends at least 0.02 bits per byte below the same under AdamW."""
     deep = lab.recipe("gpt(dim=48, depth=8)").put("loop.batch", 8)
-    late = deep.wrap("optimizer", Stale, stages=8)
+    late = deep.wrap("optimizer", DelayedGradients, stages=8)
     ends = lambda recipe: [lab.train(recipe, seed=s, steps=400).score for s in lab.seeds(3)]
     sync, theirs, ours = ends(deep), ends(late), ends(deep + async_nesterov_pp(stages=8))
     gaps = [a - b for a, b in zip(theirs, ours, strict=True)]

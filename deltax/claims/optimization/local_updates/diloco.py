@@ -22,7 +22,7 @@ def meeting_every_step_without_momentum_is_data_parallelism():
     round, the weights of one SGD on the mean gradient of the workers.
     """
     apart, together = small_classifier(), small_classifier()
-    ours = _optimizer(apart, sgd(rate=0.2, momentum=0.0), every=1, outer_rate=1.0, outer_momentum=0.0)
+    ours = _optimizer(apart, sgd(lr=0.2, momentum=0.0), every=1, outer_lr=1.0, outer_momentum=0.0)
     theirs = torch.optim.SGD(together.parameters(), lr=0.2)
     for round in range(10):
         theirs.zero_grad()
@@ -41,7 +41,7 @@ def one_worker_without_momentum_is_lookahead():
     the slow weights move by a times the way to the fast ones, which start again from there.
     """
     alone, fast = small_classifier(), small_classifier()
-    ours = _optimizer(alone, adamw(rate=0.05, decay=0.0), workers=1, every=4, outer_rate=0.6, outer_momentum=0.0)
+    ours = _optimizer(alone, adamw(lr=0.05, weight_decay=0.0), workers=1, every=4, outer_lr=0.6, outer_momentum=0.0)
     inner = torch.optim.AdamW(fast.parameters(), lr=0.05, weight_decay=0.0, fused=True)
     slow = [p.detach().clone() for p in fast.parameters()]
     for step in range(12):
@@ -59,7 +59,7 @@ def a_worker_that_misses_a_round_goes_on_alone():
     the next round finds its pseudo-gradient against what is shared by then.
     """
     model = small_classifier()
-    ours = _optimizer(model, sgd(rate=0.1, momentum=0.0), every=2, outer_rate=1.0, outer_momentum=0.0)
+    ours = _optimizer(model, sgd(lr=0.1, momentum=0.0), every=2, outer_lr=1.0, outer_momentum=0.0)
     missing = lambda round, worker: (round, worker) != (1, 2)
     ours.attendance = missing
     for turn in range(5):

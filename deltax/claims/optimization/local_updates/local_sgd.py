@@ -18,9 +18,9 @@ def meeting_after_every_step_is_data_parallelism():
     """
     for momentum in (0.0, 0.9):
         local, together = _regression(), _regression()
-        inner = part(optimizers.sgd, rate=0.3, momentum=momentum)
+        inner = part(optimizers.sgd, lr=0.3, momentum=momentum)
         ours = LocalSteps(local, inner=inner, workers=3, every=1)
-        theirs = optimizers.sgd(together, rate=0.3, momentum=momentum)
+        theirs = optimizers.sgd(together, lr=0.3, momentum=momentum)
         for step in range(10):
             theirs.zero_grad()
             for worker in range(3):

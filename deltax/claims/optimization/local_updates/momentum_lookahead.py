@@ -12,13 +12,13 @@ from deltax.papers.optimization.local_updates.nesterov_outer import outer_nester
 
 @claim
 def the_server_stands_ahead():
-    """The weights kept are w + d of the two-point form, d = -rate momentum m; w <- w + d - rate g; m <- momentum m +
+    """The weights kept are w + d of the two-point form, d = -lr momentum m; w <- w + d - lr g; m <- momentum m +
     (1 - momentum) g, where g was pushed from w + d; whatever is pushed.
     """
     torch.manual_seed(0)
     weight, average = torch.randn(7, dtype=torch.float64), torch.zeros(7, dtype=torch.float64)
     kept = nn.Parameter(weight.clone())
-    optimizer = LookAhead([kept], rate=0.7, momentum=0.8)
+    optimizer = LookAhead([kept], lr=0.7, momentum=0.8)
     for _ in range(9):
         push = torch.randn(7, dtype=torch.float64)
         ahead = weight - 0.7 * 0.8 * average
@@ -35,7 +35,7 @@ def without_momentum_pushes_are_applied_as_they_are():
     start, push = torch.randn(2, 7, dtype=torch.float64)
     weight = nn.Parameter(start.clone())
     weight.grad = push
-    LookAhead([weight], rate=0.7, momentum=0.0).step()
+    LookAhead([weight], lr=0.7, momentum=0.0).step()
     torch.testing.assert_close(weight.detach(), start - 0.7 * push, rtol=1e-12, atol=1e-12)
 
 

@@ -21,18 +21,18 @@ from deltax.parts.training import optimizers
 @claim
 def rate_one_without_momentum_is_averaging():
     """With rate 1 and no momentum, what is shared after every round is local SGD's, to the bit."""
-    (ours, _), (theirs, _) = (_train(outer) for outer in (part(outer_nesterov, rate=1.0, momentum=0.0), part(average)))
+    (ours, _), (theirs, _) = (_train(outer) for outer in (part(outer_nesterov, lr=1.0, momentum=0.0), part(average)))
     assert torch.equal(ours, theirs)
 
 
 @claim
 def rounds_are_steps_of_nesterovs_momentum():
     """Round after round, what is shared moves as `nesterov` would along the means of the workers' pseudo-gradients."""
-    end, met = _train(part(outer_nesterov, rate=0.7, momentum=0.9))
+    end, met = _train(part(outer_nesterov, lr=0.7, momentum=0.9))
     weight, velocity = met[0][0], None
     for before, mean in met:
         torch.testing.assert_close(before, weight, rtol=1e-12, atol=1e-12)
-        weight, velocity = descend_ahead(weight, mean, velocity, rate=0.7, momentum=0.9)
+        weight, velocity = descend_ahead(weight, mean, velocity, lr=0.7, momentum=0.9)
     torch.testing.assert_close(end, weight, rtol=1e-12, atol=1e-12)
     assert len(met) == 4 and (end - met[0][0]).abs().max() > 0.1
 
@@ -88,7 +88,7 @@ class _Watched(Ring):
 def _train(outer: Part) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Four rounds of five steps of three workers: what is shared, and before each round with the mean it found."""
     model, before = small_classifier(), []
-    inner = part(optimizers.adamw, rate=0.05, decay=0.0)
+    inner = part(optimizers.adamw, lr=0.05, weight_decay=0.0)
     optimizer = LocalSteps(model, inner=inner, workers=3, every=5, outer=outer, exchange=part(_Watched))
     for turn in range(60):
         if turn % 15 == 0:

@@ -71,7 +71,7 @@ def the_training_set_is_learned_sooner(lab):
     """
     fewer = []
     for seed in lab.seeds(3):
-        squared, logs = lab.recipe("lenet-1989"), lab.recipe("lenet-1989+cross-entropy").put("optimizer.rate", 0.01)
+        squared, logs = lab.recipe("lenet-1989"), lab.recipe("lenet-1989+cross-entropy").put("optimizer.lr", 0.01)
         ends = [lab.train(recipe, seed=seed, steps=6 * 300).evaluation for recipe in (squared, logs)]
         fewer.append(ends[0].metrics["training error"] - ends[1].metrics["training error"])
     return lab.at_least(fewer, 1.0, unit="% training error")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import claim, part
-from deltax.papers.optimization.losses.entropy_minimisation import entropy, sure
+from deltax.papers.optimization.losses.entropy_minimisation import entropy, entropy_loss
 from deltax.parts.model.perceptron import Perceptron, classifier
 from deltax.parts.training.objectives import classify
 from deltax.tasks.images.digits import Batch
@@ -20,7 +20,7 @@ def without_weight_it_is_cross_entropy():
     start = torch.randn(5, 4)
     for weight, labels in ((0.0, [2, -100, 0, -100, 3]), (0.7, [2, 1, 0, 0, 3])):
         batch, found = Batch(start, torch.tensor(labels)), []
-        for objective in (classify, lambda model, b, w=weight: sure(model, b, weight=w)):
+        for objective in (classify, lambda model, b, w=weight: entropy_loss(model, b, weight=w)):
             z = start.clone().requires_grad_()
             losses = objective(nn.Identity(), Batch(z, batch.labels))
             found.append((losses, torch.autograd.grad(losses.mean(), z)[0]))
@@ -61,7 +61,7 @@ def it_is_the_posterior_of_the_paper():
     g = z * f / (z * f).sum(-1, keepdim=True)
     likelihood = (z * f).sum(-1).log()
     written = -(likelihood + 0.4 * torch.special.xlogy(g, g).sum(-1))
-    ours = sure(nn.Identity(), Batch(logits, labels), weight=0.4)
+    ours = entropy_loss(nn.Identity(), Batch(logits, labels), weight=0.4)
     torch.testing.assert_close(ours.double(), written, rtol=1e-5, atol=1e-6)
 
 
@@ -111,8 +111,8 @@ def fewer_errors_from_few_labels(lab):
     and what was tried before it is not recorded.
     """
     plain = classifier(part(Perceptron, widths=(128,)), part(FewLabels, labels=30), batch=128, steps=600)
-    plain = plain.fill("objective", sure, weight=0.0)
-    also = plain.set(sure, weight=0.3)
+    plain = plain.fill("objective", entropy_loss, weight=0.0)
+    also = plain.set(entropy_loss, weight=0.3)
     gains = [lab.train(plain, seed=s).score - lab.train(also, seed=s).score for s in lab.seeds(5)]
     return lab.at_least(gains, 2.0, unit="% error")
 
@@ -138,7 +138,7 @@ def _cloud(seed: int) -> tuple[Tensor, ...]:
     return points[:50], labels[:50], points[50:550], points[550:], labels[550:]
 
 
-def _logistic(points: Tensor, labels: Tensor, others: Tensor, weight: float, decay: float = 0.01) -> Tensor:
+def _logistic(points: Tensor, labels: Tensor, others: Tensor, weight: float, weight_decay: float = 0.01) -> Tensor:
     """Weights (D + 1,), the bias last: first the optimum on the labels, from there that with the weight."""
     w = torch.zeros(points.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     signs = 2.0 * labels - 1
@@ -149,7 +149,7 @@ def _logistic(points: Tensor, labels: Tensor, others: Tensor, weight: float, dec
             solver.zero_grad()
             z = others @ w[:-1] + w[-1]
             told = nn.functional.softplus(-signs * (points @ w[:-1] + w[-1])).mean()
-            total = told + at * entropy(torch.stack([z, -z], -1) / 2).mean() + decay / 2 * w[:-1].square().sum()
+            total = told + at * entropy(torch.stack([z, -z], -1) / 2).mean() + weight_decay / 2 * w[:-1].square().sum()
             total.backward()
             return total
 

@@ -109,7 +109,7 @@ def less_thought_about_the_rate(lab):
     """
     wider, counts = [], []
     for seed in lab.seeds(3):
-        both = [sum(_accuracy(lab, net, seed, rate) > 0.9 for rate in RATES) for net in _networks(sigmoid)]
+        both = [sum(_accuracy(lab, net, seed, lr_scale) > 0.9 for lr_scale in RATES) for net in _networks(sigmoid)]
         counts.append(both)
         wider.append((both[1] - both[0]) / 2)
     numbers = {"rates of seven that read 90 %: without, with": counts}
@@ -124,10 +124,10 @@ def fewer_steps(lab):
     Steps are looked at in powers of two from 10 to 640; a network that is not there after 640 counts as 1280.
     """
     plain, normed = _networks(tanh)
-    best = [max(RATES, key=lambda rate: _accuracy(lab, net, 0, rate)) for net in (plain, normed)]
+    best = [max(RATES, key=lambda lr_scale: _accuracy(lab, net, 0, lr_scale)) for net in (plain, normed)]
     faster = []
     for seed in lab.seeds(3):
-        first = [_first(lab, net, seed, rate) for net, rate in zip((plain, normed), best, strict=True)]
+        first = [_first(lab, net, seed, lr_scale) for net, lr_scale in zip((plain, normed), best, strict=True)]
         faster.append(math.log2(first[0] / first[1]))
     return lab.at_least(faster, 1.0, unit="halvings of the steps", numbers={"rates: without, with": best})
 
@@ -135,18 +135,18 @@ def fewer_steps(lab):
 def _networks(activation: Callable[[Tensor], Tensor]) -> tuple[Part, Part]:
     """Six layers of 64, without and with the norm, under plain gradient steps at a constant rate of one."""
     run = classifier(part(Perceptron, widths=(64,) * 6, activation=activation), part(Digits), steps=300)
-    run = run.fill("optimizer", sgd, rate=1.0, momentum=0.9).fill("schedule", constant).put("loop.clip", 1000.0)
+    run = run.fill("optimizer", sgd, lr=1.0, momentum=0.9).fill("schedule", constant).put("loop.max_grad_norm", 1000.0)
     return run, run + batch_norm
 
 
-def _accuracy(lab, network: Part, seed: int, rate: float, steps: int = 300) -> float:
-    run = lab.train(network, seed=seed, rate=rate, steps=steps)
+def _accuracy(lab, network: Part, seed: int, lr_scale: float, steps: int = 300) -> float:
+    run = lab.train(network, seed=seed, lr_scale=lr_scale, steps=steps)
     return 0.0 if run.diverged else run.evaluation.metrics["accuracy"]
 
 
-def _first(lab, network: Part, seed: int, rate: float) -> int:
+def _first(lab, network: Part, seed: int, lr_scale: float) -> int:
     looks = [10 * 2**i for i in range(7)]
-    return next((n for n in looks if _accuracy(lab, network, seed, rate, n) > 0.9), 2 * looks[-1])
+    return next((n for n in looks if _accuracy(lab, network, seed, lr_scale, n) > 0.9), 2 * looks[-1])
 
 
 def _random(channels: int) -> BatchNorm:

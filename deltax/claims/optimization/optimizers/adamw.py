@@ -18,30 +18,30 @@ def adam_step(
     moments: Moments | None = None,
     *,
     step: int,
-    rate: float,
+    lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    decay: float = 0.01,
+    weight_decay: float = 0.01,
 ) -> tuple[Tensor, Moments]:
     """One step, the `step`-th from 1 on, with decoupled decay (Algorithm 2). Any shape; returns (w, (mean, square)).
 
-    m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; w <- (1 - rate decay) w - rate m' / (sqrt(v') + eps), with
+    m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; w <- (1 - lr weight_decay) w - lr m' / (sqrt(v') + eps), with
     m' = m / (1 - b1^t) and v' likewise.
     """
     mean, square = moments or (torch.zeros_like(weight), torch.zeros_like(weight))
-    (b1, b2), weight = betas, (1 - rate * decay) * weight
+    (b1, b2), weight = betas, (1 - lr * weight_decay) * weight
     mean, square = b1 * mean + (1 - b1) * gradient, b2 * square + (1 - b2) * gradient.square()
     direction = mean / (1 - b1**step) / ((square / (1 - b2**step)).sqrt() + eps)
-    return weight - rate * direction, (mean, square)
+    return weight - lr * direction, (mean, square)
 
 
 @claim
 def the_first_step_is_the_rate_along_the_signs():
-    """Without decay the first step is rate * sign(g), whatever the gradient's size."""
+    """Without decay the first step is lr * sign(g), whatever the gradient's size."""
     torch.manual_seed(0)
     weight, gradient = torch.randn(2, 31, dtype=torch.float64)
     for scale in (1e-1, 1.0, 1e3):
-        moved, _ = adam_step(weight, scale * gradient, step=1, rate=0.01, decay=0.0, eps=1e-12)
+        moved, _ = adam_step(weight, scale * gradient, step=1, lr=0.01, weight_decay=0.0, eps=1e-12)
         torch.testing.assert_close(weight - moved, 0.01 * gradient.sign(), rtol=1e-6, atol=1e-9)
 
 
@@ -54,8 +54,8 @@ def the_size_of_the_loss_is_forgotten():
     for scale in (1.0, 1000.0):
         ours, moments, plain = start, None, start
         for step in range(1, 21):
-            ours, moments = adam_step(ours, scale * (ours - target), moments, step=step, rate=0.1, eps=0.0)
-            plain, _ = descend(plain, scale * (plain - target), rate=1e-5)
+            ours, moments = adam_step(ours, scale * (ours - target), moments, step=step, lr=0.1, eps=0.0)
+            plain, _ = descend(plain, scale * (plain - target), lr=1e-5)
         ends[scale] = ours, plain
     torch.testing.assert_close(ends[1.0][0], ends[1000.0][0], rtol=1e-12, atol=1e-12)
     assert (ends[1000.0][1] - start).norm() > 500 * (ends[1.0][1] - start).norm()
@@ -68,8 +68,8 @@ def decoupling_matters_under_adam_and_not_under_sgd():
     """
     torch.manual_seed(0)
     weight, gradient = torch.randn(2, 13, dtype=torch.float64)
-    through, _ = descend(weight, gradient, rate=0.1, decay=0.2)
-    beside, _ = descend((1 - 0.1 * 0.2) * weight, gradient, rate=0.1)
+    through, _ = descend(weight, gradient, lr=0.1, weight_decay=0.2)
+    beside, _ = descend((1 - 0.1 * 0.2) * weight, gradient, lr=0.1)
     torch.testing.assert_close(through, beside, rtol=1e-12, atol=1e-12)
 
     weight = torch.ones(2, dtype=torch.float64)
@@ -79,8 +79,8 @@ def decoupling_matters_under_adam_and_not_under_sgd():
         for step in range(1, 4):
             gradient = torch.tensor([1.0, 100.0], dtype=torch.float64) * (-1) ** step
             gradient = gradient + 0.1 * moved * (name == "through")
-            decay = 0.1 * (name == "beside")
-            moved, moments = adam_step(moved, gradient, moments, step=step, rate=0.01, decay=decay)
+            weight_decay = 0.1 * (name == "beside")
+            moved, moments = adam_step(moved, gradient, moments, step=step, lr=0.01, weight_decay=weight_decay)
         coordinates[name] = moved
     small, large = coordinates["none"] - coordinates["through"]
     assert small > 20 * large > 0
@@ -108,17 +108,17 @@ def equals_torch():
                 gradient + inside * ours,
                 moments,
                 step=step,
-                rate=0.05,
+                lr=0.05,
                 betas=(0.8, 0.9),
                 eps=1e-3,
-                decay=beside,
+                weight_decay=beside,
             )
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-10)
 
     model = nn.Linear(7, 5).double()
     expected, moments = dict(model.state_dict()), {}
     expected = {name: value.clone() for name, value in expected.items()}
-    optimizer = optimizers.adamw(model, rate=0.05, beta1=0.8, beta2=0.9, decay=0.3)
+    optimizer = optimizers.adamw(model, lr=0.05, beta1=0.8, beta2=0.9, weight_decay=0.3)
     for step in range(1, 21):
         for name, parameter in model.named_parameters():
             parameter.grad = torch.randn_like(parameter)
@@ -127,9 +127,9 @@ def equals_torch():
                 parameter.grad,
                 moments.get(name),
                 step=step,
-                rate=0.05,
+                lr=0.05,
                 betas=(0.8, 0.9),
-                decay=0.3 if name == "weight" else 0.0,
+                weight_decay=0.3 if name == "weight" else 0.0,
             )
         optimizer.step()
     for name, parameter in model.named_parameters():

@@ -11,19 +11,19 @@ from deltax.parts.training import optimizers
 
 
 def look_ahead(
-    weight: Tensor, before: Tensor, gradient: Callable[[Tensor], Tensor], *, rate: float, momentum: float
+    weight: Tensor, before: Tensor, gradient: Callable[[Tensor], Tensor], *, lr: float, momentum: float
 ) -> Tensor:
-    """w + d - rate gradient(w + d), with d = momentum (w - before): the weights after this step. Any shape."""
+    """w + d - lr gradient(w + d), with d = momentum (w - before): the weights after this step. Any shape."""
     ahead = weight + momentum * (weight - before)
-    return ahead - rate * gradient(ahead)
+    return ahead - lr * gradient(ahead)
 
 
 def descend_ahead(
-    weight: Tensor, gradient: Tensor, velocity: Tensor | None = None, *, rate: float, momentum: float
+    weight: Tensor, gradient: Tensor, velocity: Tensor | None = None, *, lr: float, momentum: float
 ) -> tuple[Tensor, Tensor]:
-    """The same step for weights that stand ahead already: v <- momentum v + g; w <- w - rate (g + momentum v)."""
+    """The same step for weights that stand ahead already: v <- momentum v + g; w <- w - lr (g + momentum v)."""
     velocity = gradient if velocity is None else momentum * velocity + gradient
-    return weight - rate * (gradient + momentum * velocity), velocity
+    return weight - lr * (gradient + momentum * velocity), velocity
 
 
 @claim
@@ -37,8 +37,8 @@ def two_ways_to_write_one_sequence():
     before = weight = theirs = torch.randn(7, dtype=torch.float64)
     velocity = None
     for _ in range(40):
-        before, weight = weight, look_ahead(weight, before, gradient, rate=0.05, momentum=0.9)
-        theirs, velocity = descend_ahead(theirs, gradient(theirs), velocity, rate=0.05, momentum=0.9)
+        before, weight = weight, look_ahead(weight, before, gradient, lr=0.05, momentum=0.9)
+        theirs, velocity = descend_ahead(theirs, gradient(theirs), velocity, lr=0.05, momentum=0.9)
         torch.testing.assert_close(theirs, weight + 0.9 * (weight - before), rtol=1e-10, atol=1e-10)
 
 
@@ -47,8 +47,8 @@ def no_look_ahead_is_sgd():
     """Without momentum it is SGD, to the bit."""
     torch.manual_seed(0)
     weight, gradient, velocity = torch.randn(3, 7, dtype=torch.float64)
-    ours, _ = descend_ahead(weight, gradient, velocity, rate=0.1, momentum=0.0)
-    theirs, _ = descend(weight, gradient, velocity, rate=0.1)
+    ours, _ = descend_ahead(weight, gradient, velocity, lr=0.1, momentum=0.0)
+    theirs, _ = descend(weight, gradient, velocity, lr=0.1)
     assert torch.equal(ours, theirs)
 
 
@@ -65,7 +65,7 @@ def the_root_of_the_condition_is_what_counts():
             before = weight = torch.ones(9, dtype=torch.float64)
             steps = 0
             while weight.norm() > 3e-6:  # from 3
-                after = look_ahead(weight, before, lambda w, c=curvature: c * w, rate=1.0, momentum=mu)
+                after = look_ahead(weight, before, lambda w, c=curvature: c * w, lr=1.0, momentum=mu)
                 before, weight, steps = weight, after, steps + 1
             taken[name, condition] = steps
     assert taken["plain", 1000] > 5 * taken["nesterov", 1000]
@@ -90,7 +90,7 @@ def one_over_k_squared():
         before = weight = torch.zeros(size, dtype=torch.float64)
         for k in range(1, 300):
             mu = (k - 1) / (k + 2) if name == "nesterov" else 0.0
-            after = look_ahead(weight, before, lambda w: chain @ (w - best), rate=1 / 4, momentum=mu)
+            after = look_ahead(weight, before, lambda w: chain @ (w - best), lr=1 / 4, momentum=mu)
             before, weight = weight, after
             broken[name] += error(weight) > 2 * 4 * best.square().sum().item() / (k + 1) ** 2
     assert broken["nesterov"] == 0 < broken["plain"]
@@ -104,12 +104,12 @@ def equals_torch():
     theirs, model = nn.Parameter(start.clone()), nn.Linear(7, 5, bias=False).double()
     model.weight.data.copy_(start)
     peer = torch.optim.SGD([theirs], lr=0.05, momentum=0.9, nesterov=True)
-    ours, velocity, recipes = start, None, optimizers.nesterov(model, rate=0.05, momentum=0.9)
+    ours, velocity, recipes = start, None, optimizers.nesterov(model, lr=0.05, momentum=0.9)
     for _ in range(50):
         theirs.grad = torch.randn_like(start)
         model.weight.grad = theirs.grad.clone()
         peer.step()
         recipes.step()
-        ours, velocity = descend_ahead(ours, theirs.grad, velocity, rate=0.05, momentum=0.9)
+        ours, velocity = descend_ahead(ours, theirs.grad, velocity, lr=0.05, momentum=0.9)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
     assert torch.equal(model.weight, theirs)

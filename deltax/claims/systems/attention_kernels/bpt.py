@@ -17,7 +17,7 @@ from deltax.papers.systems.attention_kernels.flash_attention_2 import flash_atte
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import causal, window
 from deltax.parts.model.mlp import MLP
-from deltax.parts.model.stack import Block, PostNorm, PreNorm, Stack, in_turn
+from deltax.parts.model.stack import Block, PostNorm, PreNorm, Stack, sequential_branches
 
 
 def _block(tile: int, **parts: Any) -> tuple[Block, Block]:
@@ -40,7 +40,7 @@ def _agree(plain: Block, tiled: Block, ctx: Context, time: int = 31) -> None:
     weight, found = torch.randn_like(x), []
     for block in (plain, tiled):
         leaves = [t.clone().requires_grad_() for t in (x, place)]
-        out = block(leaves[0], replace(ctx, place=leaves[1]))
+        out = block(leaves[0], replace(ctx, pos_embed=leaves[1]))
         (out * weight).sum().backward()
         found.append([out, *(t.grad for t in leaves), *(p.grad for p in block.parameters())])
     for theirs, ours in zip(*found, strict=True):
@@ -149,7 +149,7 @@ def _train_blocks(name: str, depth: int, time: int) -> None:
         mixer=part(Attention, heads=1, mask=causal, kernel=kernel),
         mlp=part(MLP),
         residual=part(PreNorm, norm=LayerNorm),
-        branches=part(tile_by_tile, tile=256) if name == "bpt" else part(in_turn),
+        branches=part(tile_by_tile, tile=256) if name == "bpt" else part(sequential_branches),
     )
     Stack(128, depth=depth, block=block)(torch.randn(1, time, 128, requires_grad=True), Context()).sum().backward()
 

@@ -14,10 +14,10 @@ from deltax.papers.language.position.alibi import Distance
 from deltax.papers.systems.attention_kernels.flashinfer import (
     Chunk,
     alone,
+    block_state,
     deal,
     flashinfer,
     longest,
-    look,
     merge,
     plan,
     shared,
@@ -39,14 +39,14 @@ def merging_is_attention_over_the_union():
     expected = torch.autograd.grad((wanted * weight).sum(), (q, k, v))
     for _ in range(5):
         cuts = [0, *sorted((1 + torch.randperm(60)[:6]).tolist()), 61]
-        left = [look(q, k[:, a:b], v[:, a:b], Rules()) for a, b in pairwise(cuts)]
+        left = [block_state(q, k[:, a:b], v[:, a:b], Rules()) for a, b in pairwise(cuts)]
         while len(left) > 1:
             i, j = torch.randperm(len(left))[:2].tolist()
             left = [merge(left[i], left[j]), *(x for n, x in enumerate(left) if n not in (i, j))]
         found = torch.autograd.grad((left[0].out * weight).sum(), (q, k, v))
         for ours, theirs in zip((left[0].out, *found), (wanted, *expected), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    nothing = look(q, k, v, Rules(mask=lambda b, h, i, j: (i < 0) & (j < 0)))
+    nothing = block_state(q, k, v, Rules(mask=lambda b, h, i, j: (i < 0) & (j < 0)))
     for both in (merge(left[0], nothing), merge(nothing, left[0])):
         assert torch.equal(both.out, left[0].out) and torch.equal(both.log, left[0].log)
 

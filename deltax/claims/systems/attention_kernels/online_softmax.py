@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deltax import claim
 from deltax.claims.checking import faster
-from deltax.papers.systems.attention_kernels.online_softmax import log_sum, look, merge, softmax, top_k
+from deltax.papers.systems.attention_kernels.online_softmax import block_statistics, log_sum, merge, softmax, top_k
 
 
 @claim
@@ -17,7 +17,7 @@ def any_order_and_any_grouping_will_do():
     """
     torch.manual_seed(0)
     for scale in (1, 20, 1e4):
-        blocks = [look(scale * torch.randn(3, n, dtype=torch.float64)) for n in (1, 7, 64, 2, 5, 1, 30)]
+        blocks = [block_statistics(scale * torch.randn(3, n, dtype=torch.float64)) for n in (1, 7, 64, 2, 5, 1, 30)]
         in_order = reduce(merge, blocks)
         for _ in range(20):
             left = [blocks[i] for i in torch.randperm(len(blocks))]
@@ -35,9 +35,9 @@ def having_seen_nothing_changes_nothing():
     """
     torch.manual_seed(0)
     scores = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
-    masked = look(torch.full((3, 5), -torch.inf, dtype=torch.float64))
+    masked = block_statistics(torch.full((3, 5), -torch.inf, dtype=torch.float64))
     assert masked.max.isneginf().all() and not masked.sum.any()
-    seen = look(scores)
+    seen = block_statistics(scores)
     for both in (merge(seen, masked), merge(masked, seen), merge(seen, merge(masked, masked))):
         assert torch.equal(both.max, seen.max) and torch.equal(both.sum, seen.sum)
     (gradient,) = torch.autograd.grad(log_sum(merge(masked, merge(seen, masked))).sum(), scores)
@@ -93,7 +93,7 @@ def equals_torch():
                 gradient = torch.autograd.grad((ours * weight).sum(), scores)[0]
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=near)
                 torch.testing.assert_close(gradient, expected, rtol=0, atol=4 * near)
-                seen = reduce(merge, map(look, scores.split(block, -1)))
+                seen = reduce(merge, map(block_statistics, scores.split(block, -1)))
                 torch.testing.assert_close(log_sum(seen), total, rtol=4 * near, atol=0)
 
 

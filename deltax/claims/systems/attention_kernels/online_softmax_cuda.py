@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from deltax import claim
-from deltax.papers.systems.attention_kernels.online_softmax import Seen, log_sum, look, merge, relative
+from deltax.papers.systems.attention_kernels.online_softmax import (
+    RunningStatistics,
+    block_statistics,
+    log_sum,
+    merge,
+    relative,
+)
 from deltax.papers.systems.attention_kernels.online_softmax_cuda import (
     VECTOR,
     WARP,
@@ -43,7 +49,9 @@ def every_reduction_is_softmax():
 def five_shuffles_tell_every_thread():
     """After n exchanges each thread of a warp holds the merged pair of 2^n threads; after five, that of all 32."""
     torch.manual_seed(0)
-    apart = Seen(torch.zeros(32, 32, dtype=torch.float64), torch.eye(32, dtype=torch.float64))  # row i: thread i alone
+    apart = RunningStatistics(
+        torch.zeros(32, 32, dtype=torch.float64), torch.eye(32, dtype=torch.float64)
+    )  # row i: thread i alone
     held = apart
     for n, bit in enumerate((16, 8, 4, 2, 1), start=1):
         held = exchange(held, bit)
@@ -51,7 +59,7 @@ def five_shuffles_tell_every_thread():
     assert torch.equal(held.sum, torch.ones_like(held.sum)) and torch.equal(held.sum, shuffle(apart).sum)
     scores = 20 * torch.randn(3, 32, 5, dtype=torch.float64)
     expected = scores.flatten(-2).logsumexp(-1)[:, None].expand(-1, 32)
-    torch.testing.assert_close(log_sum(shuffle(look(scores))), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(log_sum(shuffle(block_statistics(scores))), expected, rtol=1e-14, atol=0)
 
 
 @claim
@@ -79,7 +87,7 @@ def one_read_less_is_faster(lab):
             torch.sub(piece, largest, out=place).exp_().div_(total)
 
     def two() -> None:
-        divide(*reduce(merge, (look(piece) for piece, _ in pieces)))
+        divide(*reduce(merge, (block_statistics(piece) for piece, _ in pieces)))
 
     def three() -> None:
         largest = reduce(torch.maximum, (piece.amax(-1) for piece, _ in pieces))

@@ -15,7 +15,7 @@ from deltax.papers.language.attention.softmax_attention import attend
 from deltax.papers.systems.attention_kernels.ring_attention import ring, ring_attention, travel
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import Rules, causal, everywhere
-from deltax.parts.distributed.ring import Held, Ring, as_first, heard_of_all, in_threads, joined, share
+from deltax.parts.distributed.ring import Held, Ring, heard_of_all, in_threads, joined, on_rank_0, shard
 from deltax.parts.distributed.ring_trace import Traced, Transfer, drawn
 
 
@@ -57,8 +57,8 @@ def each_block_is_sent_once_to_all():
             return pass_on(held)
 
         ring.pass_on = counted
-        q, k, v = (share(t, ring).clone().requires_grad_() for t in whole)
-        at = share(torch.arange(12), ring, 0)
+        q, k, v = (shard(t, ring).clone().requires_grad_() for t in whole)
+        at = shard(torch.arange(12), ring, 0)
         out = ring_attention(q, k, v, Rules(mask=part(causal), q_at=at, k_at=at), tile=3)
         counts.append(0)
         out.sum().backward()
@@ -134,7 +134,7 @@ def transfers_hide_behind_tiles(lab):
 
 
 def _first_trains(size: int, time: int) -> None:
-    as_first(size, _train, time)
+    on_rank_0(size, _train, time)
 
 
 def _train(member: Ring, time: int) -> None:
@@ -143,25 +143,25 @@ def _train(member: Ring, time: int) -> None:
     torch.manual_seed(0)
     recipe = (gpt + ring(tile=256)).put("model.stack.depth", 6)
     model = recipe().build({"vocab": 256, "context": time})
-    tokens, at = share(torch.randint(256, (1, time)), member), share(torch.arange(time), member, 0)
+    tokens, at = shard(torch.randint(256, (1, time)), member), shard(torch.arange(time), member, 0)
     cross_entropy(model(tokens, Context(positions=at)).flatten(0, 1), tokens.flatten()).backward()
 
 
 def _first_attends(size: int, time: int) -> None:
-    as_first(size, _attend, time)
+    on_rank_0(size, _attend, time)
 
 
 def _attend(ring: Ring, time: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, time // ring.size, 1, 256, requires_grad=True) for _ in range(3))
-    at = share(torch.arange(time), ring, 0)
+    at = shard(torch.arange(time), ring, 0)
     ring_attention(q, k, v, Rules(mask=part(causal), q_at=at, k_at=at), tile=128).sum().backward()
 
 
 def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
     """Seconds waited for a block, idle and while computing tiles, for each turn."""
     timed = _Timed(ring)
-    at = share(torch.arange(time), ring, 0)
+    at = shard(torch.arange(time), ring, 0)
     q, k, v = torch.randn(3, 1, time // ring.size, 8, 64)
     rules = Rules(mask=part(everywhere), q_at=at, k_at=at)
     idle, computing = lambda: list(travel(timed, (k, v, at))), lambda: ring_attention(q, k, v, rules, tile=512)
@@ -179,7 +179,7 @@ def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
 def _transfers(_: Ring, time: int) -> list[Transfer]:
     """The transfers of one forward and backward pass, after one to warm up."""
     ring = Traced()
-    at = share(torch.arange(time), ring, 0)
+    at = shard(torch.arange(time), ring, 0)
     rules = Rules(mask=part(everywhere), q_at=at, k_at=at)
     with joined(ring):
         for _ in range(2):
@@ -217,9 +217,9 @@ def _check(size: int, rules: Rules, time: int = 12) -> None:
     expected = [out, *torch.autograd.grad((out * weight).sum(), (q, k, v, *learned))]
 
     def member(ring: Ring) -> list[Tensor]:
-        ours = [share(t.detach(), ring).requires_grad_() for t in (q, k, v)]
+        ours = [shard(t.detach(), ring).requires_grad_() for t in (q, k, v)]
         heads = ring_attention(*ours, shared(rules, ring, time), tile=5)
-        return [heads, *torch.autograd.grad((heads * share(weight, ring)).sum(), (*ours, *learned))]
+        return [heads, *torch.autograd.grad((heads * shard(weight, ring)).sum(), (*ours, *learned))]
 
     found = list(zip(*in_threads(size, member), strict=True))
     whole = [torch.cat(pieces, 1) for pieces in found[:4]] + [torch.stack(parts).sum(0) for parts in found[4:]]
@@ -230,11 +230,11 @@ def _check(size: int, rules: Rules, time: int = 12) -> None:
 def shared(rules: Rules, ring: Ring, time: int) -> Rules:
     """A member's share of the rules of a whole sequence of `time` positions."""
     count = torch.arange(time)
-    cut = lambda t, axis: None if t is None else share(t, ring, axis)
+    cut = lambda t, axis: None if t is None else shard(t, ring, axis)
     return replace(
         rules,
-        q_at=share(count if rules.q_at is None else rules.q_at, ring, -1),
-        k_at=share(count if rules.k_at is None else rules.k_at, ring, -1),
+        q_at=shard(count if rules.q_at is None else rules.q_at, ring, -1),
+        k_at=shard(count if rules.k_at is None else rules.k_at, ring, -1),
         q_segments=cut(rules.q_segments, 1),
         k_segments=cut(rules.k_segments, 1),
     )

@@ -139,7 +139,7 @@ def a_trained_model_hardly_notices(lab):
     rises, recipe = [], lab.recipe("gpt")
     for seed in lab.seeds(3):
         run = lab.train(recipe, seed=seed, steps=100)
-        model = sage(recipe)().build(run.task.facts).eval()
+        model = sage(recipe)().build(run.task.task_spec).eval()
         model.load_state_dict(run.model.state_dict())
         rises.append(run.task.evaluate(model, recipe["objective"]).score - run.score)
     return lab.at_most(rises, 0.005, unit="bits per byte")

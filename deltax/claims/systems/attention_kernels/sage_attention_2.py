@@ -149,7 +149,7 @@ def a_trained_model_hardly_notices(lab):
     rises, recipe = [], lab.recipe("gpt")
     for seed in lab.seeds(3):
         run = lab.train(recipe, seed=seed, steps=100)
-        model = sage_2(recipe)().build(run.task.facts).eval()
+        model = sage_2(recipe)().build(run.task.task_spec).eval()
         model.load_state_dict(run.model.state_dict())
         rises.append(run.task.evaluate(model, recipe["objective"]).score - run.score)
     return lab.at_most(rises, 0.01, unit="bits per byte")
@@ -187,6 +187,6 @@ def smoothed_values(v: Values, heads: int, scores: Scores, kernel: Callable[[Val
 
 
 def _weighed(scores: Scores, v: Values) -> Heads:
-    blind = scores.isneginf().all(-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+    fully_masked = scores.isneginf().all(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(fully_masked, 0.0), -1).masked_fill(fully_masked, 0.0)
     return torch.einsum("bhts,bshk->bthk", weights, v.repeat_interleave(weights.shape[1] // v.shape[2], 2))

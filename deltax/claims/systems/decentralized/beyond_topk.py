@@ -50,8 +50,8 @@ def all_columns_are_the_pipeline_without():
     """With keep = 1, logits equal those of the model without cuts, to the bit."""
     torch.manual_seed(0)
     tiny = gpt.put("model.dim", 12).put("model.stack.depth", 2)
-    facts, tokens = {"vocab": 11, "context": 9}, torch.randint(11, (2, 9))
-    plain, cut = tiny().build(facts), (tiny + beyond_topk(keep=1.0))().build(facts)
+    task_spec, tokens = {"vocab": 11, "context": 9}, torch.randint(11, (2, 9))
+    plain, cut = tiny().build(task_spec), (tiny + beyond_topk(keep=1.0))().build(task_spec)
     cut.load_state_dict({_inside(k): v for k, v in plain.state_dict().items()})
     assert torch.equal(plain(tokens), cut(tokens))
 

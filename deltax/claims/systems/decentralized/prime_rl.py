@@ -183,7 +183,7 @@ def two_steps_of_lag_cost_little(lab):
         wrong["at the start"].append(start.score)
         for name, (lag, delta) in kinds.items():
             recipe = small + grpo(questions=8) + prime_rl(lag=lag, delta=delta)
-            run = lab.train(recipe, seed=seed, steps=150, rate=0.3, weights=start.model.state_dict())
+            run = lab.train(recipe, seed=seed, steps=150, lr_scale=0.3, weights=start.model.state_dict())
             wrong[name].append(1.0 if run.diverged else run.score)
             largest[name].append(max(loss for _, loss in run.losses))
     gaps = [late - fresh for fresh, late in zip(wrong["no lag"], wrong["lag 2"], strict=True)]
@@ -207,7 +207,7 @@ def _one(logits: Tensor, token: int) -> Tensor:
 def _tiny(tree: Part, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     path = next(p for p, value in [("model", tree["model"]), *tree.walk()] if p.endswith("dim"))
-    model = tree.put(path, 12).put(path.replace("dim", "stack.depth"), 1)().build(Arithmetic().facts)
+    model = tree.put(path, 12).put(path.replace("dim", "stack.depth"), 1)().build(Arithmetic().task_spec)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     for module in [*model.modules()][::-1]:

@@ -68,7 +68,7 @@ def turning_finds_the_gradients():
     u = torch.linalg.qr(torch.randn(9, 3, dtype=torch.float64)).Q
     lost = lambda u: (gradients - gradients @ u @ u.mT).square().sum()
     for _ in range(300):
-        after = turn(u, gradients, rate=0.4)
+        after = turn(u, gradients, lr=0.4)
         assert lost(after) <= lost(u) * (1 + 1e-12)
         u = after
     torch.testing.assert_close(u.mT @ u, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)

@@ -119,7 +119,7 @@ def _rates(lab: Any, kinds: Sequence[str]) -> dict[str, list[Sorted]]:
         promised = deepcopy(run.model).bfloat16()
         others = {"other seed": lambda s=seed: lab.train(recipe, seed=s + 100, steps=100).model}
         others["20 more steps"] = lambda r=run, s=seed: (
-            lab.train(recipe, seed=s + 200, steps=20, rate=0.3, weights=r.model.state_dict()).model
+            lab.train(recipe, seed=s + 200, steps=20, lr_scale=0.3, weights=r.model.state_dict()).model
         )
         for kind, rounded in ROUNDED.items():
             others[kind] = lambda r=run, f=rounded: _with_weights(r.model, f)

@@ -47,7 +47,7 @@ def a_stage_holds_no_more_than_its_distance_from_the_end():
 def without_a_flush_gradients_are_as_old_as_the_way_is_long():
     """With 4 stages and a full pipe, stage s applies gradients 3 - s steps late and keeps 4 - s weight versions."""
     stages, x, y = layers(4)
-    stash = Stash(stages, rate=0.05)
+    stash = Stash(stages, lr=0.05)
     stash.run(x.chunk(12), against(y, 12))
     assert [late[4:] for late in stash.stale] == [[3 - s] * 8 for s in range(4)]
     assert stash.kept == [4 - s for s in range(4)]
@@ -61,7 +61,7 @@ def a_piece_goes_back_by_the_weights_it_came_by():
         stages, x, y = layers(3)
         loss = against(y, 6)
         cut = [nn.Sequential(*stages)] if count == 1 else stages
-        Stash(cut, rate=0.1).run(x.chunk(6), loss)
+        Stash(cut, lr=0.1).run(x.chunk(6), loss)
         ends.append(torch.cat([p.detach().flatten() for p in stages.parameters()]))
     stages, x, y = layers(3)
     optimizer = torch.optim.SGD(stages.parameters(), lr=0.1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltax import claim, part
 from deltax.papers.systems.performance.activation_checkpointing import _through, activation_checkpointing, in_segments
 from deltax.parts.attention.context import Context
-from deltax.parts.model.stack import Stack, straight
+from deltax.parts.model.stack import Stack, sequential
 from deltax.shapes import Stream
 
 
@@ -63,13 +63,13 @@ def the_same_to_the_bit():
     The gradient of the context is summed in another order, so it is equal to 1e-13.
     """
     for depth, count in ((1, None), (7, None), (7, 1), (7, 7), (7, 3)):
-        _same(*(_step(*twin) for twin in _twins(depth, (part(straight), part(in_segments, count=count)))))
+        _same(*(_step(*twin) for twin in _twins(depth, (part(sequential), part(in_segments, count=count)))))
 
 
 @claim
 def memory_grows_like_the_root_of_depth():
     """From 16 to 64 to 256 layers, the most saved tensors at most double each time, where plain ones grow 3.9 times."""
-    once, plain = ([_most_kept(n, run) for n in (16, 64, 256)] for run in (in_segments, straight))
+    once, plain = ([_most_kept(n, run) for n in (16, 64, 256)] for run in (in_segments, sequential))
     assert once[1] <= 2 * once[0] and once[2] <= 2 * once[1]
     assert plain[1] >= 3.9 * plain[0] and plain[2] >= 3.9 * plain[1]
     assert once[2] < plain[2] / 5
@@ -79,7 +79,7 @@ def memory_grows_like_the_root_of_depth():
 def one_more_forward_pass():
     """With 7 blocks, a step runs 14 block forwards in any segmentation, and 7 in plain backpropagation."""
     runs = []
-    for passage in (part(straight), part(in_segments), part(in_segments, count=3)):
+    for passage in (part(sequential), part(in_segments), part(in_segments, count=3)):
         [(stack, x, ctx)] = _twins(7, (passage,))
         times: list[nn.Module] = []
         for block in stack.blocks:
@@ -95,7 +95,7 @@ def equals_torch():
     from torch.utils.checkpoint import checkpoint as peer
 
     for reentrant in (True, False):
-        (ours, x, ctx), (theirs, y, beside) = _twins(4, (part(in_segments, count=2), part(straight)))
+        (ours, x, ctx), (theirs, y, beside) = _twins(4, (part(in_segments, count=2), part(sequential)))
         for block in (*ours.blocks, *theirs.blocks):
             block.norm = nn.Identity()
         theirs.passage = partial(_in_two, partial(peer, use_reentrant=reentrant))

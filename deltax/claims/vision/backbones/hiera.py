@@ -11,7 +11,7 @@ from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.papers.vision.backbones.hiera import NormedMean, OverlappingPatches, hiera
 from deltax.papers.vision.backbones.q_pooled_attention import ZOrdered, q_pooled_attention
 from deltax.papers.vision.backbones.vit import vit
-from deltax.papers.vision.self_supervised.mae import keep, mae, masked_error, standardised
+from deltax.papers.vision.self_supervised.mae import mae, masked_error, random_masking, standardised
 from deltax.parts.attention.context import Context
 from deltax.parts.model.patches import LearnedGrid, Patches, patchify, unpatchify
 from deltax.weights.vision.backbones.hiera import from_hf, pretraining_from_hf
@@ -56,7 +56,7 @@ def what_is_not_seen_does_not_reach_what_is():
     for patches in (part(Patches, patch=1), part(OverlappingPatches, patch=1, reach=3)):
         recipe = _masked.set(ZOrdered, inner=patches)
         model = randomise(recipe["model"](2, (8, 12)))
-        images, kept = torch.randn(2, 2, 8, 12, dtype=torch.float64), keep(torch.rand(2, 6), 0.5)
+        images, kept = torch.randn(2, 2, 8, 12, dtype=torch.float64), random_masking(torch.rand(2, 6), 0.5)
         hidden = torch.ones(2, 6, dtype=torch.bool).scatter(1, kept, False)
         other = unpatchify(patchify(images, 4).masked_fill(hidden[..., None], torch.nan), 4, (2, 3))
         assert model.encode(images, kept).shape == (2, 3, 24)

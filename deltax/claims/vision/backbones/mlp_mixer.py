@@ -9,8 +9,8 @@ from deltax.papers.language.attention.softmax_attention import Attention
 from deltax.papers.vision.backbones.mlp_mixer import mlp_mixer
 from deltax.papers.vision.backbones.vit import mean_pooled, vit
 from deltax.parts.attention.context import Context
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.mlp import gelu
-from deltax.parts.model.nothing import Nothing
 from deltax.parts.model.stack import Block
 from deltax.shapes import Stream
 
@@ -45,7 +45,7 @@ def every_feature_is_mixed_alike_and_alone():
 def places_are_known_without_position_vectors():
     """Shuffling the patches does more than shuffle the stream, where attention without positions does no more."""
     for delta, knows in ((mlp_mixer(context=6), True), (mean_pooled, False)):
-        recipe = (paper_of(vit)(dim=12, depth=2, heads=3, patch=3) + delta).fill("position", Nothing)
+        recipe = (paper_of(vit)(dim=12, depth=2, heads=3, patch=3) + delta).fill("position", Identity)
         trunk = randomise(recipe["model.trunk"](2, (6, 9)))
         tokens, order = torch.randn(2, 6, 12, dtype=torch.float64), torch.tensor([3, 0, 5, 1, 2, 4])
         assert torch.allclose(trunk.read(tokens[:, order]), trunk.read(tokens)[:, order]) != knows

@@ -9,7 +9,7 @@ from deltax import claim, part
 from deltax.claims.checking import assert_equal, gradients, randomise, same_gradients
 from deltax.paper import paper_of
 from deltax.papers.vision.backbones.vit import attention_maps, mean_pooled, resized, vit
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.patches import Grid, ImageClassifier, Patches, patchify, unpatchify
 from deltax.shapes import Images
 from deltax.tasks.images.digits import Digits
@@ -37,7 +37,7 @@ def without_positions_a_picture_is_a_bag_of_patches():
     images = torch.randn(2, 2, 6, 9, dtype=torch.float64)
     order = torch.randperm(6)
     shuffled = unpatchify(patchify(images, 3)[:, order], 3, (2, 3))
-    bag = mean_pooled(_tiny).fill("position", Nothing)
+    bag = mean_pooled(_tiny).fill("position", Identity)
     for recipe, same in ((bag, True), (mean_pooled(_tiny), False)):
         model = randomise(recipe().build({"channels": 2, "size": (6, 9), "classes": 5}))
         assert torch.allclose(model(shuffled), model(images)) == same

@@ -14,13 +14,13 @@ from deltax.papers.vision.self_supervised.mae import (
     Filled,
     MaskedAutoencoder,
     Pixels,
-    fill_in,
     filled_in,
-    keep,
+    gather,
     mae,
     masked_error,
+    random_masking,
+    reconstruct,
     standardised,
-    take,
 )
 from deltax.parts.model.patches import patchify, unpatchify
 from deltax.shapes import Images
@@ -38,23 +38,23 @@ def the_encoder_does_not_see_what_is_masked():
     """Whatever stands in the masked patches, NaN included, the latents are the same to the bit; and what the encoder
     makes of seen patches is what a ViT makes of them alone."""
     model, images = _tiny()
-    kept = keep(torch.rand(2, 6), 0.5)
+    kept = random_masking(torch.rand(2, 6), 0.5)
     hidden = Filled(torch.empty(2, 6, 0), kept).masked
     other = unpatchify(patchify(images, 3).masked_fill(hidden[..., None], torch.nan), 3, (2, 3))
     latent = model.encode(images, kept)
     assert latent.shape == (2, 1 + 3, 12)
     assert torch.equal(model.encode(other, kept), latent)
-    torch.testing.assert_close(model.trunk.read(take(model.trunk.tokens(images), kept)), latent)
+    torch.testing.assert_close(model.trunk.read(gather(model.trunk.tokens(images), kept)), latent)
 
 
 @claim
 def masking_nothing_is_the_vit():
     """With a ratio of 0 every patch is kept, and put back in order the latents are the ViT's."""
     model, images = _tiny()
-    kept = keep(torch.rand(2, 6), 0.0)
+    kept = random_masking(torch.rand(2, 6), 0.0)
     latent = model.encode(images, kept)
     order = kept.argsort(1)
-    torch.testing.assert_close(torch.cat([latent[:, :1], take(latent[:, 1:], order)], 1), model.trunk(images))
+    torch.testing.assert_close(torch.cat([latent[:, :1], gather(latent[:, 1:], order)], 1), model.trunk(images))
 
 
 @claim
@@ -62,10 +62,10 @@ def what_is_taken_is_put_back():
     """The decoder's gather and scatter undo each other: seen patches return to their places, and mask tokens stand
     everywhere else."""
     model, _ = _tiny()
-    x, kept = torch.randn(2, 6, 12, dtype=torch.float64), keep(torch.rand(2, 6), 0.4)
+    x, kept = torch.randn(2, 6, 12, dtype=torch.float64), random_masking(torch.rand(2, 6), 0.4)
     given = []
     model.pixel_decoder.stack.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    model.pixel_decoder(torch.cat([x[:, :1], take(x, kept)], 1), kept)
+    model.pixel_decoder(torch.cat([x[:, :1], gather(x, kept)], 1), kept)
     entered = given[0][:, 1:] - model.pixel_decoder.position.table
     masked = Filled(x, kept).masked[..., None]
     expected = torch.where(masked, model.pixel_decoder.mask_token, model.pixel_decoder.enter(x))
@@ -78,7 +78,7 @@ def only_masked_patches_are_learned():
     the others."""
     torch.manual_seed(0)
     said, target = torch.randn(2, 2, 7, 5, dtype=torch.float64).requires_grad_().unbind()
-    filled = Filled(said, keep(torch.rand(2, 7), 0.6))
+    filled = Filled(said, random_masking(torch.rand(2, 7), 0.6))
     loss = masked_error(filled, target)
     for gradient in torch.autograd.grad(loss.sum(), (said, target)):
         assert torch.equal(gradient.abs().amax(-1) > 0, filled.masked)
@@ -132,7 +132,7 @@ def a_sparse_encoder_costs_less(lab):
     images, labels, steps = torch.randn(16, 1, 32, 32), torch.zeros(16), []
     for ratio in (0.75, 0.0):
         model = recipe.set(MaskedAutoencoder, ratio=ratio)["model"](1, 32)
-        steps.append(lambda model=model: fill_in(model, Batch(images, labels)).sum().backward())
+        steps.append(lambda model=model: reconstruct(model, Batch(images, labels)).sum().backward())
     found = lab.ratio(*steps)
     return lab.verdict(faster(found, 2.0), estimate=found.value, interval=found, unit="times the time")
 

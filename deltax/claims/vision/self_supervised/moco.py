@@ -20,11 +20,11 @@ def the_slow_network_gets_no_gradient():
         model = _small(momentum=momentum).train()
         for parameter in model.inner.parameters():
             nn.init.normal_(parameter, std=0.3)
-        start = [p.clone() for p in model.slow.parameters()]
+        start = [p.clone() for p in model.key_encoder.parameters()]
         queued_contrast(model, _batch(5)).mean().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.inner.parameters())
-        assert all(p.grad is None for p in model.slow.parameters())
-        for slow, fast, before in zip(model.slow.parameters(), model.inner.parameters(), start, strict=True):
+        assert all(p.grad is None for p in model.key_encoder.parameters())
+        for slow, fast, before in zip(model.key_encoder.parameters(), model.inner.parameters(), start, strict=True):
             torch.testing.assert_close(slow.data, momentum * before + (1 - momentum) * fast.data)
             assert torch.equal(slow, fast) == (momentum == 0)
 

@@ -66,7 +66,7 @@ def features_are_learned_without_labels(lab):
     held-out digits than those of the network before training."""
     gains, runs = [], [lab.train("simclr", seed=seed) for seed in lab.seeds(3)]
     for run, seed in zip(runs, lab.seeds(3), strict=True):
-        gains.append(lab.train("simclr", seed=seed, steps=1, rate=0.0).score - run.score)
+        gains.append(lab.train("simclr", seed=seed, steps=1, lr_scale=0.0).score - run.score)
     task = lab.task("simclr")
     numbers = {"error of the probe, %": [run.score for run in runs], "of raw pixels": task.probe(_pixels).score}
     figures = {"A digit and eleven views of it": lab.figure(_views(task.all().images[:1]))}

@@ -110,8 +110,8 @@ def _fine_tuned(lab, seed: int, *, from_one_start: bool):
     turned = upright.put("task", part(ZipCodes, images=100, turn=40.0)).put("loop.steps", 150)
     start = lab.train(upright, seed=seed).model.state_dict() if from_one_start else None
     runs = [
-        lab.train(turned, seed=seed + 100 * copy, rate=rate, weights=start)
-        for rate in (1.0, 2.0, 3.0, 4.0)
+        lab.train(turned, seed=seed + 100 * copy, lr_scale=lr_scale, weights=start)
+        for lr_scale in (1.0, 2.0, 3.0, 4.0)
         for copy in (1, 2)
     ]
     model, held_out = runs[0].model, lab.task(turned).all()

@@ -9,7 +9,7 @@ from deltax.paper import paper_of
 from deltax.papers.generative.fsq import fsq
 from deltax.papers.vision.video.cosmos_tokenizer import CosmosDecoder, CosmosEncoder, cosmos_tokenizer
 from deltax.papers.vision.video.haar_wavelet_tokenizer import Haar
-from deltax.parts.model.autoencoder import Autoencoder, Open
+from deltax.parts.model.autoencoder import Autoencoder, NoBottleneck
 from deltax.parts.model.videos import Cubes, film
 from deltax.weights.vision.video.cosmos_tokenizer import from_hf
 
@@ -42,7 +42,7 @@ def rates_are_products():
         model = Autoencoder(
             2,
             encoder=part(CosmosEncoder, **parts),
-            bottleneck=part(Open, width=3),
+            bottleneck=part(NoBottleneck, width=3),
             decoder=part(CosmosDecoder, **parts),
         )
         time, plane = model.encoder.patch
@@ -84,7 +84,7 @@ def equals_diffusers():
     ours = Autoencoder(
         2,
         encoder=part(CosmosEncoder, widths=(4, 6, 8, 8), **shared),
-        bottleneck=part(Open, width=3),
+        bottleneck=part(NoBottleneck, width=3),
         decoder=part(CosmosDecoder, widths=(6, 8, 4, 8), **shared),
     ).double()
     ours.load_state_dict(from_hf(theirs.state_dict()))

@@ -14,8 +14,8 @@ from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.papers.vision.video.factorized_spacetime import AlongTime, FactorizedConv, SpaceTimeBlock, WithinFrames
 from deltax.parts.attention.context import Context, DecodingState
 from deltax.parts.attention.scores import Rules, causal, everywhere
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.mlp import MLP
-from deltax.parts.model.nothing import Nothing
 from deltax.parts.model.stack import Block, PreNorm
 from deltax.parts.model.videos import as_maps, as_stream, preceded
 
@@ -141,7 +141,7 @@ def looking_both_ways_it_has_no_direction():
 def with_nothing_said_along_time_each_frame_is_a_picture():
     """With the branch along time left empty the block is the one it replaced, on each frame."""
     block = _block()
-    block.rest.mixer = Nothing()
+    block.rest.mixer = Identity()
     block.rest.mixer_residual = _Skipped()
     plain = _plain(8).double()
     plain.load_state_dict(

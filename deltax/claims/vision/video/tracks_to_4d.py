@@ -17,18 +17,18 @@ from deltax.papers.vision.video.tracks_to_4d import (
     scene_of,
     tracks_to_4d,
 )
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
 from deltax.tasks.images.tracks import depth_error, image_error
 
 
-def optimised(tracks: Points, *, bases: int = 4, steps: int = 1000, rate: float = 0.02) -> Scene:
+def optimised(tracks: Points, *, bases: int = 4, steps: int = 1000, lr: float = 0.02) -> Scene:
     """What the network is to save: each film's scene found by itself, `steps` of Adam on `explain` from a small random
     cloud before cameras that stand still."""
     count, frames, points, _ = tracks.shape
     torch.manual_seed(0)
     cameras = tracks.new_zeros(count, frames, 8 + bases).requires_grad_()
     shapes = (0.1 * torch.randn(count, points, 3 * bases + 1)).to(tracks).requires_grad_()
-    adam = torch.optim.Adam([cameras, shapes], lr=rate)
+    adam = torch.optim.Adam([cameras, shapes], lr=lr)
     for _ in range(steps):
         adam.zero_grad()
         explain(scene_of(cameras, shapes), tracks).sum().backward()
@@ -57,7 +57,7 @@ def points_have_no_order():
 def time_runs_forward():
     """Without positions in time, shuffled images give shuffled cameras and coefficients and the same shapes; with them
     they do not."""
-    for position, same in ((Nothing, True), (Sinusoidal, False)):
+    for position, same in ((Identity, True), (Sinusoidal, False)):
         model, tracks = _tiny(position)
         order = torch.tensor([3, 0, 4, 1, 2])
         plain, mixed = model(tracks), model(tracks[:, order])
@@ -115,7 +115,7 @@ def one_pass_saves_the_time(lab):
     """One pass over a film takes at least 20 times less time than 1000 steps of optimising that film alone."""
     recipe = lab.recipe("tracks-to-4d")
     tracks = lab.task(recipe).all().tracks[:1]
-    model = recipe().build(lab.task(recipe).facts).eval()
+    model = recipe().build(lab.task(recipe).task_spec).eval()
     once = torch.no_grad()(lambda: model(tracks))
     ratio = lab.ratio(once, lambda: optimised(tracks, steps=100), repeats=5)
     low, high = 10 * ratio.low, 10 * ratio.high

@@ -12,7 +12,7 @@ from deltax.papers.vision.backbones.vit import vit
 from deltax.papers.vision.video.factorized_spacetime import factorized_spacetime
 from deltax.papers.vision.video.vitok import ROOM, floats, standing, vitok
 from deltax.parts.attention.context import Context
-from deltax.parts.model.autoencoder import Gaussian, Open, divergence
+from deltax.parts.model.autoencoder import Gaussian, NoBottleneck, divergence
 from deltax.parts.model.videos import Cube, as_maps, as_stream, cubed, uncubed
 from deltax.tasks.images.videos import MovingDigits
 
@@ -79,7 +79,7 @@ def the_mean_alone_is_a_plain_autoencoder():
     """In evaluation the latent is the mean, and its floats decoded are what a plain autoencoder of the same weights
     gives; in training it is drawn, with that mean and variance."""
     model, video = _tiny()
-    plain = _recipe().put("model.bottleneck", part(Open, width=3))().build({"channels": 2}).double()
+    plain = _recipe().put("model.bottleneck", part(NoBottleneck, width=3))().build({"channels": 2}).double()
     weights = model.state_dict()
     weights["encoder.leave.weight"], weights["encoder.leave.bias"] = (
         weights[f"encoder.leave.{name}"][:3] for name in ("weight", "bias")

@@ -22,7 +22,7 @@ from deltax.contract import needs
 from deltax.papers.language.models.gpt import gpt
 from deltax.parts.rewriting import surgery
 from deltax.parts.training.roles import tag
-from deltax.parts.training.run import told
+from deltax.parts.training.run import build_model
 
 
 class LoRA(nn.Module):
@@ -74,9 +74,9 @@ def lora(recipe: Part, *, rank: int = 8, alpha: float = 8.0) -> Part:
 
 
 @needs(inside=("LoRA",))
-def adapters_only(*, inner: Part, **facts: Any) -> nn.Module:
+def adapters_only(*, inner: Part, **task_spec: Any) -> nn.Module:
     """The inner model, with all parameters frozen except A and B of its adapters."""
-    model = told(inner, facts).requires_grad_(False)
+    model = build_model(inner, task_spec).requires_grad_(False)
     for module in model.modules():
         if isinstance(module, LoRA):
             module.a.requires_grad_()

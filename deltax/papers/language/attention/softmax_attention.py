@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltax import Part, paper, part
-from deltax.parts.attention.context import Context, placed
+from deltax.parts.attention.context import Context, with_pos_embed
 from deltax.parts.attention.scores import Rules, among, causal, everywhere, unchanged
-from deltax.parts.model.linear import Linear, Out
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
+from deltax.parts.model.linear import Linear, OutProj
 from deltax.shapes import Heads, Keys, Memory, OtherStream, Queries, Stream, Values
 
 
@@ -34,8 +34,8 @@ def attend(q: Queries, k: Keys, v: Values, rules: Rules | None = None) -> Heads:
     scores = torch.einsum("bthk,bshk->bhts", q, k) / math.sqrt(q.shape[-1])
     scores = (rules or Rules())(scores)
     # the softmax of a row of -inf is NaN: a query with every key masked gets zeros instead
-    blind = scores.isneginf().all(-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+    fully_masked = scores.isneginf().all(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(fully_masked, 0.0), -1).masked_fill(fully_masked, 0.0)
     return torch.einsum("bhts,bshk->bthk", weights, v)
 
 
@@ -55,7 +55,7 @@ class Projections(nn.Module):
         query: Part = part(Linear),
         key: Part = part(Linear),
         value: Part = part(Linear),
-        out: Part = part(Out),
+        out: Part = part(OutProj),
     ):
         super().__init__()
         if dim % heads:
@@ -89,8 +89,8 @@ class Attention(nn.Module):
         *,
         heads: int = 4,
         project: Part = part(Projections),
-        qk_norm: Part = part(Nothing),
-        qk_position: Part = part(Nothing),
+        qk_norm: Part = part(Identity),
+        qk_position: Part = part(Identity),
         score: Part = part(unchanged),
         mask: Part = part(everywhere),
         kernel: Part = part(attend),
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self.project = project(dim, heads)
         self.query_norm, self.key_norm = qk_norm(dim // heads), qk_norm(dim // heads)
         self.position = qk_position(dim // heads)
-        self.score = score(heads) if isinstance(score.make, type) else score
+        self.score = score(heads) if isinstance(score.target, type) else score
         self.mask = mask
         self.kernel = kernel
 
@@ -118,7 +118,7 @@ class Attention(nn.Module):
     def heads(self, x: Stream, ctx: Context) -> tuple[Float[Tensor, "B _ H K"], Keys, Values]:
         """Queries, keys and values after qk_norm and qk_position. A projection may give fewer queries than T."""
         # position vectors are added for queries and keys, not for values
-        standing = placed(x, ctx.place)
+        standing = with_pos_embed(x, ctx.pos_embed)
         q, k, v = self.project.split(standing, standing, x)
         here = ctx.where(x)
         return self.position(self.query_norm(q), here), self.position(self.key_norm(k), here), v
@@ -140,10 +140,10 @@ class CrossAttention(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
-        keys = placed(ctx.memory, ctx.memory_place)
-        q, k, v = self.project.split(placed(x, ctx.place), keys, ctx.memory)
+        keys = with_pos_embed(ctx.memory, ctx.memory_pos_embed)
+        q, k, v = self.project.split(with_pos_embed(x, ctx.pos_embed), keys, ctx.memory)
         # without a memory mask every query attends to every position of the memory
-        seen = part(everywhere) if ctx.memory_seen is None else among(ctx.memory_seen)
+        seen = part(everywhere) if ctx.memory_mask is None else among(ctx.memory_mask)
         # a memory without segments is seen by every segment of the stream
         segments = None if ctx.memory_segments is None else ctx.segments
         rules = Rules(mask=seen, q_segments=segments, k_segments=ctx.memory_segments)

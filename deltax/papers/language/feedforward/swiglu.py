@@ -12,7 +12,7 @@ from torch import nn
 
 from deltax import Part, paper, part
 from deltax.papers.language.models.transformer import transformer
-from deltax.parts.model.linear import Matrix, OutMatrix
+from deltax.parts.model.linear import LinearNoBias, OutProjNoBias
 from deltax.parts.numerics.counts import above
 from deltax.shapes import Stream
 
@@ -33,10 +33,10 @@ class SwiGLU(nn.Module):
         dim: int,
         *,
         widen: float = 4,
-        gate: Part = part(Matrix),
+        gate: Part = part(LinearNoBias),
         activation: Part = part(silu),
-        up: Part = part(Matrix),
-        down: Part = part(OutMatrix),
+        up: Part = part(LinearNoBias),
+        down: Part = part(OutProjNoBias),
     ):
         super().__init__()
         above(0, widen=widen)

@@ -30,7 +30,7 @@ from deltax.papers.optimization.normalization.layer_norm import LayerNorm, layer
 from deltax.parts.attention.context import Context, DecodingState, takes_context
 from deltax.parts.attention.scores import causal
 from deltax.parts.model.language_model import Embedding, Tied
-from deltax.parts.model.linear import Glorot
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.model.mlp import MLP, relu
 from deltax.parts.model.stack import Block, PostNorm, Stack
 from deltax.parts.training.objectives import next_token_given_source
@@ -166,9 +166,9 @@ def _segments(tokens: Tokens) -> Tensor:
 @paper(on=(softmax_attention, layer_norm), year=2017, arxiv="1706.03762")
 def transformer(*, dim: int = 64, depth: int = 2, heads: int = 4) -> Part:
     # Xavier initialisation, as in torch.nn.Transformer; the paper states none
-    project = part(Projections, query=Glorot, key=Glorot, value=Glorot, out=Glorot)
+    project = part(Projections, query=XavierLinear, key=XavierLinear, value=XavierLinear, out=XavierLinear)
     attention = part(Attention, heads=heads, project=project)
-    mlp = part(MLP, up=Glorot, activation=relu, down=Glorot)
+    mlp = part(MLP, up=XavierLinear, activation=relu, down=XavierLinear)
     residual = part(PostNorm, norm=LayerNorm)
     block = part(Block, mixer=attention, mlp=mlp, residual=residual)
     decoder_block = part(
@@ -193,7 +193,7 @@ def transformer(*, dim: int = 64, depth: int = 2, heads: int = 4) -> Part:
         task=Reversal,
         objective=next_token_given_source,
         batches=from_task,
-        optimizer=part(adamw, rate=2e-3, beta2=0.98, decay=0.0),
+        optimizer=part(adamw, lr=2e-3, beta2=0.98, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=32, steps=1200),
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deltax import Part, paper
 from deltax.papers.language.models.gpt import gpt
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
 from deltax.shapes import Scores
 
 
@@ -48,4 +48,4 @@ class Distance(nn.Module):
 @paper(on=gpt, arxiv="2108.12409", year=2021)
 def alibi(recipe: Part, *, strength: float = 1.0) -> Part:
     # nothing is added to the embeddings
-    return recipe.fill("position", Nothing).fill("score", Distance, strength=strength)
+    return recipe.fill("position", Identity).fill("score", Distance, strength=strength)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deltax import Part, UserError, paper
 from deltax.papers.language.attention.softmax_attention import softmax_attention
 from deltax.papers.language.models.transformer import transformer
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
 from deltax.shapes import Heads, Positions
 
 
@@ -61,4 +61,4 @@ class Rotary(nn.Module):
 @paper(on=(softmax_attention, transformer), arxiv="2104.09864", year=2021, whole="gpt")
 def rope(recipe: Part, *, base: float = 10_000.0) -> Part:
     # nothing is added to the embeddings
-    return recipe.fill("position", Nothing).fill("qk_position", Rotary, base=base)
+    return recipe.fill("position", Identity).fill("qk_position", Rotary, base=base)

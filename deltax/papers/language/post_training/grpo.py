@@ -77,7 +77,7 @@ def group_relative(model: nn.Module, batch: Rollouts, *, clip: float = 0.2, beta
 
 @paper(on=ppo, year=2024, arxiv="2402.03300")
 def grpo(recipe: Part, *, group: int = 16, questions: int = 16, clip: float = 0.2, beta: float = 0.04) -> Part:
-    if not hasattr(recipe["task"].make, "reward"):
+    if not hasattr(recipe["task"].target, "reward"):
         recipe = recipe.fill("task", Arithmetic)
     recipe = recipe.wrap("model", Referenced).set(Loop, batch=group * questions)
     return recipe.fill("batches", rollouts, group=group).fill("objective", group_relative, clip=clip, beta=beta)

@@ -84,28 +84,28 @@ class Asynchronous(Replicas):
 
 
 class DelayedNesterov(torch.optim.Optimizer):
-    """w <- w - rate g / N at each step; at each N-th also m <- momentum m + (mean of the N), w <- w - rate momentum m.
+    """w <- w - lr g / N at each step; at each N-th also m <- momentum m + (mean of the N), w <- w - lr momentum m.
 
     Algorithm 3 with c = 0. After N steps the weights have moved as by one of Nesterov's steps along the mean.
     """
 
-    def __init__(self, weights: Sequence[Tensor], *, rate: float = 0.7, momentum: float = 0.9, buffer: int = 4):
-        super().__init__(weights, {"lr": rate, "momentum": momentum, "buffer": buffer})
+    def __init__(self, weights: Sequence[Tensor], *, lr: float = 0.7, momentum: float = 0.9, buffer: int = 4):
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "buffer": buffer})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         for group in self.param_groups:
-            rate, momentum, buffer = group["lr"], group["momentum"], group["buffer"]
+            lr, momentum, buffer = group["lr"], group["momentum"], group["buffer"]
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
                     state.update(pushes=torch.zeros(()), waiting=torch.zeros_like(p), momentum=torch.zeros_like(p))
                 state["pushes"] += 1
                 state["waiting"].add_(p.grad, alpha=1 / buffer)
-                p.add_(p.grad, alpha=-rate / buffer)
+                p.add_(p.grad, alpha=-lr / buffer)
                 if state["pushes"] % buffer == 0:
                     state["momentum"].mul_(momentum).add_(state["waiting"])
-                    p.add_(state["momentum"], alpha=-rate * momentum)
+                    p.add_(state["momentum"], alpha=-lr * momentum)
                     state["waiting"].zero_()
 
 
@@ -115,8 +115,8 @@ def async_local_sgd(
     *,
     speeds: Sequence[float] = (1, 1, 2, 4),
     every: int = 20,
-    outer_rate: float = 0.7,
+    outer_lr: float = 0.7,
     outer_momentum: float = 0.9,
 ) -> Part:
-    outer = part(DelayedNesterov, rate=outer_rate, momentum=outer_momentum, buffer=len(speeds))
+    outer = part(DelayedNesterov, lr=outer_lr, momentum=outer_momentum, buffer=len(speeds))
     return recipe.wrap("optimizer", Asynchronous, outer=outer, speeds=tuple(speeds), every=every, pace=part(by_speed))

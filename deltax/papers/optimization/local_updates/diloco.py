@@ -26,7 +26,7 @@ def unreliable(round: int, worker: int, *, share: float = 0.3, seed: int = 0) ->
 
 @paper(on=(local_sgd, nesterov_outer, adamw), arxiv="2311.08105", year=2023)
 def diloco(
-    recipe: Part, *, workers: int = 4, every: int = 20, outer_rate: float = 0.7, outer_momentum: float = 0.9
+    recipe: Part, *, workers: int = 4, every: int = 20, outer_lr: float = 0.7, outer_momentum: float = 0.9
 ) -> Part:
     recipe = local_sgd(recipe, workers=workers, every=every)
-    return nesterov_outer(recipe, rate=outer_rate, momentum=outer_momentum)
+    return nesterov_outer(recipe, lr=outer_lr, momentum=outer_momentum)

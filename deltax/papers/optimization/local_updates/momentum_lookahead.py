@@ -22,19 +22,19 @@ from deltax.papers.optimization.local_updates.async_nesterov_pp import async_nes
 
 
 class LookAhead(torch.optim.Optimizer):
-    """m <- momentum m + (1 - momentum) g; w <- w - rate (g + momentum m), for weights that stand ahead already."""
+    """m <- momentum m + (1 - momentum) g; w <- w - lr (g + momentum m), for weights that stand ahead already."""
 
-    def __init__(self, weights: Sequence[Tensor], *, rate: float = 0.7, momentum: float = 0.9):
-        super().__init__(weights, {"lr": rate, "momentum": momentum})
+    def __init__(self, weights: Sequence[Tensor], *, lr: float = 0.7, momentum: float = 0.9):
+        super().__init__(weights, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
+            lr, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - momentum)
-                p.add_(p.grad + momentum * average, alpha=-rate)
+                p.add_(p.grad + momentum * average, alpha=-lr)
 
 
 @paper(
@@ -44,5 +44,5 @@ class LookAhead(torch.optim.Optimizer):
     year=2025,
     whole="gpt+async-local-sgd",
 )
-def momentum_lookahead(recipe: Part, *, rate: float = 0.7, momentum: float = 0.9) -> Part:
-    return recipe.fill("outer", part(LookAhead, rate=rate, momentum=momentum)).fill("pace", alike)
+def momentum_lookahead(recipe: Part, *, lr: float = 0.7, momentum: float = 0.9) -> Part:
+    return recipe.fill("outer", part(LookAhead, lr=lr, momentum=momentum)).fill("pace", alike)

@@ -49,9 +49,9 @@ class TwoBits:
 
 
 @paper(on=(diloco, muon, topk_compression), arxiv="2505.23725", year=2025, whole="gpt+diloco")
-def muloco(recipe: Part, *, spectral_rate: float = 0.02, memory: float = 1.0) -> Part:
+def muloco(recipe: Part, *, spectral_lr: float = 0.02, memory: float = 1.0) -> Part:
     if "outer" not in recipe.slots():
         raise UserError("muloco changes DiLoCo: write gpt+diloco+muloco")
-    kept = {k: v for k, v in recipe["optimizer.inner"].given if k in takes(muon_and_adamw)}
-    inner = part(muon_and_adamw, **kept, spectral_rate=spectral_rate)
+    kept = {k: v for k, v in recipe["optimizer.inner"].kwargs if k in takes(muon_and_adamw)}
+    inner = part(muon_and_adamw, **kept, spectral_lr=spectral_lr)
     return recipe.put("optimizer.inner", inner).fill("exchange", part(Remembered, code=part(TwoBits), memory=memory))

@@ -37,16 +37,16 @@ class Dropout(nn.Module):
         return x * kept / (1 - self.p)
 
 
-class Thinned(nn.Module):
+class BranchDropout(nn.Module):
     """dropout(inner(x)): a branch of a block, thinned before it joins the stream. (B, T, D) -> (B, T, D)."""
 
     def __init__(self, dim: int, *, inner: Part, p: float = 0.1):
         super().__init__()
         self.inner, self.dropout = inner(dim), Dropout(p=p)
-        self.told = takes_context(self.inner)
+        self.takes_context = takes_context(self.inner)
 
     def forward(self, x: Tensor, ctx: object = None) -> Tensor:
-        return self.dropout(self.inner(x, ctx) if self.told else self.inner(x))
+        return self.dropout(self.inner(x, ctx) if self.takes_context else self.inner(x))
 
 
 @paper(on=lenet_1989, year=2014, url="https://jmlr.org/papers/v15/srivastava14a.html")
@@ -54,4 +54,4 @@ def dropout(recipe: Part, *, p: float = 0.5) -> Part:
     """On hidden units where a network has a place for it; else on the branches of its blocks."""
     if "dropout" in recipe.slots():
         return recipe.fill("dropout", Dropout, p=p)
-    return recipe.wrap("mixer", Thinned, p=p).wrap("mlp", Thinned, p=p)
+    return recipe.wrap("mixer", BranchDropout, p=p).wrap("mlp", BranchDropout, p=p)

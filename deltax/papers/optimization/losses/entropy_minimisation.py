@@ -27,7 +27,7 @@ def entropy(logits: Float[Tensor, "B V"]) -> PerExample:
 
 
 @needs("images", "labels", model=IMAGES_TO_LOGITS)
-def sure(model: nn.Module, batch: Batch, *, weight: float = 1.0) -> PerExample:
+def entropy_loss(model: nn.Module, batch: Batch, *, weight: float = 1.0) -> PerExample:
     """Cross-entropy of labelled images, and `weight` times the entropy of those labelled -100 (Eq. 6)."""
     logits = model(batch.images).float()
     labelled = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
@@ -42,4 +42,4 @@ def sure(model: nn.Module, batch: Batch, *, weight: float = 1.0) -> PerExample:
     whole="lenet-1989",
 )
 def entropy_minimisation(recipe: Part, *, weight: float = 1.0) -> Part:
-    return recipe.fill("objective", sure, weight=weight)
+    return recipe.fill("objective", entropy_loss, weight=weight)

@@ -15,5 +15,7 @@ from deltax.parts.training import optimizers
 
 
 @paper(on=sgd, arxiv="1711.05101", year=2017)
-def adamw(recipe: Part, *, rate: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, decay: float = 0.01) -> Part:
-    return recipe.fill("optimizer", optimizers.adamw, rate=rate, beta1=beta1, beta2=beta2, decay=decay)
+def adamw(
+    recipe: Part, *, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, weight_decay: float = 0.01
+) -> Part:
+    return recipe.fill("optimizer", optimizers.adamw, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)

@@ -94,14 +94,14 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _muon(self, p: Tensor, group: dict[str, Any]) -> None:
-        state, rate, mu = self.state[p], group["lr"], group["momentum"]
+        state, lr, mu = self.state[p], group["lr"], group["momentum"]
         if not state:
             state["momentum"] = torch.zeros_like(p)
         momentum = state["momentum"].lerp_(p.grad, 1 - mu)
         update = p.grad.lerp(momentum, mu).flatten(1)
         update = self.orthogonal(update.to(self.dtype or _fast(update))).to(p.dtype)
-        p.mul_(1 - rate * group["weight_decay"])
-        p.add_(update.reshape(p.shape), alpha=-rate * max(1, update.shape[0] / update.shape[1]) ** 0.5)
+        p.mul_(1 - lr * group["weight_decay"])
+        p.add_(update.reshape(p.shape), alpha=-lr * max(1, update.shape[0] / update.shape[1]) ** 0.5)
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
@@ -131,23 +131,23 @@ class Muon(torch.optim.Optimizer):
 def muon_and_adamw(
     model: nn.Module,
     *,
-    rate: float = 3e-3,
+    lr: float = 3e-3,
     beta1: float = 0.9,
     beta2: float = 0.95,
-    decay: float = 0.1,
-    spectral_rate: float = 0.02,
+    weight_decay: float = 0.1,
+    spectral_lr: float = 0.02,
     momentum: float = 0.95,
 ) -> Muon:
-    """Muon for matrices, with decay, at `spectral_rate`, how far a step moves in spectral norm; AdamW for the rest."""
-    at_least(0, rate=rate, spectral_rate=spectral_rate, decay=decay)
+    """Muon for matrices, with decay, at `spectral_lr`, how far a step moves in spectral norm; AdamW for the rest."""
+    at_least(0, lr=lr, spectral_lr=spectral_lr, weight_decay=weight_decay)
     below(0, 1, beta1=beta1, beta2=beta2, momentum=momentum)
     roles = by_role(model)
     matrices = roles.pop("matrix", [])
-    adam = {"lr": rate, "betas": (beta1, beta2), "weight_decay": 0.0, "fused": True}
+    adam = {"lr": lr, "betas": (beta1, beta2), "weight_decay": 0.0, "fused": True}
     groups = [{"params": p, **adam} for p in roles.values() if p]
     if matrices:
-        groups.append({"params": matrices, "weight_decay": decay})
-    return Muon(groups, lr=spectral_rate, momentum=momentum)
+        groups.append({"params": matrices, "weight_decay": weight_decay})
+    return Muon(groups, lr=spectral_lr, momentum=momentum)
 
 
 def _fast(x: Tensor) -> torch.dtype:
@@ -156,5 +156,5 @@ def _fast(x: Tensor) -> torch.dtype:
 
 
 @paper(on=gpt, year=2024, url="https://kellerjordan.github.io/posts/muon/")
-def muon(recipe: Part, *, spectral_rate: float = 0.02, momentum: float = 0.95) -> Part:
-    return recipe.fill("optimizer", muon_and_adamw, spectral_rate=spectral_rate, momentum=momentum)
+def muon(recipe: Part, *, spectral_lr: float = 0.02, momentum: float = 0.95) -> Part:
+    return recipe.fill("optimizer", muon_and_adamw, spectral_lr=spectral_lr, momentum=momentum)

@@ -14,5 +14,5 @@ from deltax.parts.training import optimizers
 
 
 @paper(on=sgd, year=1983, url="https://proceedings.mlr.press/v28/sutskever13.html")
-def nesterov(recipe: Part, *, rate: float = 0.1, momentum: float = 0.9) -> Part:
-    return recipe.fill("optimizer", optimizers.nesterov, rate=rate, momentum=momentum)
+def nesterov(recipe: Part, *, lr: float = 0.1, momentum: float = 0.9) -> Part:
+    return recipe.fill("optimizer", optimizers.nesterov, lr=lr, momentum=momentum)

@@ -12,5 +12,5 @@ from deltax.parts.training import optimizers
 
 
 @paper(year=1951, url="https://doi.org/10.1214/aoms/1177729586")
-def sgd(recipe: Part, *, rate: float = 0.1, momentum: float = 0.9) -> Part:
-    return recipe.fill("optimizer", optimizers.sgd, rate=rate, momentum=momentum)
+def sgd(recipe: Part, *, lr: float = 0.1, momentum: float = 0.9) -> Part:
+    return recipe.fill("optimizer", optimizers.sgd, lr=lr, momentum=momentum)

@@ -25,7 +25,7 @@ from deltax.papers.systems.attention_kernels.memory_efficient_attention import m
 from deltax.papers.systems.performance.activation_checkpointing import checkpoint, tensors
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.tiles import tiles
-from deltax.parts.model.stack import Block, in_turn
+from deltax.parts.model.stack import Block, sequential_branches
 from deltax.shapes import Heads, Keys, Stream, Values
 
 Held = tuple[Tensor, ...]
@@ -46,7 +46,7 @@ def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> St
     and for a mixer that is not `Attention`.
     """
     if ctx.state is not None or not x.shape[1]:
-        return in_turn(block, x, ctx)  # decoding: a few positions, and nothing is kept for backward
+        return sequential_branches(block, x, ctx)  # decoding: a few positions, and nothing is kept for backward
     q, k, v = heads(block, x, ctx, tile)  # q a list of (B, tile, H, K); k and v whole, (B, T, G, K)
     rules, rows = block.mixer.rules(ctx), tiles(x.shape[1], tile)
     kernels = (partial(block.mixer.kernel, rules=rules.of_queries(r, x.device)) for r in rows)
@@ -111,4 +111,4 @@ def _rows(ctx: Context, rows: slice, device: torch.device) -> Context:
     cut = lambda t: None if t is None else t[:, rows]
     counted = torch.arange(rows.start, rows.stop, device=device)
     positions = counted if ctx.positions is None else ctx.positions[..., rows]
-    return replace(ctx, positions=positions, segments=cut(ctx.segments), place=cut(ctx.place))
+    return replace(ctx, positions=positions, segments=cut(ctx.segments), pos_embed=cut(ctx.pos_embed))

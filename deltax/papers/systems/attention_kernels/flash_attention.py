@@ -23,7 +23,14 @@ from deltax.papers.systems.attention_kernels.memory_efficient_attention import T
 from deltax.papers.systems.attention_kernels.online_softmax import relative, softmax
 from deltax.papers.systems.performance.activation_checkpointing import activation_checkpointing
 from deltax.parts.attention.scores import Rules
-from deltax.parts.attention.tiles import as_autocast, over_heads, spread, tile_scores, tiles, wide
+from deltax.parts.attention.tiles import (
+    accumulation_dtype,
+    as_autocast,
+    expand_over_heads,
+    repeat_kv,
+    tile_scores,
+    tiles,
+)
 from deltax.shapes import Heads, Keys, Queries, Scores, Values
 
 
@@ -55,15 +62,15 @@ def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping, siz
         for i, rows in enumerate(tiles(q.shape[1], sizes[0])):
             if rules.allowed(q, k, rows, columns).any():  # fully masked tiles are never loaded
                 new = attend_tile(q[:, rows], keys, values, rules, rows, columns)
-                done[i] = take_in(done[i], new) if i in done else Tile(new.seen, finish(new))
+                done[i] = merge_tile(done[i], new) if i in done else Tile(new.seen, finish(new))
 
 
-def take_in(held: Tile, new: Tile) -> Tile:
+def merge_tile(held: Tile, new: Tile) -> Tile:
     """A divided output and one more tile: rescaled, added, divided again (Algorithm 1, line 12)."""
     # O = (l_held e^(m_held - m) O_held + e^(m_new - m) P V) / l
     seen = online_softmax.merge(held.seen, new.seen)
     total = seen.sum.masked_fill(seen.sum == 0, 1.0)
-    share = lambda tile, sum_: over_heads(relative(tile.seen.max, seen.max) * sum_ / total)
+    share = lambda tile, sum_: expand_over_heads(relative(tile.seen.max, seen.max) * sum_ / total)
     return Tile(seen, held.out * share(held, held.seen.sum) + new.out * share(new, 1.0))
 
 
@@ -106,7 +113,7 @@ class _Recompute(torch.autograd.Function):
 
 def reached(d_out: Heads, out: Heads) -> Tensor:
     """D = rowsum(dO * O), subtracted from dP in the softmax's gradient. -> (B, H, T), in float32 at least."""
-    return (d_out.to(wide(out)) * out).sum(-1).transpose(1, 2)
+    return (d_out.to(accumulation_dtype(out)) * out).sum(-1).transpose(1, 2)
 
 
 def gradients(
@@ -126,9 +133,9 @@ def gradients(
     and dV in float32 at least, then the gradients of the score's learned parameters.
     """
     learned = list(rules.learned.values())
-    d_q, d_k, d_v, *d_learned = (torch.zeros_like(t, dtype=wide(t)) for t in (q, k, v, *learned))
+    d_q, d_k, d_v, *d_learned = (torch.zeros_like(t, dtype=accumulation_dtype(t)) for t in (q, k, v, *learned))
     for columns in tiles(k.shape[1], tile):
-        values = spread(v[:, columns], q.shape[2])
+        values = repeat_kv(v[:, columns], q.shape[2])
         for rows in tiles(q.shape[1], tile):
             if not rules.allowed(q, k, rows, columns).any():
                 continue
@@ -158,7 +165,7 @@ def _folded(q: Queries, k: Keys, v: Values, rules: Rules, tile: int) -> tuple[Te
     done: dict[int, Tile] = {}
     fold(q, k, v, rules, done, (tile, tile))
     out = torch.zeros_like(q)
-    largest = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide(q))
+    largest = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=accumulation_dtype(q))
     total = torch.zeros_like(largest)
     for i, rows in enumerate(tiles(q.shape[1], tile)):
         if i in done:

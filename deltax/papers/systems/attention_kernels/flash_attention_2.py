@@ -16,9 +16,9 @@ from deltax import Part, paper
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.papers.systems.attention_kernels.flash_attention import Scheme, flash, recompute
 from deltax.papers.systems.attention_kernels.memory_efficient_attention import Tile, finish, gather
-from deltax.papers.systems.attention_kernels.online_softmax import Seen, log_sum, relative
+from deltax.papers.systems.attention_kernels.online_softmax import RunningStatistics, log_sum, relative
 from deltax.parts.attention.scores import Rules
-from deltax.parts.attention.tiles import over_heads, tile_scores, tiles, wide
+from deltax.parts.attention.tiles import accumulation_dtype, expand_over_heads, tile_scores, tiles
 from deltax.shapes import Heads, Keys, Queries, Scores, Values
 
 
@@ -40,7 +40,7 @@ def flash_2(recipe: Part, *, tile: int = 64) -> Part:
     return recipe.fill("kernel", flash_attention_2, tile=tile)
 
 
-def look_on(held: Tile, scores: Scores, v: Values) -> Tile:
+def merge_scores(held: Tile, scores: Scores, v: Values) -> Tile:
     """Adds one tile of keys, scores (B, H, T, S) and values (B, S, G, K), to a held tile (Algorithm 1, lines 8 to
     10).
     """
@@ -48,36 +48,36 @@ def look_on(held: Tile, scores: Scores, v: Values) -> Tile:
     largest = torch.maximum(held.seen.max, scores.detach().amax(-1))
     weights, shrink = relative(scores, largest[..., None]), relative(held.seen.max, largest)
     # P = exp(S - m) needs no rescaling: only the held output is multiplied
-    out = held.out * over_heads(shrink) + gather(weights, v)
-    return Tile(Seen(largest, held.seen.sum * shrink + weights.sum(-1)), out)
+    out = held.out * expand_over_heads(shrink) + gather(weights, v)
+    return Tile(RunningStatistics(largest, held.seen.sum * shrink + weights.sum(-1)), out)
 
 
-def look_at_all(q: Queries, k: Keys, v: Values, rules: Rules, tile: int) -> Tile:
+def attend_tiles(q: Queries, k: Keys, v: Values, rules: Rules, tile: int) -> Tile:
     """Undivided outputs and statistics of all queries, one tile of queries after the other."""
-    return _joined([_own(q, k, v, rules, rows, tile) for rows in tiles(q.shape[1], tile)] or [nothing(q)])
+    return _joined([_own(q, k, v, rules, rows, tile) for rows in tiles(q.shape[1], tile)] or [empty_tile(q)])
 
 
 def _own(q: Queries, k: Keys, v: Values, rules: Rules, rows: slice, tile: int) -> Tile:
     # tiles of keys with no visible pair are skipped
     visible = (c for c in tiles(k.shape[1], tile) if rules.allowed(q, k, rows, c).any())
     own = q[:, rows]
-    look = lambda held, c: look_on(held, tile_scores(own, k[:, c], rules, rows, c), v[:, c])
-    return reduce(look, visible, nothing(own))
+    look = lambda held, c: merge_scores(held, tile_scores(own, k[:, c], rules, rows, c), v[:, c])
+    return reduce(look, visible, empty_tile(own))
 
 
-def nothing(q: Queries) -> Tile:
+def empty_tile(q: Queries) -> Tile:
     """The tile of no keys: the merge's identity. Queries (B, T, H, K)."""
-    largest = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide(q))
-    return Tile(Seen(largest, torch.zeros_like(largest)), torch.zeros_like(q, dtype=wide(q)))
+    largest = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=accumulation_dtype(q))
+    return Tile(RunningStatistics(largest, torch.zeros_like(largest)), torch.zeros_like(q, dtype=accumulation_dtype(q)))
 
 
 def _joined(parts: list[Tile]) -> Tile:
     largest, total = (torch.cat([tile.seen[i] for tile in parts], -1) for i in (0, 1))
-    return Tile(Seen(largest, total), torch.cat([tile.out for tile in parts], 1))
+    return Tile(RunningStatistics(largest, total), torch.cat([tile.out for tile in parts], 1))
 
 
 def _owned(q: Queries, k: Keys, v: Values, rules: Rules, tile: int) -> tuple[Tensor, Tensor]:
-    whole = look_at_all(q, k, v, rules, tile)
+    whole = attend_tiles(q, k, v, rules, tile)
     # L = m + log l
     return finish(whole).to(q.dtype), log_sum(whole.seen)
 

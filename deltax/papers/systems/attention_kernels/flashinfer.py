@@ -29,7 +29,7 @@ from deltax.papers.systems.attention_kernels.memory_efficient_attention import a
 from deltax.papers.systems.attention_kernels.online_softmax import log_sum, relative
 from deltax.parts.attention.pages import Pages
 from deltax.parts.attention.scores import Rules, causal
-from deltax.parts.attention.tiles import over_heads
+from deltax.parts.attention.tiles import expand_over_heads
 from deltax.shapes import Keys, Queries, Values
 
 
@@ -91,7 +91,7 @@ def flashinfer(
             q_at=at.to(q.device),
             k_at=torch.arange(chunk.start, chunk.stop, device=q.device),
         )
-        new = look(torch.cat([own[r] for r in chunk.requests])[None], k, v, placed)
+        new = block_state(torch.cat([own[r] for r in chunk.requests])[None], k, v, placed)
         # split the tile's state by request, and merge it into each request's
         for r, *found in zip(chunk.requests, new.out.split(sizes, 1), new.log.split(sizes, -1)):
             states[r] = merge(states[r], State(*found)) if r in states else State(*found)
@@ -100,7 +100,7 @@ def flashinfer(
     return torch.cat([states[r].out[0] for r in requests if r in states]).to(q.dtype)
 
 
-def look(q: Queries, k: Keys, v: Values, rules: Rules) -> State:
+def block_state(q: Queries, k: Keys, v: Values, rules: Rules) -> State:
     """The state of these queries over these keys, in float32 at least."""
     tile = attend_tile(q, k, v, rules)  # undivided output, m and l
     return State(finish(tile), log_sum(tile.seen))
@@ -110,7 +110,7 @@ def merge(a: State, b: State) -> State:
     """The state over the union of two sets of keys (section 2.2)."""
     # l = log(e^l1 + e^l2), o = o1 e^(l1 - l) + o2 e^(l2 - l)
     log = torch.logaddexp(a.log, b.log)
-    return State(a.out * over_heads(relative(a.log, log)) + b.out * over_heads(relative(b.log, log)), log)
+    return State(a.out * expand_over_heads(relative(a.log, log)) + b.out * expand_over_heads(relative(b.log, log)), log)
 
 
 def plan(chunks: Sequence[Chunk], workers: int, *, page: int = 1) -> list[list[Chunk]]:

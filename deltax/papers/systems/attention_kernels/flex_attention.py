@@ -23,7 +23,7 @@ from deltax.papers.systems.attention_kernels.flash_attention import Scheme, flas
 from deltax.papers.systems.attention_kernels.memory_efficient_attention import attend_tile, finish, merge
 from deltax.papers.systems.attention_kernels.online_softmax import log_sum, relative
 from deltax.parts.attention.scores import Rules, everywhere
-from deltax.parts.attention.tiles import tiles, wide
+from deltax.parts.attention.tiles import accumulation_dtype, tiles
 from deltax.shapes import Heads, Keys, Queries, Scores, Values
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -76,7 +76,7 @@ def _forward(
     blocks = blocks or block_mask(q, k, rules, tile)
     columns, free = list(tiles(k.shape[1], tile)), unmasked(rules)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
-    log = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide(q))
+    log = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=accumulation_dtype(q))
     for i, rows in enumerate(tiles(q.shape[1], tile)):
         look = lambda how, j: attend_tile(q[:, rows], k[:, columns[j]], v[:, columns[j]], how, rows, columns[j])  # noqa: B023
         # full tiles without the mask, partial tiles with it; empty tiles in neither list

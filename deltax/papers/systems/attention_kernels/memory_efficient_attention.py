@@ -17,10 +17,15 @@ from torch import Tensor
 from deltax import Part, paper
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.papers.systems.attention_kernels import online_softmax
-from deltax.papers.systems.attention_kernels.online_softmax import Seen, look, relative, softmax
+from deltax.papers.systems.attention_kernels.online_softmax import (
+    RunningStatistics,
+    block_statistics,
+    relative,
+    softmax,
+)
 from deltax.papers.systems.performance.activation_checkpointing import activation_checkpointing, checkpoint
 from deltax.parts.attention.scores import Rules
-from deltax.parts.attention.tiles import as_autocast, over_heads, spread, tile_scores, tiles
+from deltax.parts.attention.tiles import as_autocast, expand_over_heads, repeat_kv, tile_scores, tiles
 from deltax.shapes import Heads, Keys, Queries, Values
 
 
@@ -56,7 +61,7 @@ class Tile(NamedTuple):
     K).
     """
 
-    seen: Seen
+    seen: RunningStatistics
     out: Tensor
 
 
@@ -68,26 +73,26 @@ def attend_tile(
     Statistics and output are in float32 at least.
     """
     scores = tile_scores(q, k, rules, rows, columns)  # (B, H, T, S)
-    seen = look(scores)  # m and d, each (B, H, T)
+    seen = block_statistics(scores)  # m and d, each (B, H, T)
     return Tile(seen, gather(relative(scores, seen.max[..., None]), v))
 
 
 def gather(weights: Tensor, v: Values) -> Heads:
     """Values (B, S, G, K) times weights (B, H, T, S), in the dtype of the weights. -> (B, T, H, K)."""
-    return torch.einsum("bhts,bshk->bthk", weights.to(v.dtype), spread(v, weights.shape[1])).to(weights.dtype)
+    return torch.einsum("bhts,bshk->bthk", weights.to(v.dtype), repeat_kv(v, weights.shape[1])).to(weights.dtype)
 
 
 def merge(a: Tile, b: Tile) -> Tile:
     """Tiles of the same queries merge as in online softmax, outputs rescaled to the larger maximum (section 2)."""
     # m = max(m_a, m_b); out = out_a e^(m_a - m) + out_b e^(m_b - m)
     seen = online_softmax.merge(a.seen, b.seen)
-    rescale = lambda tile: tile.out * over_heads(relative(tile.seen.max, seen.max))
+    rescale = lambda tile: tile.out * expand_over_heads(relative(tile.seen.max, seen.max))
     return Tile(seen, rescale(a) + rescale(b))
 
 
 def finish(tile: Tile) -> Heads:
     """out / d, the only division. A query that attends to no key gets zeros. -> (B, T, H, K)."""
-    total = over_heads(tile.seen.sum)
+    total = expand_over_heads(tile.seen.sum)
     return tile.out / total.masked_fill(total == 0, 1.0)
 
 
@@ -98,7 +103,7 @@ def _rows(rules: Rules, rows: slice, keys: int, q: Queries, k: Keys, v: Values, 
         checkpoint(partial(_summary, rules, rows, columns), q, k[:, columns], v[:, columns], *learned)
         for columns in tiles(k.shape[1], keys)
     )
-    return finish(reduce(merge, (Tile(Seen(largest, total), out) for largest, total, out in summaries)))
+    return finish(reduce(merge, (Tile(RunningStatistics(largest, total), out) for largest, total, out in summaries)))
 
 
 def _summary(rules: Rules, rows: slice, columns: slice, q: Queries, k: Keys, v: Values, *learned: Tensor) -> tuple:

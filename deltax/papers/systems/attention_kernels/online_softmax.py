@@ -18,7 +18,7 @@ from deltax.errors import UserError
 from deltax.papers.language.attention.softmax_attention import softmax_attention
 
 
-class Seen(NamedTuple):
+class RunningStatistics(NamedTuple):
     """Maximum m of some scores, and sum d of exp(score - m), each (...). Of no scores: (-inf, 0), the merge's identity.
 
     No gradient flows through the maximum: the softmax and the log-sum do not depend on its value.
@@ -36,23 +36,23 @@ def softmax(scores: Tensor, *, block: int = 64) -> Tensor:
     """
     if block < 1:
         raise UserError(f"block is the number of scores read at a time: choose at least 1, not {block}")
-    seen = reduce(merge, map(look, scores.split(block, -1)))  # first read
+    seen = reduce(merge, map(block_statistics, scores.split(block, -1)))  # first read
     # second read: y_i = exp(x_i - m) / d
     divisor = _or_one(seen.sum)[..., None]
     return torch.cat([relative(piece, seen.max[..., None]) / divisor for piece in scores.split(block, -1)], -1)
 
 
-def look(scores: Tensor) -> Seen:
+def block_statistics(scores: Tensor) -> RunningStatistics:
     """Maximum and sum of one block of scores. (..., S) -> two tensors (...). S is at least 1."""
     largest = scores.detach().amax(-1)  # detached: the softmax does not depend on it
-    return Seen(largest, relative(scores, largest[..., None]).sum(-1))
+    return RunningStatistics(largest, relative(scores, largest[..., None]).sum(-1))
 
 
-def merge(a: Seen, b: Seen) -> Seen:
+def merge(a: RunningStatistics, b: RunningStatistics) -> RunningStatistics:
     """Maximum and sum of the union of two blocks (section 3.1, Eq. 4)."""
     # Eq. 4: m = max(m_a, m_b), d = d_a e^(m_a - m) + d_b e^(m_b - m)
     largest = torch.maximum(a.max, b.max)
-    return Seen(largest, a.sum * relative(a.max, largest) + b.sum * relative(b.max, largest))
+    return RunningStatistics(largest, a.sum * relative(a.max, largest) + b.sum * relative(b.max, largest))
 
 
 def relative(x: Tensor, largest: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def relative(x: Tensor, largest: Tensor) -> Tensor:
     return torch.exp(x - largest.masked_fill(largest.isneginf(), 0.0))
 
 
-def log_sum(seen: Seen) -> Tensor:
+def log_sum(seen: RunningStatistics) -> Tensor:
     """log(sum of exp(score)) = m + log d, and -inf where every score was -inf."""
     return seen.max + seen.sum.log()
 
@@ -72,7 +72,7 @@ def top_k(scores: Tensor, k: int, *, block: int = 64) -> tuple[Tensor, Tensor]:
     best = torch.empty_like(scores[..., :0])
     where = torch.empty_like(best, dtype=torch.int64)
     for piece in scores.split(block, -1):
-        seen = look(piece) if seen is None else merge(seen, look(piece))
+        seen = block_statistics(piece) if seen is None else merge(seen, block_statistics(piece))
         here = torch.arange(start, start + piece.shape[-1], device=piece.device).expand_as(piece)
         # the k best so far compete with the block that was just read
         candidates, places = torch.cat([best, piece], -1), torch.cat([where, here], -1)

@@ -22,14 +22,14 @@ from deltax.errors import UserError
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.papers.systems.attention_kernels.bpt import bpt, each_tile, heads
 from deltax.papers.systems.attention_kernels.flash_attention import gradients, reached
-from deltax.papers.systems.attention_kernels.flash_attention_2 import look_at_all, nothing, softmax_given
+from deltax.papers.systems.attention_kernels.flash_attention_2 import attend_tiles, empty_tile, softmax_given
 from deltax.papers.systems.attention_kernels.memory_efficient_attention import finish, merge
 from deltax.papers.systems.attention_kernels.online_softmax import log_sum
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import Rules
-from deltax.parts.attention.tiles import as_autocast, tiles, wide
+from deltax.parts.attention.tiles import accumulation_dtype, as_autocast, tiles
 from deltax.parts.distributed.ring import Held, Ring, here
-from deltax.parts.model.stack import Block, in_turn
+from deltax.parts.model.stack import Block, sequential_branches
 from deltax.shapes import Heads, Keys, Queries, Stream, Values
 
 
@@ -64,7 +64,7 @@ ring_attention.reference = attend  # on a ring of one
 def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
     """`tile_by_tile`, but attention is done for all tiles first, so that keys travel once and not once a tile."""
     if ctx.state is not None or not x.shape[1]:
-        return in_turn(block, x, ctx)
+        return sequential_branches(block, x, ctx)
     q, k, v = heads(block, x, ctx, tile)
     out = block.mixer.kernel(torch.cat(q, 1), k, v, block.mixer.rules(ctx))
     return each_tile(block, x, ctx, tile, [(_as_it_is, (own,)) for own in out.split(tile, 1)])
@@ -91,10 +91,10 @@ class _Ring(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, rules: Rules, tile: int, ring: Ring, beside: Held, *learned: Tensor
     ) -> Tensor:
-        seen = nothing(q)
+        seen = empty_tile(q)
         for keys, values, *where in travel(ring, (k, v, *beside)):
             with record_function("ring.attend"):
-                seen = merge(seen, look_at_all(q, keys, values, _of(rules, where), tile))
+                seen = merge(seen, attend_tiles(q, keys, values, _of(rules, where), tile))
             del keys, values  # frees the block before the next one arrives
         out = finish(seen).to(q.dtype)
         # saved: this process's share and L (B, H, T/P); no other block
@@ -108,7 +108,7 @@ class _Ring(torch.autograd.Function):
         q, k, v, out, total, *beside = ctx.saved_tensors
         weights = lambda scores, rows: softmax_given(scores, total[..., rows])
         taken = reached(d_out, out)
-        d_q = torch.zeros_like(q, dtype=wide(q))
+        d_q = torch.zeros_like(q, dtype=accumulation_dtype(q))
         d_learned = [torch.zeros_like(p) for p in ctx.rules.learned.values()]
         arrival = None
         for keys, values, *where in travel(ctx.ring, (k, v, *beside)):

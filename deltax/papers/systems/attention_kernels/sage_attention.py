@@ -127,16 +127,16 @@ def gather(scores: Scores, values: Callable[[Tensor, slice], Heads], keys: int =
     """
     largest = scores.new_full(scores.shape[:3], -torch.inf)
     total, out = torch.zeros_like(largest), values(scores[..., :0], slice(0, 0))
-    over_heads = lambda x: x.transpose(1, 2)[..., None]
+    expand_over_heads = lambda x: x.transpose(1, 2)[..., None]
     for start in range(0, scores.shape[-1], keys):
         columns = slice(start, min(start + keys, scores.shape[-1]))
         # online softmax: m, l and O are rescaled to the new maximum
         new = torch.maximum(largest, scores[..., columns].amax(-1))
         weights, rescale = relative(scores[..., columns], new[..., None]), relative(largest, new)
         total = total * rescale + weights.sum(-1)
-        out = out * over_heads(rescale) + values(weights, columns)
+        out = out * expand_over_heads(rescale) + values(weights, columns)
         largest = new
-    return out / over_heads(total.masked_fill(total == 0, 1.0))
+    return out / expand_over_heads(total.masked_fill(total == 0, 1.0))
 
 
 def in_half(v: Values, heads: int) -> Callable[[Tensor, slice], Heads]:

@@ -166,7 +166,7 @@ def faults(
     length = questions.shape[1]
     if tokens.shape[1:] != (length + task.answer,) or not torch.equal(tokens[:, :length], questions):
         return ["other questions than were given"]
-    if tokens.min() < 0 or tokens.max() >= task.facts["vocab"]:
+    if tokens.min() < 0 or tokens.max() >= task.task_spec["vocab"]:
         return ["tokens that are none"]
     if not torch.equal(submission.rewards, task.reward(tokens)):
         found.append("other rewards than the task's")

@@ -95,11 +95,11 @@ def decompress(crossed: Tensor, tokens: Tokens, embedding: SpanEmbedding) -> Str
     return crossed @ embedding.basis.mT + embedding.fixed[tokens]
 
 
-def turn(u: Tensor, gradients: Tensor, *, rate: float) -> Tensor:
+def turn(u: Tensor, gradients: Tensor, *, lr: float) -> Tensor:
     """One Riemannian step of |G - G U U'|^2 / |G|^2 on the Grassmann manifold, with QR retraction: U (D, k), G (N,
     D).
     """
     # -gradient of |G - G U U'|^2 / |G|^2, projected onto the tangent space at U
     pull = gradients.mT @ (gradients @ u)
     tangent = 2 * (pull - u @ (u.mT @ pull)) / gradients.square().sum()
-    return torch.linalg.qr(u + rate * tangent).Q
+    return torch.linalg.qr(u + lr * tangent).Q

@@ -51,8 +51,8 @@ class Stash:
     gradient's application. `kept[s]`: the most weight versions held at once.
     """
 
-    def __init__(self, stages: Stages, *, rate: float):
-        self.stages, self.rate = stages, rate
+    def __init__(self, stages: Stages, *, lr: float):
+        self.stages, self.lr = stages, lr
         self.steps = [0] * len(stages)
         self.versions: list[dict[int, int]] = [{} for _ in stages]
         self.stale: list[list[int]] = [[] for _ in stages]
@@ -89,7 +89,7 @@ class Stash:
                 # w <- w - rate g, on the newest weights, with the gradient at the stashed ones
                 with torch.no_grad():
                     for parameter, gradient in zip(stage.parameters(), gradients):
-                        parameter -= self.rate * gradient
+                        parameter -= self.lr * gradient
                 self.stale[at].append(self.steps[at] - self.versions[at][piece])
                 self.steps[at] += 1
                 used[at, piece] = tuple(w.detach() for w in weights.values())

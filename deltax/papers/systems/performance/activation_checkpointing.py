@@ -21,14 +21,14 @@ from torch.autograd import Variable
 from deltax import Part, paper
 from deltax.errors import UserError
 from deltax.parts.attention.context import Context
-from deltax.parts.model.stack import straight
+from deltax.parts.model.stack import sequential
 from deltax.shapes import Stream
 
 
 def in_segments(blocks: Iterable[nn.Module], x: Stream, ctx: Context, *, count: int | None = None) -> Stream:
     """Runs all blocks in `count` checkpointed segments, about sqrt(n) by default. (B, T, D) -> (B, T, D)."""
     if ctx.state is not None:
-        return straight(blocks, x, ctx)  # decoding has no backward pass
+        return sequential(blocks, x, ctx)  # decoding has no backward pass
     blocks, beside = list(blocks), tensors(ctx)
     for run in segments(len(blocks), count):
         through = partial(_through, blocks[run], ctx, tuple(beside))
@@ -104,7 +104,7 @@ def tensors(ctx: Context) -> dict[str, Tensor]:
 
 
 def _through(blocks: Iterable[nn.Module], ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> Stream:
-    return straight(blocks, x, replace(ctx, **dict(zip(names, beside, strict=True))))
+    return sequential(blocks, x, replace(ctx, **dict(zip(names, beside, strict=True))))
 
 
 def _tuple(out: Any) -> tuple[Tensor, ...]:

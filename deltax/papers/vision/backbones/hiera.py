@@ -24,8 +24,8 @@ from deltax.papers.vision.backbones.q_pooled_attention import q_pooled_attention
 from deltax.papers.vision.backbones.vit import ViT
 from deltax.papers.vision.self_supervised.mae import mae
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Glorot
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.model.patches import Grid, LearnedGrid, Mean, Pooled, pair
 from deltax.parts.model.stack import Stages
 from deltax.shapes import Images, OtherStream, Stream
@@ -51,7 +51,7 @@ class Fused(nn.Module):
     The inner part is `Stages` whose merges pool by `stride`, to one element a unit.
     """
 
-    def __init__(self, dim: int, *, inner: Part, stride: int = 4, embed: Part = part(Glorot)):
+    def __init__(self, dim: int, *, inner: Part, stride: int = 4, embed: Part = part(XavierLinear)):
         super().__init__()
         self.inner = inner(dim)
         self.width = self.inner.width
@@ -130,7 +130,7 @@ def hiera(recipe: Part, *, local: int = 1) -> Part:
     """Attention inside mask units in the first `local` stages and the merges after them."""
     masked = "pixel_decoder" in recipe.slots()
     trunk = recipe["model.trunk"]
-    if trunk["stack"].make is not Stages:
+    if trunk["stack"].target is not Stages:
         raise UserError(f"{recipe.title} has no stages to keep local; write vit+q-pooled-attention+hiera")
     stages, merges, norm = list(trunk["stack.stages"]), list(trunk["stack.merges"]), trunk["norm"]
     levels = len(merges)
@@ -142,4 +142,4 @@ def hiera(recipe: Part, *, local: int = 1) -> Part:
     recipe = recipe.set(ViT, position=LearnedGrid, stack=stack)
     if masked:
         return recipe.set(ViT, stack=part(Fused, inner=stack)).wrap("trunk", InUnits, levels=levels)
-    return recipe.set(ViT, norm=Nothing).fill("pool", NormedMean, norm=norm)
+    return recipe.set(ViT, norm=Identity).fill("pool", NormedMean, norm=norm)

@@ -24,7 +24,7 @@ STOPS = {"1989": 0, "cross-entropy": 2, "AdamW": 5, "shifts": 7, "dropout": 10, 
 
 def slower(recipe: Part) -> Part:
     """A third of the learning rate, which softmax takes better."""
-    return recipe.put("optimizer.rate", 0.01)
+    return recipe.put("optimizer.lr", 0.01)
 
 
 def decayed(recipe: Part) -> Part:
@@ -65,7 +65,7 @@ def more_images(recipe: Part) -> Part:
 RUNGS: tuple[Callable[[Part], Part], ...] = (
     cross_entropy,
     slower,
-    adamw(rate=3e-4),
+    adamw(lr=3e-4),
     decayed,
     longer,
     shift_augmentation,

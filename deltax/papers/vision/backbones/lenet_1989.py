@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltax import Part, paper, part
 from deltax.contract import IMAGES_TO_LOGITS, needs
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
 from deltax.parts.model.perceptron import tanh
 from deltax.parts.training.optimizers import sgd
 from deltax.parts.training.roles import tag
@@ -79,8 +79,8 @@ class LeNet(nn.Module):
         classes: int,
         *,
         activation: Part = part(tanh),
-        map_norm: Part = part(Nothing),
-        dropout: Part = part(Nothing),
+        map_norm: Part = part(Identity),
+        dropout: Part = part(Identity),
     ):
         super().__init__()
         self.h1 = Detectors(size, 12, ((0,),))
@@ -117,9 +117,9 @@ def lenet_1989(*, passes: int = PASSES, images: int = IMAGES) -> Part:
         task=part(ZipCodes, images=images),
         objective=squared_error,
         batches=from_task,
-        optimizer=part(sgd, rate=0.03, momentum=0.0),
+        optimizer=part(sgd, lr=0.03, momentum=0.0),
         schedule=constant,
-        loop=part(Loop, batch=1, steps=passes * images, clip=1000.0),
+        loop=part(Loop, batch=1, steps=passes * images, max_grad_norm=1000.0),
     )
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from deltax import Part, UserError, paper, part
 from deltax.papers.vision.backbones.vit import mean_pooled, vit
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Glorot
+from deltax.parts.model.identity import Identity
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.model.mlp import MLP, gelu
-from deltax.parts.model.nothing import Nothing
 from deltax.shapes import Stream
 
 
@@ -41,6 +41,6 @@ class TokenMixing(nn.Module):
 
 @paper(on=vit, year=2021, arxiv="2105.01601")
 def mlp_mixer(recipe: Part, *, context: int = 16, widen: float = 2) -> Part:
-    mlp = part(MLP, widen=widen, up=Glorot, activation=gelu, down=Glorot)
-    recipe = mean_pooled(recipe).fill("position", Nothing)
+    mlp = part(MLP, widen=widen, up=XavierLinear, activation=gelu, down=XavierLinear)
+    recipe = mean_pooled(recipe).fill("position", Identity)
     return recipe.fill("mixer", TokenMixing, context=context, mlp=mlp)

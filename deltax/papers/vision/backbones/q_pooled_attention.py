@@ -20,7 +20,7 @@ from deltax.contract import needs
 from deltax.papers.language.attention.softmax_attention import Attention, Projections
 from deltax.papers.vision.backbones.vit import ViT, mean_pooled, vit
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Glorot, Linear, Out
+from deltax.parts.model.linear import Linear, OutProj, XavierLinear
 from deltax.parts.model.patches import Grid, Patches
 from deltax.parts.model.stack import Stack, Stages
 from deltax.shapes import Images, Keys, Memory, OtherStream, Stream, Values
@@ -75,7 +75,7 @@ def widened(dim: int, out: int, *, made: Part, before: int = 1, after: int = 1) 
     return made(before * dim, after * out)
 
 
-@needs(beside={"qk_position": ("Nothing",)})
+@needs(beside={"qk_position": ("Identity",)})
 class QPooled(Projections):
     """Projections to `widen` times the width, the queries pooled by `stride`.
 
@@ -92,7 +92,7 @@ class QPooled(Projections):
         query: Part = part(Linear),
         key: Part = part(Linear),
         value: Part = part(Linear),
-        out: Part = part(Out),
+        out: Part = part(OutProj),
     ):
         wide = lambda made: part(widened, made=made, after=widen)
         both = part(widened, made=out, before=widen, after=widen)
@@ -121,7 +121,7 @@ class PooledBlock(nn.Module):
         mixer: Part,
         residual: Part,
         mlp: Part,
-        shortcut: Part = part(Glorot),
+        shortcut: Part = part(XavierLinear),
         stride: int = 4,
         widen: int = 2,
     ):
@@ -148,7 +148,7 @@ def q_pooled_attention(recipe: Part, *, depths: tuple[int, ...] = (2, 2)) -> Par
         local = block.set(Attention, heads=max(1, block["mixer.heads"] >> (levels - i)))
         stages.append(part(Stack, depth=depth - (i > 0), block=local))
         if i > 0:
-            kept = {k: v for k, v in local["mixer.project"].given}
+            kept = {k: v for k, v in local["mixer.project"].kwargs}
             mixer = local["mixer"].set(Attention, project=part(QPooled, **kept, widen=2))
             merges.append(part(PooledBlock, norm=norm, mixer=mixer, residual=local["residual"], mlp=local["mlp"]))
     return mean_pooled(recipe).set(

@@ -23,8 +23,8 @@ from deltax.papers.language.attention.softmax_attention import Attention
 from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 from deltax.papers.vision.backbones.vit import ViT, mean_pooled, vit
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Matrix
-from deltax.parts.model.nothing import Nothing
+from deltax.parts.model.identity import Identity
+from deltax.parts.model.linear import LinearNoBias
 from deltax.parts.model.patches import Grid
 from deltax.parts.model.stack import Alternating, Stages
 from deltax.parts.training.roles import tag
@@ -127,7 +127,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, *, norm: Part = part(LayerNorm)):
         super().__init__()
         self.norm = norm(4 * dim)
-        self.reduce = Matrix(4 * dim, 2 * dim)
+        self.reduce = LinearNoBias(4 * dim, 2 * dim)
 
     def forward(self, x: Stream, ctx: Context) -> tuple[OtherStream, Context]:
         rows, columns = grid_of(x, ctx)
@@ -148,5 +148,5 @@ def swin(recipe: Part, *, window: int = 2, depths: tuple[int, ...] = (2, 2)) -> 
         stages.append(part(Alternating, depth=depth, blocks=blocks))
     merges = (part(PatchMerging),) * (len(depths) - 1)
     stack = part(Stages, stages=tuple(stages), merges=merges, entry=LayerNorm)
-    recipe = mean_pooled(recipe).fill("position", Nothing)
+    recipe = mean_pooled(recipe).fill("position", Identity)
     return recipe.set(ViT, dim=trunk["dim"] >> (len(depths) - 1), stack=stack)

@@ -167,7 +167,7 @@ def u_net(*, widths: tuple[int, ...] = (8, 16, 32), noise: float = 0.5) -> Part:
         task=part(Drawings, size=16),
         objective=part(restore, noise=noise),
         batches=from_task,
-        optimizer=part(adamw, rate=3e-3, decay=0.0),
+        optimizer=part(adamw, lr=3e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=32, steps=300),
     )

@@ -123,7 +123,7 @@ def vit(*, dim: int = 64, depth: int = 4, heads: int = 4, patch: int = 2) -> Par
         task=Pictures,
         objective=classify,
         batches=from_task,
-        optimizer=part(adamw, rate=1e-3),
+        optimizer=part(adamw, lr=1e-3),
         schedule=cosine,
         loop=part(Loop, batch=64, steps=400),
     )

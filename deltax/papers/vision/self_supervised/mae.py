@@ -23,7 +23,7 @@ from deltax.errors import UserError
 from deltax.papers.language.attention.softmax_attention import Attention
 from deltax.papers.vision.backbones.vit import vit
 from deltax.parts.attention.context import Context
-from deltax.parts.model.linear import Glorot
+from deltax.parts.model.linear import XavierLinear
 from deltax.parts.model.patches import Grid, GridSinusoids, pair, patchify, unpatchify
 from deltax.parts.model.stack import Stack
 from deltax.parts.training.roles import tag
@@ -46,12 +46,12 @@ class Filled(NamedTuple):
         return everything.scatter(1, self.kept, False)
 
 
-def keep(noise: Float[Tensor, "B T"], ratio: float) -> Int[Tensor, "B N"]:
+def random_masking(noise: Float[Tensor, "B T"], ratio: float) -> Int[Tensor, "B N"]:
     """The patches of least noise, a share of 1 - ratio, rounded down but at least one, in the order of their noise."""
     return noise.argsort(1)[:, : max(1, int(noise.shape[1] * (1 - ratio)))]
 
 
-def take(x: Tensor, kept: Int[Tensor, "B N"]) -> Tensor:
+def gather(x: Tensor, kept: Int[Tensor, "B N"]) -> Tensor:
     """Those elements of x (B, T, ...) -> (B, N, ...)."""
     return x.gather(1, kept.view(*kept.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
@@ -67,12 +67,12 @@ class PixelDecoder(nn.Module):
     ):
         super().__init__()
         self.prefix, self.count = trunk.prefix, math.prod(trunk.grid)
-        self.enter = Glorot(trunk.width, dim)
+        self.enter = XavierLinear(trunk.width, dim)
         self.mask_token = tag(nn.Parameter(torch.empty(dim)), "embedding")
         self.position = position(dim, trunk.grid)
         self.stack = stack(dim)
         self.norm = norm(self.stack.width)
-        self.predict = Glorot(self.stack.width, pixels)
+        self.predict = XavierLinear(self.stack.width, pixels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -111,12 +111,12 @@ class MaskedAutoencoder(nn.Module):
         patches = patchify(images, self.patch)
         hidden = torch.ones_like(patches[..., 0], dtype=torch.bool).scatter(1, kept, False)
         shown = unpatchify(patches.masked_fill(hidden[..., None], 0), self.patch, self.trunk.grid)
-        return self.trunk.read(take(self.trunk.tokens(shown), kept))
+        return self.trunk.read(gather(self.trunk.tokens(shown), kept))
 
     def forward(self, images: Images, noise: Float[Tensor, "B T"] | None = None) -> Filled:
         if noise is None:
             noise = torch.rand(len(images), math.prod(self.trunk.grid), device=images.device)
-        kept = keep(noise, self.ratio)
+        kept = random_masking(noise, self.ratio)
         return Filled(self.pixel_decoder(self.encode(images, kept), kept), kept)
 
 
@@ -133,7 +133,7 @@ def masked_error(said: Filled, target: Pixels) -> PerExample:
 
 
 @needs("images", model=IMAGES_TO_MASKED_PATCHES)
-def fill_in(model: nn.Module, batch: Any, *, target: Callable[[Pixels], Pixels] = part(standardised)) -> PerExample:
+def reconstruct(model: nn.Module, batch: Any, *, target: Callable[[Pixels], Pixels] = part(standardised)) -> PerExample:
     """`masked_error` of a model against the target that is made of each image's patches."""
     return masked_error(model(batch.images), target(patchify(batch.images, model.patch)))
 
@@ -148,7 +148,7 @@ def mae(recipe: Part, *, ratio: float = 0.75, dim: int = 32, depth: int = 1, hea
         norm=trunk["norm"],
     )
     model = part(MaskedAutoencoder, ratio=ratio, trunk=trunk, pixel_decoder=decoder)
-    return recipe.put("model", model).fill("task", Drawings).put("objective", part(fill_in))
+    return recipe.put("model", model).fill("task", Drawings).put("objective", part(reconstruct))
 
 
 def filled_in(model: MaskedAutoencoder, images: Images, noise: Float[Tensor, "B T"]) -> dict[str, Images]:

@@ -32,7 +32,7 @@ from deltax.tasks.images.digits import Batch
 
 @needs(model=IMAGES_TO_VECTORS)
 class Momentum(Moving):
-    """The inner network, and beside it as `slow` one that follows it, and a queue of what that one said.
+    """The inner network, and beside it as `key_encoder` one that follows it, and a queue of what that one said.
 
     Images (B, C, Y, X) -> (B, .width), the inner network's. The queue, (length, width), starts as noise of length one.
     """
@@ -40,13 +40,13 @@ class Momentum(Moving):
     def __init__(self, channels: int, *, inner: Part = part(Contrastive), momentum: float = 0.99, length: int = 512):
         super().__init__()
         self.momentum = momentum
-        self.inner, self.slow = (inner(channels=channels) for _ in range(2))
-        self.slow.requires_grad_(False)
+        self.inner, self.key_encoder = (inner(channels=channels) for _ in range(2))
+        self.key_encoder.requires_grad_(False)
         self.register_buffer("queue", torch.zeros(length, self.inner.width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.slow.load_state_dict(self.inner.state_dict())
+        self.key_encoder.load_state_dict(self.inner.state_dict())
         self.queue.copy_(nn.functional.normalize(torch.randn_like(self.queue), dim=-1))
 
     def features(self, images: Images) -> Float[Tensor, "B D"]:
@@ -56,21 +56,21 @@ class Momentum(Moving):
         return self.inner(images)
 
     def before(self) -> None:
-        self.follow()
+        self.momentum_update()
 
     def move(self, keys: Vectors) -> None:
         self.enqueue(keys)
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """slow <- momentum slow + (1 - momentum) inner (Eq. 2)."""
-        for slow, fast in zip(self.slow.parameters(), self.inner.parameters(), strict=True):
+    def momentum_update(self) -> None:
+        """key_encoder <- momentum key_encoder + (1 - momentum) inner (Eq. 2)."""
+        for slow, fast in zip(self.key_encoder.parameters(), self.inner.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)
 
     @torch.no_grad()
     def keys(self, images: Images) -> Vectors:
         """What the slow network says of images."""
-        return self.slow(images)
+        return self.key_encoder(images)
 
     @torch.no_grad()
     def enqueue(self, keys: Vectors) -> None:

@@ -93,7 +93,7 @@ def simclr(*, width: int = 8, temperature: float = 0.5) -> Part:
         task=LinearProbe,
         objective=part(contrast, temperature=temperature),
         batches=from_task,
-        optimizer=part(adamw, rate=3e-3, decay=0.0),
+        optimizer=part(adamw, lr=3e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=64, steps=400),
     )

@@ -33,7 +33,7 @@ from deltax.papers.vision.video.factorized_spacetime import (
 from deltax.papers.vision.video.haar_wavelet_tokenizer import Haar, haar_wavelet_tokenizer
 from deltax.parts.attention.context import Context
 from deltax.parts.attention.scores import causal
-from deltax.parts.model.autoencoder import Autoencoder, Open, rebuild
+from deltax.parts.model.autoencoder import Autoencoder, NoBottleneck, rebuild
 from deltax.parts.model.videos import Video, as_maps, as_stream, preceded
 from deltax.parts.training.optimizers import adamw
 from deltax.parts.training.run import Loop, Run, from_task
@@ -271,13 +271,13 @@ def cosmos_tokenizer(*, width: int = 4, levels: int = 2) -> Part:
         model=part(
             Autoencoder,
             encoder=part(CosmosEncoder, patcher=patcher),
-            bottleneck=part(Open, width=width),
+            bottleneck=part(NoBottleneck, width=width),
             decoder=part(CosmosDecoder, patcher=patcher),
         ),
         task=MovingDigits,
         objective=part(rebuild, of="videos"),
         batches=from_task,
-        optimizer=part(adamw, rate=3e-3, decay=0.0),
+        optimizer=part(adamw, lr=3e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=16, steps=700),
     )

@@ -82,7 +82,10 @@ class AlongTime(nn.Module):
         return self.inner(tracks.flatten(0, 1), told).view_as(tracks).transpose(1, 2).flatten(1, 2)
 
 
-@needs(context=("grid",), **{"inner": ("Block",), "inner.mixer": ("Attention",), "inner.branches": ("in_turn",)})
+@needs(
+    context=("grid",),
+    **{"inner": ("Block",), "inner.mixer": ("Attention",), "inner.branches": ("sequential_branches",)},
+)
 class SpaceTimeBlock(nn.Module):
     """A block of three branches: space, time, MLP (Eqs. 4 to 6). Stream (B, T S, D), as `WithinFrames`.
 

@@ -185,7 +185,7 @@ def tracks_to_4d(*, dim: int = 48, depth: int = 2, heads: int = 3, bases: int = 
         task=Tracks,
         objective=film_alone,
         batches=from_task,
-        optimizer=part(adamw, rate=2e-3, decay=0.0),
+        optimizer=part(adamw, lr=2e-3, weight_decay=0.0),
         schedule=cosine,
         loop=part(Loop, batch=16, steps=600),
     )

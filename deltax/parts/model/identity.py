@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Nothing(nn.Module):
+class Identity(nn.Module):
     """Gives back what it is given first, whatever it is built with."""
 
     def __init__(self, *_: Any):

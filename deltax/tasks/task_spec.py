@@ -1,16 +1,16 @@
-"""What tasks tell a model's constructor. A task annotates its `facts` with one of these; see `deltax.contract`."""
+"""What tasks tell a model's constructor. A task annotates its `task_spec` with one of these; see `deltax.contract`."""
 
 from typing import TypedDict
 
 
-class TextFacts(TypedDict):
+class TextSpec(TypedDict):
     """Of sequences of tokens: how many tokens there are, and the length of a sequence."""
 
     vocab: int
     context: int
 
 
-class ImageFacts(TypedDict):
+class ImageSpec(TypedDict):
     """Of images: channels, pixels along a side, and how many classes they show."""
 
     channels: int
@@ -18,19 +18,19 @@ class ImageFacts(TypedDict):
     classes: int
 
 
-class VideoFacts(ImageFacts):
+class VideoSpec(ImageSpec):
     """Of videos: also the frames of each."""
 
     frames: int
 
 
-class TrackFacts(TypedDict):
+class TrackSpec(TypedDict):
     """Of tracks of points: the frames of a film."""
 
     frames: int
 
 
-class PairFacts(TypedDict):
+class PairSpec(TypedDict):
     """Of images with texts: channels, rows and columns or pixels along a side, tokens, and the length of a text."""
 
     channels: int
@@ -39,7 +39,7 @@ class PairFacts(TypedDict):
     context: int
 
 
-class BoundFacts(PairFacts):
+class BoundSpec(PairSpec):
     """Of images with texts and with sounds: also bands and frames of a spectrogram."""
 
     spectrogram: tuple[int, int]

@@ -11,7 +11,7 @@ from deltax.parts.training.optimizers import Wrapper
 from deltax.recipe import Part
 
 
-class Stale(Wrapper):
+class DelayedGradients(Wrapper):
     """An optimizer whose model holds, for stage s of P, the weights of P - 1 - s updates ago; `eval` leaves the newest.
 
     This is what an asynchronous pipeline with stashed weights (PipeDream) computes: forward and backward of a batch see
