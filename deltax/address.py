@@ -16,8 +16,45 @@ from deltax.errors import UserError, nearest
 AREAS = ("parts", "papers", "tasks", "kernels")
 """The folders of deltax whose classes and functions a recipe is made of."""
 
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {
+    "parts.nothing:Nothing": "parts.identity:Identity",
+    "parts.linear:Glorot": "parts.linear:XavierLinear",
+    "parts.linear:Out": "parts.linear:OutProj",
+    "parts.linear:Matrix": "parts.linear:LinearNoBias",
+    "parts.linear:OutMatrix": "parts.linear:OutProjNoBias",
+    "parts.stack:straight": "parts.stack:sequential",
+    "parts.stack:in_turn": "parts.stack:sequential_branches",
+    "parts.stale:Stale": "parts.delayed_gradients:DelayedGradients",
+    "parts.autoencoder:Open": "parts.autoencoder:NoBottleneck",
+    "papers.mask2former:inside": "papers.mask2former:masked_attention",
+    "papers.entropy_minimisation:sure": "papers.entropy_minimisation:entropy_loss",
+    "papers.dropout:Thinned": "papers.dropout:BranchDropout",
+    "papers.mae:fill_in": "papers.mae:reconstruct",
+    "kernels.losses:chances_kept": "kernels.losses:saved_probabilities",
+    "kernels.mlp:SlopeKept": "kernels.mlp:SavedGeluDerivative",
+    "kernels.projections:SideBySide": "kernels.projections:FusedQKV",
+}
 """Old address -> new address, for a definition that has changed file, area or name."""
+
+_OPTIMIZER = {"rate": "lr", "decay": "weight_decay"}
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "parts.optimizers:adamw": _OPTIMIZER,
+    "parts.optimizers:sgd": {"rate": "lr"},
+    "parts.optimizers:nesterov": {"rate": "lr"},
+    "parts.run:Loop": {"clip": "max_grad_norm"},
+    "papers.muon:muon_and_adamw": {**_OPTIMIZER, "spectral_rate": "spectral_lr"},
+    "papers.async_nesterov_pp:nadam": _OPTIMIZER,
+    "papers.async_local_sgd:DelayedNesterov": {"rate": "lr"},
+    "papers.momentum_lookahead:LookAhead": {"rate": "lr"},
+    "papers.nesterov_outer:outer_nesterov": {"rate": "lr"},
+    "papers.nesterov_outer:outer_momentum": {"rate": "lr"},
+    "papers.nesterov_outer:outer_adam": {"rate": "lr"},
+    "papers.maskformer:mask_classification": {"compare_at": "matching_points", "learn_at": "loss_points"},
+}
+"""Address -> old name of an argument -> new name, for stored recipes from before a renaming."""
+
+JOB_FIELDS = {"rate": "lr_scale"}
+"""The same of the fields of a stored job."""
 
 _ACTIVATIONS = """
 celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu sigmoid silu
@@ -30,11 +67,11 @@ _HOUSE = Path(__file__).parent
 _TORCH = ("torch.nn", "torch._C._nn")
 
 
-def address(make: Callable[..., Any]) -> str:
-    """Where `make` is defined. Outside deltax and torch.nn it is the module's whole name, which `find` refuses."""
-    module, name = make.__module__ or "", make.__qualname__
+def address(target: Callable[..., Any]) -> str:
+    """Where `target` is defined. Outside deltax and torch.nn it is the module's whole name, which `find` refuses."""
+    module, name = target.__module__ or "", target.__qualname__
     if _is_in(module, _TORCH):
-        return f"torch.nn{'' if inspect.isclass(make) else '.functional'}:{name}"
+        return f"torch.nn{'' if inspect.isclass(target) else '.functional'}:{name}"
     package, *folders = module.split(".")
     if package == "deltax" and len(folders) > 1 and folders[0] in AREAS:
         return f"{folders[0]}.{folders[-1]}:{name}"
@@ -59,6 +96,12 @@ def find(text: Any) -> Callable[..., Any]:
         here = MOVED[here]
     module, _, name = here.partition(":")
     return _in_torch(name) if _is_in(module, _TORCH) else _in_house(*_place(module), name)
+
+
+def arguments(target: Callable[..., Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a stored part by the names that its target has today."""
+    renamed = ARGUMENTS.get(address(target), {})
+    return {renamed.get(k, k): v for k, v in stored.items()}
 
 
 @cache

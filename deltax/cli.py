@@ -80,7 +80,13 @@ def parser(first: str = "") -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of a command or an option that is not there it says the nearest that is."""
+    """An unknown command or option is an error with the nearest known one; options are not abbreviated.
+
+    With abbreviations `--lr 0.001` would be read as `--lr-scale 0.001`.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

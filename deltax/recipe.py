@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from deltax import contract
-from deltax.address import address, find
+from deltax.address import address, arguments, find
 from deltax.errors import UserError, nearest
 
 Value = Any  # None, a number, a word, a Part, or a tuple of these
@@ -315,7 +315,8 @@ def from_json(data: Any) -> Value:
     if isinstance(data, dict):
         if data.keys() != {"make", "given"} or not isinstance(data["given"], dict):
             raise UserError(f"a part of a stored recipe has 'make' and 'given', not {', '.join(map(repr, data))}")
-        return part(find(data["make"]), **{k: from_json(v) for k, v in data["given"].items()})
+        target = find(data["make"])
+        return part(target, **{k: from_json(v) for k, v in arguments(target, data["given"]).items()})
     return tuple(from_json(item) for item in data) if isinstance(data, list) else data
 
 

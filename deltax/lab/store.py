@@ -372,7 +372,7 @@ class Store:
         ended = "diverged" if row["diverged"] else "finished"
         weights_file = self.weights / f"{row['id']}.safetensors"
         return Line(
-            *(row["id"], row["title"], job["seed"], job["steps"], job["rate"]),
+            *(row["id"], row["title"], job["seed"], job["steps"], job.get("lr_scale", job.get("rate"))),
             state=ended if row["finished"] else "running" if running else "interrupted",
             step=row["step"] or 0,
             score=row["score"],

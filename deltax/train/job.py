@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deltax.address import JOB_FIELDS
 from deltax.errors import UserError
 from deltax.kernels.twins import twins_of
 from deltax.parts.training.run import Loop, Run
@@ -50,6 +51,8 @@ class Job:
     @classmethod
     def from_json(cls, data: Any) -> "Job":
         """The job back from `to_json`. Raises UserError for what no job holds: files and stores are not trusted."""
+        if isinstance(data, dict):
+            data = {JOB_FIELDS.get(k, k): v for k, v in data.items()}
         if not isinstance(data, dict) or "recipe" not in data or data.keys() - _FIELDS.keys():
             raise UserError(f"a stored job is an object with {', '.join(_FIELDS)}, not {str(data)[:60]!r}")
         job = cls(**{**data, "recipe": from_json(data["recipe"])})
