@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Slot:
-    """`constructor` is how the owner makes the part, `signature` how it then calls it; plain functions are only called."""
+    """`constructor` is how the owner makes the part, `signature` how it calls it; plain functions are only called."""
 
     owner: str
     signature: str

@@ -26,8 +26,8 @@ def test_each_changes_only_its_own_slots():
     changed = {path for path, _, _ in diff(maskformer, mask2former)}
     topmost = sorted(path for path in changed if not any(path.startswith(f"{other}.") for other in changed))
     assert topmost == [
-        "model.decoder", "model.pixel_pyramid", "objective.matching_points", "objective.loss_points", "objective.pixel_loss",
-        "objective.weights",
+        "model.decoder", "model.pixel_pyramid", "objective.loss_points", "objective.matching_points",
+        "objective.pixel_loss", "objective.weights",
     ]  # fmt: skip
     plain = mask2former.put("model.decoder.attention_mask", anywhere)
     assert [path for path, _, _ in diff(mask2former, plain)] == ["model.decoder.attention_mask"]

@@ -155,6 +155,6 @@ def mask2former() -> Part:
     recipe = recipe.fill("decoder", MaskedQueries).put("model.decoder.inner.depth", LEVELS)
     recipe = recipe.rewrite(lambda _, old: part(CrossFirst, **dict(old.kwargs)) if old.target is DecoderBlock else old)
     return recipe.set(
-        mask_classification, matching_points=random_points, loss_points=uncertain_points, pixel_loss=binary_cross_entropy,
-        weights=(2.0, 5.0, 5.0),
+        mask_classification, matching_points=random_points, loss_points=uncertain_points,
+        pixel_loss=binary_cross_entropy, weights=(2.0, 5.0, 5.0),
     )  # fmt: skip

@@ -53,15 +53,15 @@ class Run:
         check(Part(Run, tuple(vars(self).items())), "these parts do not fit together")
 
     def build(self, task_spec: Mapping[str, Any]) -> nn.Module:
-        """A new model, handed those facts of the task that its constructor names."""
+        """A new model, built from the entries of the task spec that its constructor names."""
         return build_model(self.model, task_spec)
 
 
 def build_model(model: Part, task_spec: Mapping[str, Any]) -> nn.Module:
-    """A new model, handed those facts that its constructor names, or all where it takes any (`**task_spec`)."""
+    """A new model, built from the entries that its constructor names, or all where it takes any (`**task_spec`)."""
     named = takes(model.target)
-    any_fact = any(p.kind is p.VAR_KEYWORD for p in named.values())
-    return model(**{k: v for k, v in task_spec.items() if any_fact or k in named})
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in named.values())
+    return model(**{k: v for k, v in task_spec.items() if takes_any or k in named})
 
 
 def from_task(model: nn.Module, task: Any, step: int, *, size: int, seed: int) -> Any:
