@@ -4,6 +4,7 @@ import re
 
 from torch import Tensor
 
+from deltax.weights.entries import Entries, under
 from deltax.weights.vision.backbones.resnet import backbone_from_hf
 
 BLOCKS_FROM_HF = (
@@ -30,15 +31,27 @@ _HF = (
     *BLOCKS_FROM_HF,
 )
 
+_NAMES = "{q,k,v,o,out}_proj.{weight,bias}"
+BLOCK = (
+    f"self_attn.{_NAMES}",
+    "{self_attn,final}_layer_norm.{weight,bias}",
+    "{mlp.,}fc{1,2}.{weight,bias}",
+)
+CROSS = (f"{{encoder,cross}}_attn.{_NAMES}", "{encoder,cross}_attn_layer_norm.{weight,bias}")
+
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` DetrForObjectDetection, on a ResNet of transformers, as that of a `DETR`."""
     inside = "model.backbone.model."
-    backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
-    ours = {f"backbone.{k}": v for k, v in backbone.items()}
-    for name in state.keys() - {k for k in state if k.startswith(inside)}:
-        ours[renamed(name, _HF)] = state[name]
-    return ours
+    with Entries(state, "DetrForObjectDetection") as theirs:
+        backbone = backbone_from_hf(theirs.matching(f"{inside}**"), prefix=inside)
+        named = theirs.matching(
+            *("model.input_projection.{weight,bias}", "model.query_position_embeddings.weight"),
+            *("model.decoder.layernorm.{weight,bias}", "class_labels_classifier.{weight,bias}"),
+            *("bbox_predictor.layers.*.{weight,bias}", *under("model.encoder.layers.*.", BLOCK)),
+            *under("model.decoder.layers.*.", (*BLOCK, *CROSS)),
+        )
+    return {f"backbone.{k}": v for k, v in backbone.items()} | {renamed(k, _HF): v for k, v in named.items()}
 
 
 def renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from deltax.weights.detection.detr import BLOCKS_FROM_HF
-from deltax.weights.detection.maskformer import from_hf as maskformer_from_hf
+from deltax.weights.detection.detr import BLOCK, BLOCKS_FROM_HF, CROSS, renamed
+from deltax.weights.detection.maskformer import backbone_and
+from deltax.weights.entries import Entries, under
 
 _HF = (
     (r"model\.pixel_level_module\.decoder\.level_embed", "pixel_pyramid.level.weight"),
@@ -29,16 +30,28 @@ _HF = (
     *BLOCKS_FROM_HF,
 )
 
+_PIXELS, _DECODER = "model.pixel_level_module.decoder.", "model.transformer_module."
+_NAMES = (
+    f"{_PIXELS}level_embed",
+    *under(_PIXELS, ("input_projections.*.{0,1}.{weight,bias}", "mask_projection.{weight,bias}")),
+    *under(_PIXELS, ("adapter_1.{0,1}.{weight,bias}", "layer_1.{0,1}.{weight,bias}")),
+    *under(f"{_PIXELS}encoder.layers.*.", BLOCK),
+    f"{_PIXELS}encoder.layers.*.self_attn.{{sampling_offsets,attention_weights,value_proj,output_proj}}.{{weight,bias}}",
+    *under(_DECODER, ("{queries_embedder,queries_features,level_embed}.weight", "decoder.layernorm.{weight,bias}")),
+    *under(f"{_DECODER}decoder.layers.*.", (*BLOCK, *CROSS)),
+    f"{_DECODER}decoder.mask_predictor.mask_embedder.*.0.{{weight,bias}}",
+    "class_predictor.{weight,bias}",
+)
+
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` Mask2FormerForUniversalSegmentation, on a ResNet of transformers with four maps, as
     that of a `MaskFormer` so filled."""
-    whole = {}
-    for name, tensor in state.items():
-        kind = name.rpartition("in_proj_")[2]
-        if kind == name:
-            whole[name] = tensor
-            continue
+    with Entries(state, "Mask2FormerForUniversalSegmentation") as theirs:
+        fused = theirs.matching(f"{_DECODER}decoder.layers.*.{{self,cross}}_attn.in_proj_{{weight,bias}}")
+        ours = backbone_and(theirs, _NAMES, _HF)
+    for name, tensor in fused.items():
+        attention, _, kind = name.partition("in_proj_")
         for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-            whole[name.replace(f"in_proj_{kind}", f"{letter}_proj.{kind}")] = third
-    return maskformer_from_hf(whole, _HF)
+            ours[renamed(f"{attention}{letter}_proj.{kind}", _HF)] = third
+    return ours

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from deltax.weights.entries import Entries, under
 from deltax.weights.vision.backbones import vit as vision_weights
 
 HF = (
@@ -31,14 +32,29 @@ HF = (
     ("norm.weight", "norm.gain"),
 )
 
+POSITION_IDS = "{vision,text}_model.embeddings.position_ids"  # 0, 1, 2 and so on, which older versions stored
+TOWERS = (
+    "vision_model.embeddings.patch_embedding.{weight,bias}",
+    "vision_model.post_layernorm.{weight,bias}",
+    "text_model.embeddings.{token,position}_embedding.weight",
+    "text_model.final_layer_norm.{weight,bias}",
+    *under(
+        "{vision,text}_model.encoder.layers.*.",
+        ("layer_norm{1,2}.{weight,bias}", "self_attn.{q,k,v,out}_proj.{weight,bias}", "mlp.fc{1,2}.{weight,bias}"),
+    ),
+)
+_ENTRY = ("vision_model.pre_layrnorm.{weight,bias}",)
+
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` CLIPModel as that of clip's model, its class token with the place that it has."""
-    state = dict(state)
-    token = state.pop("vision_model.embeddings.class_embedding")
-    places = state.pop("vision_model.embeddings.position_embedding.weight")
+    with Entries(state, "CLIPModel") as theirs:
+        theirs.leave(POSITION_IDS)
+        token = theirs.take("vision_model.embeddings.class_embedding")
+        places = theirs.take("vision_model.embeddings.position_embedding.weight")
+        named = theirs.matching("logit_scale", "{visual,text}_projection.weight", *TOWERS, *_ENTRY)
     ours = {"image.trunk.class_token.token": token + places[0], "image.trunk.position.table": places[1:]}
-    for name, value in state.items():
+    for name, value in named.items():
         ours[vision_weights.renamed(name, HF)] = value.flatten(1) if value.ndim == 4 else value
     return {k: v.contiguous() for k, v in ours.items()}
 

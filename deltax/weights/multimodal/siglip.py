@@ -12,8 +12,9 @@ from deltax.parts.model.mlp import gelu_tanh
 from deltax.parts.model.nothing import Nothing
 from deltax.parts.model.pairs import at_last
 from deltax.parts.model.patches import NoClassToken, Patches
+from deltax.weights.entries import Entries, under
 from deltax.weights.multimodal.clip import HF as CLIP
-from deltax.weights.multimodal.clip import hf_name, squares
+from deltax.weights.multimodal.clip import POSITION_IDS, TOWERS, hf_name, squares
 from deltax.weights.vision.backbones import vit as vision_weights
 
 
@@ -36,13 +37,31 @@ _HF = (
     ("image.pool.layernorm.weight", "image.pool.mlp_residual.norm.gain"),
     ("image.pool.layernorm.bias", "image.pool.mlp_residual.norm.bias"),
 )
+_POOL = under(
+    "vision_model.head.",
+    (
+        "attention.{in_proj_weight,in_proj_bias,out_proj.weight,out_proj.bias}",
+        "layernorm.{weight,bias}",
+        "mlp.fc{1,2}.{weight,bias}",
+    ),
+)
 _THIRDS = ("query", "key", "value")
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `transformers` SiglipModel as that of `released_towers`' model."""
-    ours = {}
-    for name, value in state.items():
+    """The state of a `transformers` SiglipModel as that of `released_towers`' model.
+
+    Raises UserError for a vision tower without its attention pool (`vision_use_head=False`).
+    """
+    with Entries(state, "SiglipModel") as theirs:
+        theirs.leave(POSITION_IDS)
+        probe = theirs.take("vision_model.head.probe")
+        named = theirs.matching(
+            *("logit_scale", "logit_bias", "vision_model.embeddings.position_embedding.weight"),
+            *("text_model.head.{weight,bias}", *TOWERS, *_POOL),
+        )
+    ours = {"image.pool.probe": probe.flatten()}
+    for name, value in named.items():
         name = vision_weights.renamed(name, (*_HF, *CLIP))
         if ".in_proj_" in name:
             before, kind = name.split("in_proj_")
@@ -51,7 +70,6 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
             ours[name] = value.reshape(())
         else:
             ours[name] = value.flatten(1) if value.ndim == 4 else value
-    ours["image.pool.probe"] = ours["image.pool.probe"].flatten()
     return {k: v.contiguous() for k, v in ours.items()}
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from deltax.papers.vision.backbones.q_pooled_attention import z_order
 from deltax.parts.model.patches import Grid
+from deltax.weights.entries import Entries, under
 from deltax.weights.vision.backbones.vit import renamed
 
 _HF = (
@@ -17,14 +18,29 @@ _HF = (
     ("norm.weight", "norm.gain"),
 )
 
+_BLOCK = (
+    "layernorm_{before,after}.{weight,bias}",
+    "attn.{qkv,proj}.{weight,bias}",
+    "mlp.fc{1,2}.{weight,bias}",
+    "proj.{weight,bias}",
+)
 
-def from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2) -> dict[str, Tensor]:
+
+def from_hf(
+    state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2, prefix: str = ""
+) -> dict[str, Tensor]:
     """The state of a `transformers` HieraModel, without its pooler, as that of a `ViT` with these stages.
 
-    grid: rows and columns of patches, which stand row by row there and in z-order here.
+    grid: rows and columns of patches, which stand row by row there and in z-order here. `prefix` is removed from names.
     """
+    with Entries(state, "HieraModel", prefix=prefix) as theirs:
+        theirs.leave("pooler.layernorm.{weight,bias}")
+        named = theirs.matching(
+            *("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.{weight,bias}"),
+            *under("encoder.stages.*.layers.*.", _BLOCK),
+        )
     ours = {}
-    for name, value in state.items():
+    for name, value in named.items():
         if name == "embeddings.position_embeddings":
             ours["position.table"] = value[0, list(z_order(grid, levels))]
         elif name.startswith("encoder.stages."):
@@ -41,26 +57,37 @@ def from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int
             else:
                 words = (("layernorm_before", before), ("attn.proj", f"{mixer}.project.out"))
                 ours[f"{here}.{renamed(rest, words + _HF)}"] = value
-        elif not name.startswith("pooler."):
+        else:
             ours[renamed(name, _HF)] = value
     return {k: v.contiguous() for k, v in ours.items()}
 
 
 def pretraining_from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2) -> dict[str, Tensor]:
     """The state of a `transformers` HieraForPreTraining that pools to one element a unit as that of our model."""
-    trunk = from_hf({k.removeprefix("hiera."): v for k, v in state.items() if k.startswith("hiera.")}, grid=grid,
-                    levels=levels, local=local)  # fmt: skip
+    with Entries(state, "HieraForPreTraining") as theirs:
+        inside = theirs.matching("hiera.**")
+        decoder = theirs.matching(
+            *(
+                "decoder.{mask_token,decoder_position_embeddings}",
+                "decoder.decoder_{embeddings,norm,pred}.{weight,bias}",
+            ),
+            *under("decoder.decoder_block.layers.*.", _BLOCK),
+        )
+        named = theirs.matching(
+            "multiscale_fusion.multi_scale_fusion_heads.*.{weight,bias}", "encoder_norm.{weight,bias}"
+        )
+    trunk = from_hf(inside, grid=grid, levels=levels, local=local, prefix="hiera.")
     ours = {f"trunk.inner.{k.replace('stack.', 'stack.inner.', 1)}": v for k, v in trunk.items()}
-    for name, value in state.items():
+    for name, value in named.items():
         if name.startswith("multiscale_fusion."):
             i, kind = name.split(".")[2:]
             if kind == "weight":  # a unit's patches go row by row there, in z-order here, features last
                 order = list(z_order((value.shape[2], value.shape[3]), levels - int(i)))
                 value = value.flatten(2)[..., order].mT.flatten(1)
             ours[f"trunk.inner.stack.heads.{i}.{kind}"] = value
-        elif name.startswith("encoder_norm."):
+        else:
             ours[f"trunk.inner.norm.{'gain' if name.endswith('weight') else 'bias'}"] = value
-    return ours | _decoder_from_hf({k: v for k, v in state.items() if k.startswith("decoder.")})
+    return ours | _decoder_from_hf(decoder)
 
 
 def _decoder_from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,16 @@
 
 from torch import Tensor
 
+from deltax.weights.entries import Entries, under
 from deltax.weights.vision.backbones.vit import from_hf as vit_from_hf
 from deltax.weights.vision.backbones.vit import renamed
+
+_BLOCK = (
+    "norm{1,2}.{weight,bias}",
+    "attention.{q,k,v,o}_proj.{weight,bias}",
+    "mlp.fc{1,2}.{weight,bias}",
+    "layer_scale{1,2}.lambda1",
+)
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -11,8 +19,18 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Layer scale is folded into the maps that it follows, which are linear.
     """
-    state = {k.replace("encoder.layer.", "layers."): v for k, v in state.items()}
-    registers = state.pop("embeddings.register_tokens")[0]
+    with Entries(state, "Dinov2WithRegistersModel") as theirs:
+        theirs.leave("embeddings.mask_token")
+        registers = theirs.take("embeddings.register_tokens")[0]
+        named = theirs.matching(
+            "embeddings.{cls_token,position_embeddings,patch_embeddings.projection.weight}",
+            *(
+                "embeddings.patch_embeddings.projection.bias",
+                "layernorm.{weight,bias}",
+                *under("encoder.layer.*.", _BLOCK),
+            ),
+        )
+    state = {k.replace("encoder.layer.", "layers."): v for k, v in named.items()}
     for name in [k for k in state if k.endswith(".lambda1")]:
         branch = {"layer_scale1.lambda1": "attention.o_proj", "layer_scale2.lambda1": "mlp.fc2"}
         block, _, scale = name.partition(".layer_scale")

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from deltax.weights.vision.backbones.vit import renamed
+from deltax.weights.entries import Entries, under
+from deltax.weights.vision.backbones.vit import BLOCK, renamed
 
 _HF = (
     ("embeddings.patch_embeddings.projection", "patches.embed"),
@@ -22,15 +23,28 @@ _HF = (
     ("entry.weight", "entry.gain"),
 )
 
+_BLOCKS = "encoder.layers.*.blocks.*."
+_TABLE = "attention.relative_position_bias.relative_position_bias_table"
+
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `transformers` SwinModel as that of a `ViT` with this stack; the epsilon of its norms is 1e-5."""
+    """The state of a `transformers` SwinModel as that of a `ViT` with this stack; a classifier is left behind. The
+    epsilon of its norms is 1e-5."""
+    with Entries(state, "SwinModel", prefix="swin.") as theirs:
+        # which row of the table a pair reads follows from the window
+        theirs.leave("classifier.{weight,bias}", "encoder.**.relative_position_index")
+        named = theirs.matching(
+            *("embeddings.{norm,patch_embeddings.projection}.{weight,bias}", "layernorm.{weight,bias}"),
+            *(
+                "encoder.layers.*.downsample.{norm.weight,norm.bias,reduction.weight}",
+                *under(_BLOCKS, (*BLOCK, _TABLE)),
+            ),
+        )
     ours = {}
-    for name, value in state.items():
-        name = renamed(name.removeprefix("swin."), _HF)
+    for name, value in named.items():
+        name = renamed(name, _HF)
         if ".downsample." in name:
             stage, _, rest = name.removeprefix("stack.stages.").partition(".downsample.")
             name = f"stack.merges.{stage}.{rest.replace('reduction', 'reduce')}"
-        if not name.startswith(("pooler.", "classifier.")):
-            ours[name] = value.flatten(1) if value.ndim == 4 else value
+        ours[name] = value.flatten(1) if value.ndim == 4 else value
     return {k: v.contiguous() for k, v in ours.items()}

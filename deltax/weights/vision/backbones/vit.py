@@ -5,6 +5,8 @@ import re
 
 from torch import Tensor, nn
 
+from deltax.weights.entries import Entries, under
+
 _HF = (
     ("layernorm", "norm"),
     ("patch_embeddings.projection", "patches.embed"),
@@ -20,6 +22,12 @@ _HF = (
     ("norm.weight", "norm.gain"),
 )
 
+BLOCK = (
+    "layernorm_{before,after}.{weight,bias}",
+    "attention.{q,k,v,o}_proj.{weight,bias}",
+    "mlp.fc{1,2}.{weight,bias}",
+)
+
 
 def renamed(name: str, pairs: tuple[tuple[str, str], ...] = _HF) -> str:
     """A parameter's name in `transformers` as ours: each pair's first word becomes its second, in order."""
@@ -30,12 +38,14 @@ def renamed(name: str, pairs: tuple[tuple[str, str], ...] = _HF) -> str:
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` ViTModel as that of a `ViT`; a pooler, a classifier and a mask are left behind."""
-    state = {k.removeprefix("vit.").removeprefix("embeddings."): v for k, v in state.items()}
-    token, places = state.pop("cls_token"), state.pop("position_embeddings")
+    with Entries(state, "ViTModel", prefix="vit.") as theirs:
+        theirs.leave("{pooler.dense,classifier}.{weight,bias}", "embeddings.mask_token")
+        token, places = theirs.take("embeddings.cls_token"), theirs.take("embeddings.position_embeddings")
+        patches = theirs.matching("embeddings.patch_embeddings.projection.{weight,bias}")
+        named = theirs.matching("layernorm.{weight,bias}", *under("layers.*.", BLOCK))
     ours = {"class_token.token": token[0, 0] + places[0, 0], "position.table": places[0, 1:]}
-    for name, value in state.items():
-        if not name.startswith(("pooler.", "classifier.", "mask_token")):
-            ours[renamed(name)] = value.flatten(1) if value.ndim == 4 else value
+    ours |= {renamed(k.removeprefix("embeddings.")): v.flatten(1) if v.ndim == 4 else v for k, v in patches.items()}
+    ours |= {renamed(name): value for name, value in named.items()}
     return {k: v.contiguous() for k, v in ours.items()}
 
 

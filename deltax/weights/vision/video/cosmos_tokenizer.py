@@ -4,6 +4,8 @@ import re
 
 from torch import Tensor
 
+from deltax.weights.entries import Entries
+
 _HF = (
     (r"^quant_conv", "encoder.point"),
     (r"^post_quant_conv", "decoder.point"),
@@ -33,11 +35,23 @@ _HF = (
     (r"levels\.(\d+)\.upsamplers\.0\.conv3", r"grow.\1.point"),
 )
 
+_LEVELS = "{en,de}coder.{{down,up}_blocks.*,mid_block}."
+_NAMES = (
+    "{post_,}quant_conv",
+    "{en,de}coder.conv_{in,out}.conv_{s,t}",
+    "{en,de}coder.norm_out.norm",
+    _LEVELS + "resnets.*.{conv1.conv_s,conv1.conv_t,conv2.conv_s,conv2.conv_t,norm1.norm,norm2.norm,conv_shortcut}",
+    _LEVELS + "{temp_,}attentions.*.{norm.norm,to_q,to_k,to_v,to_out.0}",
+    _LEVELS + "{down,up}samplers.0.conv{1,2,3}",
+)
+
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a diffusers AutoencoderKLCosmos as that of an `Autoencoder` of these parts."""
+    with Entries(state, "AutoencoderKLCosmos") as theirs:
+        named = theirs.matching(*(f"{words}.{{weight,bias}}" for words in _NAMES))
     ours = {}
-    for name, value in state.items():
+    for name, value in named.items():
         for theirs, mine in _HF:
             name = re.sub(theirs, mine, name)
         linear = ".project." in name and value.ndim > 1
