@@ -8,6 +8,7 @@ another basis in its early layers the lens sees nothing: that is a result about 
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,19 +36,27 @@ _HF = {
     "model.layers": "model.norm",
     "gpt_neox.layers": "gpt_neox.final_layer_norm",
 }
+# How they change the head's logits, by the field of their configuration.
+_TAILS: tuple[tuple[str, Callable[[Tensor, float], Tensor]], ...] = (
+    ("logits_scaling", lambda logits, scale: logits / scale),  # Granite
+    ("logits_scaling", lambda logits, scale: logits * scale),  # HyperCLOVA X
+    ("logit_scale", lambda logits, scale: logits * scale),  # Cohere
+    ("final_logit_softcapping", lambda logits, cap: cap * torch.tanh(logits / cap)),  # Gemma 2, NanoChat
+)
 
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Of a `LanguageModel`, or of a `transformers` model laid out as GPT-2, Llama or GPT-NeoX is.
 
-    Raises UserError for any other.
+    What such a model does to its logits after the head is left to `reading`. Raises UserError for any other model.
     """
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel) and hasattr(model.stack, "blocks"):
         return Anatomy(list(model.stack.blocks), model.read)
     modules = dict(model.named_modules())
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for blocks, norm in _HF.items():
-        if blocks in modules and norm in modules:
-            return Anatomy(list(modules[blocks]), nn.Sequential(modules[norm], model.get_output_embeddings()))
+        if blocks in modules and norm in modules and head is not None:
+            return Anatomy(list(modules[blocks]), nn.Sequential(modules[norm], head))
     raise UserError(
         f"the lens cannot find blocks and a last norm in {type(model).__name__}: give a LanguageModel, or a causal "
         f"language model of transformers with {', '.join(_HF)}"
@@ -56,6 +65,37 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 def streams(model: nn.Module, tokens: Tokens) -> list[Stream]:
     """The stream before the first block and after each one, L + 1 of (B, T, D), in the order in which blocks run."""
+    return _pass(model, tokens)[0]
+
+
+def reading(model: nn.Module, last: Stream, logits: Logits) -> Callable[[Stream], Logits]:
+    """How the model reads its stream: norm, head, and the scale or cap of its configuration if its logits have one.
+
+    Of the stream `last` it gives `logits`, which are the model's own. Raises UserError for a model where it does not.
+    """
+    read = anatomy(model).read
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    named = ((tail, getattr(config, field, None)) for field, tail in _TAILS)
+    tails = [lambda x: x, *(partial(_applied, tail, value) for tail, value in named if value)]
+    if last.shape[:-1] == logits.shape[:-1] and (plain := read(last)).shape == logits.shape:
+        gap = lambda tail: (tail(plain) - logits).abs().max().item()
+        tail = min(tails, key=gap)
+        # the same operations on the same stream: what is left is the rounding of its dtype
+        if gap(tail) <= 8 * torch.finfo(plain.dtype).eps * max(1.0, logits.abs().max().item()):
+            return lambda x: tail(read(x))
+    raise UserError(
+        f"the logits of {type(model).__name__} are not its head of its last norm of its last block's output, neither "
+        f"plain nor by {', '.join(dict(_TAILS))}: the lens cannot read it"
+    )
+
+
+def _applied(tail: Callable[[Tensor, float], Tensor], value: float, logits: Logits) -> Logits:
+    return tail(logits, value)
+
+
+def _pass(model: nn.Module, tokens: Tokens) -> tuple[list[Stream], Logits]:
+    """The streams of `streams`, and the model's logits."""
     found: list[Stream] = []
 
     def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -69,11 +109,11 @@ def streams(model: nn.Module, tokens: Tokens) -> list[Stream]:
     hooks = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
     hooks += [block.register_forward_hook(leaving) for block in dict.fromkeys(blocks)]
     try:
-        model(tokens)
+        out = model(tokens)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return found, out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
 
 
 @paper(on=gpt, year=2020, url="https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens")
@@ -81,10 +121,11 @@ def logit_lens(model: nn.Module, tokens: Tokens) -> Lens:
     """Log-probabilities of the next token, read before the first block and after each. (B, T) -> (L + 1, B, T, V).
 
     The last layer is the model's own output. The model stays in the mode, training or evaluation, that it is in.
-    Raises UserError for a model whose blocks cannot be found.
+    Raises UserError for a model whose blocks cannot be found, and for one whose last layer is not its output.
     """
-    read = anatomy(model).read
-    logits = torch.stack([read(x) for x in streams(model, tokens)])
+    found, own = _pass(model, tokens)
+    read = reading(model, found[-1], own)
+    logits = torch.stack([read(x) for x in found])
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 
