@@ -9,7 +9,13 @@ import torch
 
 import deltax.weights
 from deltax import UserError
+from deltax.claims.checking import randomise
+from deltax.claims.multimodal.clip import tiny
+from deltax.paper import paper_of
 from deltax.papers.language.models.gpt import gpt
+from deltax.papers.multimodal.clip import clip as clip_recipe
+from deltax.papers.multimodal.siglip import siglip as siglip_recipe
+from deltax.parts.model.mlp import MLP
 from deltax.parts.model.patches import GridSinusoids
 from deltax.weights.entries import Entries
 from deltax.weights.language.models import gpt as gpt_weights
@@ -28,11 +34,11 @@ def gpt2(**more):
     return GPT2LMHeadModel(GPT2Config(**WORDS, n_positions=9, n_embd=12, n_layer=2, n_head=3, **more))
 
 
-def siglip(**vision):
+def siglip(shape=SHAPE, **vision):
     from transformers import SiglipConfig, SiglipModel
 
-    text = {**SHAPE, **WORDS, "max_position_embeddings": 7}
-    return SiglipModel(SiglipConfig(text_config=text, vision_config={**SHAPE, **PICTURE, **vision}))
+    text = {**shape, **WORDS, "max_position_embeddings": 7}
+    return SiglipModel(SiglipConfig(text_config=text, vision_config={**shape, **PICTURE, **vision}))
 
 
 def clip():
@@ -253,6 +259,19 @@ def test_a_missing_entry_is_named():
         gpt_weights.from_hf({})
     with pytest.raises(UserError, match=r"no 'embeddings\.cls_token'"):
         vit_weights.from_hf({"vit.layernorm.weight": torch.zeros(1)})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("heads", "widen"), [(2, 4), (6, 4), (3, 5)])
+def test_the_pool_of_released_towers_is_as_their_blocks_are(heads, widen):
+    shape = {**SHAPE, "num_attention_heads": heads, "intermediate_size": 12 * widen}
+    theirs = randomise(siglip(shape)).eval()
+    recipe = (paper_of(clip_recipe)(dim=12, depth=2, heads=heads, patch=3, width=12) + siglip_recipe).set(
+        MLP, widen=widen
+    )
+    ours, images, texts = tiny(siglip_weights.released_towers(recipe))
+    ours.load_state_dict(siglip_weights.from_hf(theirs.state_dict()))
+    torch.testing.assert_close(ours(images, texts), theirs(input_ids=texts, pixel_values=images).logits_per_image)
 
 
 def test_a_tower_without_its_pool_is_refused():

@@ -20,11 +20,14 @@ from deltax.weights.vision.backbones import vit as vision_weights
 
 def released_towers(recipe: Part) -> Part:
     """The encoders of the released models: `AttentionPool` over patches without a class token, a text that sees all of
-    itself and is read at its last place, no map after the image's side. Heads of the pool are those of the blocks."""
+    itself and is read at its last place, no map after the image's side. The pool has the heads and the MLP that the
+    blocks of the image's side have in `recipe`: set these first."""
     norm = part(LayerNorm, eps=1e-6)
     recipe = recipe.fill("norm", norm).fill("class_token", NoClassToken).set(Patches, embed=Linear)
     recipe = recipe.put("model.image.trunk.stack.entry", part(Nothing)).fill("activation", gelu_tanh)
-    recipe = recipe.put("model.image.pool", part(AttentionPool, norm=norm)).fill("mask", everywhere)
+    block = recipe["model.image.trunk.stack.block"]
+    pool = part(AttentionPool, heads=block["mixer.heads"], norm=norm, mlp=block["mlp"])
+    recipe = recipe.put("model.image.pool", pool).fill("mask", everywhere)
     recipe = recipe.put("model.image.classifier", part(Nothing)).put("model.text.classifier", part(Linear))
     return recipe.put("model.text.summary", at_last)
 
