@@ -7,7 +7,6 @@ There is no registry. A paper is a file under `papers/FIELD/` or `papers/FIELD/F
 import ast
 import contextlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from zlib import crc32
 from deltax.errors import UserError, nearest
 from deltax.home import cache as cache_folder
 from deltax.paper import kind
+from deltax.whole import whole
 
 PAPERS = Path(__file__).parent / "papers"
 
@@ -196,15 +196,9 @@ def _remembered(memory: Path) -> dict[str, tuple[list[int], Record]]:
 
 def _remember(memory: Path, files: dict[str, tuple[list[int], Record]]) -> None:
     """Whole or not at all: where nothing can be written, the next start only takes longer."""
-    scratch = memory.with_suffix(f".{os.getpid()}")
     words = {file: (stamp, {**asdict(record), "path": file}) for file, (stamp, record) in files.items()}
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), whole(memory) as scratch:
         scratch.write_text(json.dumps({"reader": _stamp(Path(__file__)), "files": words}), encoding="utf-8")
-        scratch.replace(memory)
-    except OSError:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
 
 
 def _record(words: dict[str, Any]) -> Record:

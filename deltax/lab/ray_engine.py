@@ -16,6 +16,7 @@ from deltax.lab.lease import Worker
 from deltax.lab.store import Result, Store
 from deltax.lab.worker import BEAT_EVERY, UNDER_WAY, Message, Tell, work
 from deltax.train.job import Job
+from deltax.whole import whole
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,5 @@ def _train(job: Job, id: str, files: dict[str, bytes | None], keep_weights: bool
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.ray")
-    scratch.write_bytes(content)
-    scratch.replace(path)
+    with whole(path) as scratch:
+        scratch.write_bytes(content)

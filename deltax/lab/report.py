@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from deltax import contract
 from deltax.errors import UserError
 from deltax.lab.numerals import millions
+from deltax.whole import whole
 
 if TYPE_CHECKING:
     from deltax.lab.comparison import Comparison
@@ -32,14 +32,10 @@ def save(comparison: "Comparison | Record", path: Path | str) -> Path:
 
 def written(text: str, path: Path) -> Path:
     """A file with this text, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
+        with whole(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place for the report") from None
     return path
 

@@ -20,6 +20,7 @@ from deltax.lab import warm
 from deltax.lab.lab import Lab
 from deltax.lab.store import Store
 from deltax.train.machine import Machine
+from deltax.whole import whole
 
 IDLE = 0.5  # processes wanting to run, other than us, below which a machine counts as idle
 
@@ -119,7 +120,6 @@ def _keep(
                 entry["figures"] = {}
                 for n, (caption, svg) in enumerate(figures.items(), 1):
                     file = f"figures/{key}-{name.replace('_', '-')}-{n}.svg"
-                    (folder / "figures").mkdir(exist_ok=True)
                     _write(folder / file, svg)
                     entry["figures"][caption] = file
             stored = _read(folder, key)
@@ -144,9 +144,8 @@ def _read(folder: Path, key: str) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    with whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from deltax.library.markdown import common_indent
 from deltax.library.model import Entry, Task
 from deltax.library.store import Item
 from deltax.library.tags import slug
+from deltax.whole import whole
 
 _LINES = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 _BOX = re.compile(r"(?P<before>^[\s>]*(?:[-*+]|\d+[.)])[ \t]+\[)(?P<symbol>.)(?P<after>\])")
@@ -37,11 +37,9 @@ def write(before: Entry, after: Item) -> tuple[str, ...]:
         return _writable(before, data)
     real = Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(dir=real.parent, prefix=".deltax-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(new)
-        os.chmod(name, real.stat().st_mode & 0o7777)
-        os.replace(name, real)
+        with whole(real) as scratch:
+            scratch.write_bytes(new)
+            scratch.chmod(real.stat().st_mode & 0o7777)
     except OSError as error:
         raise UserError(f"{path.name} cannot be written ({error.strerror}): your edit is kept in the library") from None
     return _writable(before, data)

@@ -21,6 +21,7 @@ from deltax import catalog
 from deltax.catalog import Record
 from deltax.errors import UserError
 from deltax.site.layout import ancestors
+from deltax.whole import whole
 
 BASE = "gpt"
 """The recipe on which deltas are composed with one another."""
@@ -180,11 +181,8 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 def _save(path: Path, value: Any) -> None:
     """Best effort: a cache that cannot be written costs time only."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_suffix(f".{os.getpid()}")
+    with suppress(OSError), whole(path) as written:
         written.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-        written.replace(path)
 
 
 def _diff(steps: list[str]) -> dict[str, Any]:

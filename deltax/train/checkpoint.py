@@ -1,7 +1,6 @@
 """Weights and the state of an optimizer as safetensors: nothing here ever unpickles."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from deltax.errors import StoreError, UserError
 from deltax.train import mesh
+from deltax.whole import whole
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -19,17 +19,14 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
 
     Raises StoreError when the disk is full or the folder cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {k: mesh.whole(v.detach()).contiguous().cpu().clone() for k, v in tensors.items()}
     plain = mesh.of_all_stages(plain)
     if mesh.rank() > 0:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, scratch, {"facts": json.dumps(facts)})
-        os.replace(scratch, path)
+        with whole(path) as scratch:
+            save_file(plain, scratch, {"facts": json.dumps(facts)})
     except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {_reason(error)}; free some space or choose another --store") from None
 
 

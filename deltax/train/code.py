@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 # What these make is a recipe, and a run's identity holds the recipe itself.
-_CORE = "recipe paper expression catalog claim contract address moved sqlite errors home slots"
+_CORE = "recipe paper expression catalog claim contract address moved sqlite whole errors home slots"
 CORE = {f"deltax.{name}" for name in _CORE.split()}
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -28,7 +28,7 @@ def test_records_are_read_off_the_file():
     assert dyt.authors == "Zhu, Chen, He, LeCun, Liu"
     assert dyt.sentence == "A transformer, but every norm is an elementwise tanh."
     assert (dyt.year, dyt.arxiv, dyt.kind, dyt.field) == (2025, "2503.10622", "delta", "language")
-    assert dyt.on == ("gpt",)
+    assert dyt.on == ("gpt", "layer-norm", "vit")
     assert "dyt" in catalog.children("gpt")
     assert dyt.change().startswith("class DyT") and "@claim" not in dyt.change()
 

@@ -12,7 +12,7 @@ from deltax.home import home
 from deltax.slots import SLOTS
 
 HOUSE = Path(deltax.__file__).parent
-_CORE = "address catalog claim contract errors expression home moved paper recipe slots sqlite"
+_CORE = "address catalog claim contract errors expression home moved paper recipe slots sqlite whole"
 CORE = set(_CORE.split())
 FLOORS = {
     **dict.fromkeys(CORE, 0),

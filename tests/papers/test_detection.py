@@ -32,8 +32,9 @@ def model_of(expression: str, **task) -> tuple[torch.nn.Module, Scenes]:
 
 
 def test_each_changes_only_its_own_slots():
-    changed = [sorted({path for path, _, _ in diff(recipe(a), recipe(b))}) for a, b in pairwise(LINE)]
-    assert changed == [
+    changed = [{path for path, _, _ in diff(recipe(a), recipe(b))} for a, b in pairwise(LINE)]
+    inside = lambda path, paths: any(path.startswith(f"{other}.") for other in paths)
+    assert [sorted(path for path in paths if not inside(path, paths)) for paths in changed] == [
         ["model.maps", "model.region_head", "model.regions"],
         ["model.proposals"],
         ["model.maps", "model.proposals.anchors.sides", "model.regions"],

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from deltax.claims.systems.parallelism import ddp, gpipe
 from deltax.claims.systems.parallelism import ddp as ddp_claims
 from deltax.claims.systems.parallelism import gpipe as gpipe_claims
 from deltax.lab.lab import Lab
 from deltax.lab.store import Store
-from deltax.papers.systems.parallelism import ddp, gpipe
 from deltax.parts.distributed import ring
 from deltax.parts.distributed.ring import in_processes
 

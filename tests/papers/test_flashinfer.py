@@ -69,14 +69,14 @@ def test_a_decoder_out_of_pages_says_so():
 @pytest.mark.parametrize(
     ("asked", "requests", "work", "says"),
     [
-        ([1, 1], [0], None, r"2 queries are not \[1, 1\] of the requests \[0\]"),
-        ([1, 2], [0, 1], None, "2 queries are not"),
+        ([1, 1], [0], None, r"2 queries do not match counts \[1, 1\] of requests \[0\]"),
+        ([1, 2], [0, 1], None, "2 queries do not match"),
         ([1, 1], [0, 0], None, "each once"),
         ([2], [9], None, "no request 9"),
-        ([2], [2], None, "cannot stand at the last of request 2's 1 positions"),
-        ([1, 1], [0, 1], [[Chunk((0,), 0, 7)]], "reads 0 of request 1's 5 keys: plan again"),
-        ([1, 1], [0, 1], [[Chunk((0, 1), 0, 4)]], "reads 4 of request 0's 7 keys"),
-        ([2], [1], [[Chunk((0,), 0, 7), Chunk((1,), 0, 5)]], r"requests \[0\], and nobody asks"),
+        ([2], [2], None, "request 2 has 1 positions and 2 queries"),
+        ([1, 1], [0, 1], [[Chunk((0,), 0, 7)]], "reads 0 keys of request 1, and the cache has 5: plan again"),
+        ([1, 1], [0, 1], [[Chunk((0, 1), 0, 4)]], "reads 4 keys of request 0"),
+        ([2], [1], [[Chunk((0,), 0, 7), Chunk((1,), 0, 5)]], r"requests \[0\], which have no queries"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(asked, requests, work, says):

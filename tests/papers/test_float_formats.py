@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from deltax import UserError
+from deltax.claims.systems.attention_kernels.flex_attention import masks
 from deltax.papers.language.models.gpt import gpt
-from deltax.papers.systems.attention_kernels.flex_attention import block_mask, either, flex, flex_attention, masks
+from deltax.papers.systems.attention_kernels.flex_attention import block_mask, either, flex, flex_attention
 from deltax.papers.systems.performance.float_formats import FORMATS, bits, mixed_step, nearest
 from deltax.papers.systems.performance.roofline import MACHINES, Work, roofline
 from deltax.parts.attention.scores import Rules

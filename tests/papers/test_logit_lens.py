@@ -7,10 +7,82 @@ import torch
 from torch import nn
 
 from deltax import UserError
+from deltax.claims.checking import randomise
 from deltax.claims.interp.logit_lens import _tiny
-from deltax.papers.interp.logit_lens import anatomy, distance_to_last, logit_lens, picture, streams
+from deltax.papers.interp.logit_lens import _after_the_head, distance_to_last, logit_lens, picture
 from deltax.papers.language.models.gpt import gpt
 from deltax.papers.vision.backbones.register_tokens import register_tokens
+
+TAILS = {  # models of transformers that scale or cap their head's logits, and by what
+    "Gemma2": {"final_logit_softcapping": 3.0, "head_dim": 4},
+    "Cohere": {"logit_scale": 0.25},
+    "Cohere2": {"logit_scale": 0.3, "head_dim": 4},
+    "Granite": {"logits_scaling": 5.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "NanoChat": {"final_logit_softcapping": 2.0},
+    "Llama": {},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", TAILS)
+def test_the_last_layer_is_the_output_of_released_models_that_change_their_logits(family):
+    """Every parameter random, so that a cap bends and a scale shows; earlier layers go the same way."""
+    model, tokens = released(family)
+    lens = logit_lens(model, tokens)
+    torch.testing.assert_close(lens[-1], torch.log_softmax(model(tokens).logits, -1))
+    states = model(tokens, output_hidden_states=True).hidden_states
+    raw = model.lm_head(torch.stack([model.model.norm(states[0]), states[-1]]))
+    wanted = {"Gemma2": lambda x: 3 * torch.tanh(x / 3), "NanoChat": lambda x: 2 * torch.tanh(x / 2),
+              "Granite": lambda x: x / 5, "Cohere": lambda x: x * 0.25, "Cohere2": lambda x: x * 0.3}  # fmt: skip
+    first = wanted.get(family, lambda x: x)(raw[0])
+    torch.testing.assert_close(lens[0], torch.log_softmax(first, -1))
+
+
+@torch.no_grad()
+def test_a_cap_that_hardly_bends_is_found():
+    """While logits are a thousandth of the cap, float32 holds it and the identity apart, and the cap is taken."""
+    model, _ = released("NanoChat")
+    raw = 2e-3 * torch.randn(1, 3, 11)
+    found = _after_the_head(model, raw, 2 * torch.tanh(raw / 2))
+    torch.testing.assert_close(found(1e4 * raw), 2 * torch.tanh(1e4 * raw / 2))
+
+
+@torch.no_grad()
+def test_logits_that_are_made_otherwise_are_refused():
+    model, tokens = released("Llama")
+    model.lm_head.register_forward_hook(lambda module, args, out: out.square() if args[0].ndim == 3 else out)
+    logit_lens(model, tokens)  # a head that squares is a head
+    changed = model.forward
+    model.forward = lambda *args, **kwargs: bent(changed(*args, **kwargs))
+    with pytest.raises(UserError, match="logits of LlamaForCausalLM are not its head of its last norm of its stream"):
+        logit_lens(model, tokens)
+    with pytest.raises(UserError, match="cannot find blocks and a last norm in LanguageModel"):
+        logit_lens((gpt + register_tokens)().build({"vocab": 11, "context": 9}), tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_no_config_names_is_refused_in_every_dtype(dtype):
+    model, tokens = released("Llama")
+    model.to(dtype)
+    logit_lens(model, tokens)
+    model.forward = lambda *args, forward=model.forward: forward(*args).logits * 1.08
+    with pytest.raises(UserError, match="logits of LlamaForCausalLM are not its head"):
+        logit_lens(model, tokens)
+
+
+def bent(out):
+    out.logits = out.logits + out.logits.square()
+    return out
+
+
+def released(family):
+    import transformers as hf
+
+    sizes = dict(hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3, vocab_size=11,
+                 num_key_value_heads=3, bos_token_id=0, eos_token_id=0, pad_token_id=0)  # fmt: skip
+    model = getattr(hf, f"{family}ForCausalLM")(getattr(hf, f"{family}Config")(**sizes, **TAILS[family]))
+    return randomise(model).eval(), torch.randint(11, (2, 7))
 
 
 def test_a_model_without_blocks_is_refused():
@@ -41,71 +113,3 @@ def test_any_letter_can_be_drawn():
         figure.savefig(file, format="svg")
         assert "<svg" in file.getvalue()
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["embedding", "1", "2", "3"]
-
-
-def _foreign(family, **more):
-    """A tiny causal model of transformers in float64, its matrices large enough that caps and scales matter."""
-    import transformers
-
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=11, hidden_size=12, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2, head_dim=6,
-        intermediate_size=20, pad_token_id=0, bos_token_id=None, eos_token_id=None, **more,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).double().eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.7)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("family", "tail"),
-    [
-        ("Gemma2", {"final_logit_softcapping": 3.0}),
-        ("Gemma2", {"final_logit_softcapping": None}),
-        ("NanoChat", {"final_logit_softcapping": 3.0}),
-        ("Cohere", {"logit_scale": 0.3}),
-        ("Granite", {"logits_scaling": 7.0}),
-        ("HyperCLOVAX", {"logits_scaling": 7.0}),
-    ],
-)
-@torch.no_grad()
-def test_scales_and_caps_behind_the_head_are_in_every_layer(family, tail):
-    """Each layer is what the model says where its last block gives the stream of that layer."""
-    model = _foreign(family, **tail)
-    tokens = torch.randint(1, 11, (2, 5))
-    lens, last = logit_lens(model, tokens), anatomy(model).blocks[-1]
-    for x, layer in zip(streams(model, tokens), lens, strict=True):
-        swap = lambda _, __, out, x=x: (x, *out[1:]) if isinstance(out, tuple) else x
-        hook = last.register_forward_hook(swap)
-        said = model(tokens).logits
-        hook.remove()
-        torch.testing.assert_close(layer, torch.log_softmax(said, -1), rtol=1e-12, atol=1e-12)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_tail_that_is_not_found_is_refused_by_name(dtype):
-    model = _foreign("Llama").to(dtype)
-    tokens = torch.randint(1, 11, (2, 5))
-    assert logit_lens(model, tokens).isfinite().all()
-    forward = model.forward
-    model.forward = lambda *given, **named: _squared(forward(*given, **named))
-    with pytest.raises(UserError, match="logits of LlamaForCausalLM are not its head of its last norm"):
-        logit_lens(model, tokens)
-
-
-def _squared(out):
-    out.logits = out.logits * out.logits.abs()
-    return out
-
-
-def test_a_model_without_a_head_or_plain_blocks_is_refused():
-    model = _foreign("Llama")
-    model.get_output_embeddings = lambda: None
-    with pytest.raises(UserError, match="cannot find blocks and a last norm in LlamaForCausalLM"):
-        logit_lens(model, torch.ones(1, 2, dtype=torch.int64))
-    registers = (gpt.put("model.dim", 12) + register_tokens)().build({"vocab": 11, "context": 9})
-    with pytest.raises(UserError, match="in LanguageModel"):
-        logit_lens(registers, torch.ones(1, 2, dtype=torch.int64))

@@ -161,14 +161,14 @@ def test_bytes_of_a_whole_run_are_the_closed_form(tiny):
 @pytest.mark.parametrize(
     ("expression", "says"),
     [
-        ("gpt+local-sgd(workers=0)", "at least 1 worker, not 0"),
-        ("gpt+local-sgd(every=0)", "at least 1 step, not 0"),
+        ("gpt+local-sgd(workers=0)", "workers of LocalSteps is at least 1, not 0"),
+        ("gpt+local-sgd(every=0)", "every of LocalSteps is at least 1, not 0"),
         ("gpt+async-local-sgd(speeds=[1, 0])", "speeds are above 0"),
         ("gpt+muloco", "write gpt\\+diloco\\+muloco"),
         ("gpt+opendiloco", "no slot 'code'"),
         ("gpt+topk-compression(keep=0)", "share of entries"),
         ("gpt+beyond-topk(keep=2)", "share of columns"),
-        ("gpt+subspace-networks(rank=13)", "1 to 12 dimensions, not 13"),
+        ("gpt+subspace-networks(rank=13)", "rank must be 1 to 12, .* not 13"),
         ("gpt+async-nesterov-pp(stages=1000)", "cannot be cut into 1000 stages"),
         ("gpt+momentum-lookahead", "no slot 'outer'"),
     ],

@@ -10,13 +10,14 @@ from deltax import UserError, part
 from deltax.claim import Verdict
 from deltax.claims.systems.attention_kernels import sage_attention as first_claims
 from deltax.claims.systems.attention_kernels import sage_attention_2 as second_claims
+from deltax.claims.systems.performance.kernel_fusion import encoder_layer
 from deltax.papers.language.attention.softmax_attention import attend
 from deltax.papers.language.models.gpt import gpt
 from deltax.papers.language.position.alibi import Distance
 from deltax.papers.systems.attention_kernels import sage_attention as first
 from deltax.papers.systems.attention_kernels import sage_attention_2 as second
 from deltax.papers.systems.attention_kernels.online_softmax_cuda import softmax
-from deltax.papers.systems.performance.kernel_fusion import encoder_layer, fuse, fused, moved
+from deltax.papers.systems.performance.kernel_fusion import fuse, fused, moved
 from deltax.parts.attention.context import Context, DecodingState
 from deltax.parts.attention.scores import Rules, causal, window
 
@@ -94,7 +95,7 @@ def test_the_measured_claims_reach_a_verdict():
         at_most=lambda values, most, unit: Verdict("inconclusive", "nothing", sum(values), unit=unit),
         at_least=lambda values, least, unit, numbers: Verdict("inconclusive", "nothing", min(values), numbers=numbers),
     )
-    for paper, kernel in ((first, first.sage_attention), (second, second.sage_attention_2)):
+    for paper, kernel in ((first_claims, first.sage_attention), (second_claims, second.sage_attention_2)):
         verdict = paper.a_trained_model_hardly_notices(lab)
         assert verdict.estimate == pytest.approx(0.75)
         assert built[-1].stack.blocks[0].mixer.kernel.make is kernel

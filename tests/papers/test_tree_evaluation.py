@@ -28,10 +28,10 @@ def test_the_extension_is_the_table_at_bits_and_linear_between():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: tree_evaluation((0, 2)), "a leaf holds bits"),
+        (lambda: tree_evaluation((0, 2)), "a leaf must be a tuple"),
         (lambda: tree_evaluation(Node(AND, (0,), (0, 1))), "with leaves of 1 bits every value has 1"),
         (lambda: tree_evaluation(Node(AND[:3], (0,), (1,))), "every table 4 rows"),
-        (lambda: tree_evaluation(Node(((3,),) * 4, (0,), (1,))), "rows are bits"),
+        (lambda: tree_evaluation(Node(((3,),) * 4, (0,), (1,))), "row must hold bits"),
         (lambda: Registers(2, 5), "need a prime above 5, for more than 4 roots; 5"),
         (lambda: Registers(2, 9), "9 is none"),
     ],

@@ -76,13 +76,13 @@ def test_the_modulus_keeps_indices_apart():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: interpolate([1, 1], [2, 3]), "share one"),
+        (lambda: interpolate([1, 1], [2, 3]), "2 points have 1 different x"),
         (lambda: commit(torch.randn(3), k=4), "choose k from 1 to 3"),
-        (lambda: Proof.read(b"abc"), "not 3 bytes"),
-        (lambda: Proof.read(b"\0\1\0\1"), "this is none"),
-        (lambda: verify(torch.randn(40, 9), [], prompt=3), "has 3 proofs, not 0"),
-        (lambda: verify(torch.randn(3, 9), [commit(torch.randn(27), k=2)], prompt=3), "of 27 activations, not 2"),
-        (lambda: toploc(torch.randn(3, 9), prompt=0), "the prompt is 1 to 3"),
+        (lambda: Proof.read(b"abc"), "at least 4 bytes, not 3"),
+        (lambda: Proof.read(b"\0\1\0\1"), "modulus 1 or a coefficient is outside"),
+        (lambda: verify(torch.randn(40, 9), [], prompt=3), "need 3 proofs, not 0"),
+        (lambda: verify(torch.randn(3, 9), [commit(torch.randn(27), k=2)], prompt=3), "27 coefficients, not 2"),
+        (lambda: toploc(torch.randn(3, 9), prompt=0), "choose prompt <= 3"),
     ],
 )
 def test_what_is_no_proof_is_named(call, says):
@@ -269,9 +269,9 @@ def test_submissions_of_other_batches_are_verified():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: two_sided(torch.zeros(2), torch.zeros(2), torch.ones(2), delta=1.1), "delta lies above"),
-        (lambda: seed_of(0, 2**20, 0), "from 0 to"),
-        (lambda: Lagging(4, 4, inner=gpt["model"], lag=0), "at least one step"),
+        (lambda: two_sided(torch.zeros(2), torch.zeros(2), torch.ones(2), delta=1.1), "delta must exceed"),
+        (lambda: seed_of(0, 2**20, 0), "must be 0 to"),
+        (lambda: Lagging(4, 4, inner=gpt["model"], lag=0), "at least 1 step"),
     ],
 )
 def test_what_cannot_be_is_named(call, says):

@@ -20,7 +20,7 @@ from deltax.parts.model.convolution import GroupNorm
 from deltax.parts.model.perceptron import Perceptron, classifier
 from deltax.parts.training.views import jittered
 from deltax.tasks.images.digits import Digits
-from deltax.train.job import Job
+from deltax.train.job import Job, task_of
 from deltax.train.loop import build, train
 
 
@@ -62,7 +62,7 @@ def test_dropout_finds_its_place():
     assert recipe("lenet-1989+dropout")["model.dropout"] == part(Dropout)
     tree = recipe("gpt+dropout(p=0.1)")
     assert tree["model.stack.block.mixer"].make is Thinned
-    thinned, whole = (build(r.put("model.dim", 48)(), _Facts, 0) for r in (tree, recipe("gpt")))
+    thinned, whole = (build(r.put("model.dim", 48)(), task_of(r), 0) for r in (tree, recipe("gpt")))
     tokens = torch.arange(10).view(2, 5)
     assert not torch.equal(thinned(tokens), thinned(tokens))
     assert torch.equal(thinned.eval()(tokens), whole.eval()(tokens))

@@ -178,9 +178,8 @@ def test_registers_leave_positions_alone():
 
 
 def test_registers_refuse_a_stack_that_pools():
-    trunk = (vit + q_pooled_attention + register_tokens)["model.trunk"](1, 8)
-    with pytest.raises(UserError, match="this stack pools or merges"):
-        trunk(torch.randn(1, 1, 8, 8))
+    with pytest.raises(UserError, match="WithRegisters cannot have a PooledBlock in it"):
+        vit + q_pooled_attention + register_tokens
 
 
 def test_a_mixer_says_how_many_patches_it_takes():

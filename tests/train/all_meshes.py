@@ -37,7 +37,7 @@ def trained() -> tuple[str, ...]:
         elif record.kind == "delta" and record.trains:
             whole = catalog.shown_on(record, known)
             last = whole.rpartition("+")[2]
-            found.append(whole if record.key in known[last].parents else f"{whole}+{record.key}")
+            found.append(whole if record.key in known[last].imports else f"{whole}+{record.key}")
     return tuple(dict.fromkeys(found))
 
 

@@ -195,5 +195,5 @@ def test_without_torchrun_there_are_no_processes():
 def test_positions_that_do_not_divide_or_are_not_given():
     with pytest.raises(UserError, match="pad the sequence to 20"):
         in_threads(4, lambda member: share(torch.zeros(1, 17), member))
-    with pytest.raises(UserError, match="where its share stands"):
+    with pytest.raises(UserError, match="needs positions"):
         in_threads(2, lambda member: ring_attention(*torch.randn(3, 1, 4, 1, 2)))

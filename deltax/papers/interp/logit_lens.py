@@ -5,10 +5,12 @@ A GPT, but its last norm and unembedding are put to the stream after every block
 Blocks add to one stream, so what the stream holds half way up is written in the coordinates that the head reads. Read
 there, it is a guess at the next token, and the guesses come nearer to the last one block by block. Where a model keeps
 another basis in its early layers the lens sees nothing: that is a result about the model and a limit of the lens.
+
+Some released models scale their logits (Cohere, Granite) or cap them by a tanh (Gemma 2, NanoChat) after the head. The
+lens does the same at every layer: it is found by comparing what it reads last with the model's own output.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +26,7 @@ Lens = Float[Tensor, "layers B T V"]
 
 
 class Anatomy(NamedTuple):
-    """The blocks that write to a model's stream, first to last, and how the model reads the stream after them."""
+    """The blocks that write to a model's stream, first to last, and its last norm and head as one function."""
 
     blocks: list[nn.Module]
     read: Callable[[Stream], Logits]
@@ -36,27 +38,19 @@ _HF = {
     "model.layers": "model.norm",
     "gpt_neox.layers": "gpt_neox.final_layer_norm",
 }
-# How they change the head's logits, by the field of their configuration.
-_TAILS: tuple[tuple[str, Callable[[Tensor, float], Tensor]], ...] = (
-    ("logits_scaling", lambda logits, scale: logits / scale),  # Granite
-    ("logits_scaling", lambda logits, scale: logits * scale),  # HyperCLOVA X
-    ("logit_scale", lambda logits, scale: logits * scale),  # Cohere
-    ("final_logit_softcapping", lambda logits, cap: cap * torch.tanh(logits / cap)),  # Gemma 2, NanoChat
-)
 
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Of a `LanguageModel`, or of a `transformers` model laid out as GPT-2, Llama or GPT-NeoX is.
 
-    What such a model does to its logits after the head is left to `reading`. Raises UserError for any other model.
+    Raises UserError for any other.
     """
     if isinstance(model, LanguageModel) and hasattr(model.stack, "blocks"):
         return Anatomy(list(model.stack.blocks), model.read)
     modules = dict(model.named_modules())
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for blocks, norm in _HF.items():
-        if blocks in modules and norm in modules and head is not None:
-            return Anatomy(list(modules[blocks]), nn.Sequential(modules[norm], head))
+        if blocks in modules and norm in modules:
+            return Anatomy(list(modules[blocks]), nn.Sequential(modules[norm], model.get_output_embeddings()))
     raise UserError(
         f"the lens cannot find blocks and a last norm in {type(model).__name__}: give a LanguageModel, or a causal "
         f"language model of transformers with {', '.join(_HF)}"
@@ -65,37 +59,11 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 def streams(model: nn.Module, tokens: Tokens) -> list[Stream]:
     """The stream before the first block and after each one, L + 1 of (B, T, D), in the order in which blocks run."""
-    return _pass(model, tokens)[0]
+    return _watched(model, tokens)[0]
 
 
-def reading(model: nn.Module, last: Stream, logits: Logits) -> Callable[[Stream], Logits]:
-    """How the model reads its stream: norm, head, and the scale or cap of its configuration if its logits have one.
-
-    Of the stream `last` it gives `logits`, which are the model's own. Raises UserError for a model where it does not.
-    """
-    read = anatomy(model).read
-    config = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    named = ((tail, getattr(config, field, None)) for field, tail in _TAILS)
-    tails = [lambda x: x, *(partial(_applied, tail, value) for tail, value in named if value)]
-    if last.shape[:-1] == logits.shape[:-1] and (plain := read(last)).shape == logits.shape:
-        gap = lambda tail: (tail(plain) - logits).abs().max().item()
-        tail = min(tails, key=gap)
-        # the same operations on the same stream: what is left is the rounding of its dtype
-        if gap(tail) <= 8 * torch.finfo(plain.dtype).eps * max(1.0, logits.abs().max().item()):
-            return lambda x: tail(read(x))
-    raise UserError(
-        f"the logits of {type(model).__name__} are not its head of its last norm of its last block's output, neither "
-        f"plain nor by {', '.join(dict(_TAILS))}: the lens cannot read it"
-    )
-
-
-def _applied(tail: Callable[[Tensor, float], Tensor], value: float, logits: Logits) -> Logits:
-    return tail(logits, value)
-
-
-def _pass(model: nn.Module, tokens: Tokens) -> tuple[list[Stream], Logits]:
-    """The streams of `streams`, and the model's logits."""
+def _watched(model: nn.Module, tokens: Tokens) -> tuple[list[Stream], Logits]:
+    """The streams of one forward pass, and its logits."""
     found: list[Stream] = []
 
     def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -113,19 +81,47 @@ def _pass(model: nn.Module, tokens: Tokens) -> tuple[list[Stream], Logits]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found, out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
+    return found, out if isinstance(out, Tensor) else out.logits
+
+
+def _after_the_head(model: nn.Module, raw: Logits, logits: Logits) -> Callable[[Tensor], Tensor]:
+    """What the model does to the logits of its head: nothing, or a scale or a soft cap by a number of its config.
+
+    raw     norm and head of the last stream
+    logits  the model's output. Raises UserError where no such function makes it of `raw`
+    """
+    config = getattr(model, "config", None)
+    values = config.get_text_config().to_dict().values() if hasattr(config, "get_text_config") else ()
+    numbers = {float(v) for v in values if isinstance(v, int | float) and v not in (0, 1)}
+    functions: list[Callable[[Tensor], Tensor]] = [lambda x: x]
+    for n in sorted(numbers):
+        functions += [lambda x, n=n: x * n, lambda x, n=n: x / n, lambda x, n=n: n * torch.tanh(x / n)]
+    if raw.shape == logits.shape:
+        if torch.equal(raw, logits):
+            return functions[0]
+        # the nearest: while logits are small, a cap is nearly the identity
+        gap = lambda function: float((function(raw) - logits).detach().abs().max())
+        nearest = min(functions, key=gap)
+        # the same operations on the same stream: what is left is rounding
+        if gap(nearest) <= 8 * torch.finfo(raw.dtype).eps * float(logits.detach().abs().max()):
+            return nearest
+    raise UserError(
+        f"the logits of {type(model).__name__} are not its head of its last norm of its stream, scaled or capped by a "
+        "number of its config: the lens would read its layers otherwise than the model reads the last one"
+    )
 
 
 @paper(on=gpt, year=2020, url="https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens")
 def logit_lens(model: nn.Module, tokens: Tokens) -> Lens:
     """Log-probabilities of the next token, read before the first block and after each. (B, T) -> (L + 1, B, T, V).
 
-    The last layer is the model's own output. The model stays in the mode, training or evaluation, that it is in.
-    Raises UserError for a model whose blocks cannot be found, and for one whose last layer is not its output.
+    The last layer is the model's own output, which is checked. The model stays in the mode, training or evaluation,
+    that it is in. Raises UserError for a model whose blocks cannot be found, and for one whose logits are not
+    norm and head of its last stream, be they scaled or capped.
     """
-    found, own = _pass(model, tokens)
-    read = reading(model, found[-1], own)
-    logits = torch.stack([read(x) for x in found])
+    found, output = _watched(model, tokens)
+    raw = torch.stack([anatomy(model).read(x) for x in found])
+    logits = _after_the_head(model, raw[-1], output)(raw)
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 

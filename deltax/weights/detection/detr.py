@@ -4,8 +4,9 @@ import re
 
 from torch import Tensor
 
-from deltax.weights.entries import Entries, under
-from deltax.weights.vision.backbones.resnet import backbone_from_hf
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.resnet import FIELDS as RESNET
+from deltax.weights.vision.backbones.resnet import TRUNK, backbone_from_hf
 
 BLOCKS_FROM_HF = (
     (r"self_attn_layer_norm\.", "mixer_residual.norm."),
@@ -31,27 +32,39 @@ _HF = (
     *BLOCKS_FROM_HF,
 )
 
-_NAMES = "{q,k,v,o,out}_proj.{weight,bias}"
-BLOCK = (
-    f"self_attn.{_NAMES}",
-    "{self_attn,final}_layer_norm.{weight,bias}",
-    "{mlp.,}fc{1,2}.{weight,bias}",
+
+LAYER = (
+    "{self_attn,encoder_attn}.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    "{self_attn_layer_norm,encoder_attn_layer_norm,final_layer_norm,mlp.fc1,mlp.fc2}.{weight,bias}",
 )
-CROSS = (f"{{encoder,cross}}_attn.{_NAMES}", "{encoder,cross}_attn_layer_norm.{weight,bias}")
+FIELDS = Fields(
+    {
+        "backbone_config": RESNET,
+        "activation_function": ("relu",),
+        "position_embedding_type": ("sine",),
+        "dilation": (False,),
+    },
+    "num_channels num_queries encoder_layers encoder_ffn_dim encoder_attention_heads decoder_layers decoder_ffn_dim "
+    "decoder_attention_heads d_model backbone use_timm_backbone use_pretrained_backbone backbone_kwargs",
+)
 
 
+@reads(
+    "DetrForObjectDetection",
+    *(f"model.backbone.model.{name}" for name in TRUNK),
+    *(f"model.{{encoder,decoder}}.layers.#.{name}" for name in LAYER),
+    "model.input_projection.{weight,bias} model.query_position_embeddings.weight model.decoder.layernorm.{weight,bias}",
+    "class_labels_classifier.{weight,bias} bbox_predictor.layers.#.{weight,bias}",
+    config=FIELDS,
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` DetrForObjectDetection, on a ResNet of transformers, as that of a `DETR`."""
     inside = "model.backbone.model."
-    with Entries(state, "DetrForObjectDetection") as theirs:
-        backbone = backbone_from_hf(theirs.matching(f"{inside}**"), prefix=inside)
-        named = theirs.matching(
-            *("model.input_projection.{weight,bias}", "model.query_position_embeddings.weight"),
-            *("model.decoder.layernorm.{weight,bias}", "class_labels_classifier.{weight,bias}"),
-            *("bbox_predictor.layers.*.{weight,bias}", *under("model.encoder.layers.*.", BLOCK)),
-            *under("model.decoder.layers.*.", (*BLOCK, *CROSS)),
-        )
-    return {f"backbone.{k}": v for k, v in backbone.items()} | {renamed(k, _HF): v for k, v in named.items()}
+    backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
+    ours = {f"backbone.{k}": v for k, v in backbone.items()}
+    for name in state.keys() - {k for k in state if k.startswith(inside)}:
+        ours[renamed(name, _HF)] = state[name]
+    return ours
 
 
 def renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:

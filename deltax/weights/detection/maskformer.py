@@ -2,9 +2,11 @@
 
 from torch import Tensor
 
-from deltax.weights.detection.detr import BLOCK, BLOCKS_FROM_HF, CROSS, renamed
-from deltax.weights.entries import Entries, under
-from deltax.weights.vision.backbones.resnet import backbone_from_hf
+from deltax.weights.detection.detr import BLOCKS_FROM_HF, LAYER, renamed
+from deltax.weights.detection.detr import FIELDS as DETR
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.resnet import FIELDS as RESNET
+from deltax.weights.vision.backbones.resnet import TRUNK, backbone_from_hf
 
 _HF = (
     (r"model\.pixel_level_module\.decoder\.", "pixel_pyramid."),
@@ -24,27 +26,33 @@ _HF = (
 )
 
 
-_PIXELS = "model.pixel_level_module.decoder."
-_NAMES = (
-    *under(f"{_PIXELS}fpn.", ("layers.*.{proj,block}.{0,1}.{weight,bias}", "stem.{0,1}.{weight,bias}")),
-    *(f"{_PIXELS}mask_projection.{{weight,bias}}", "model.transformer_module.input_projection.{weight,bias}"),
-    *("model.transformer_module.queries_embedder.weight", "model.transformer_module.decoder.layernorm.{weight,bias}"),
-    *under("model.transformer_module.decoder.layers.*.", (*BLOCK, *CROSS)),
-    *("class_predictor.{weight,bias}", "mask_embedder.*.0.{weight,bias}"),
+BACKBONE = tuple(f"model.pixel_level_module.encoder.{name}" for name in TRUNK)
+_DECODER, _QUERIES = "model.pixel_level_module.decoder", "model.transformer_module"
+
+
+@reads(
+    "MaskFormerForInstanceSegmentation",
+    *BACKBONE,
+    f"{_DECODER}.fpn.stem.#.{{weight,bias}} {_DECODER}.fpn.layers.#.{{proj,block}}.#.{{weight,bias}}",
+    f"{_DECODER}.mask_projection.{{weight,bias}} {_QUERIES}.queries_embedder.weight",
+    f"{_QUERIES}.input_projection.{{weight,bias}} {_QUERIES}.decoder.layernorm.{{weight,bias}}",
+    *(f"{_QUERIES}.decoder.layers.#.{name}" for name in LAYER),
+    "class_predictor.{weight,bias} mask_embedder.#.#.{weight,bias}",
+    left_out=("criterion.empty_weight",),  # of the loss
+    config=Fields(
+        {"backbone_config": RESNET, "decoder_config": DETR},
+        "fpn_feature_size mask_feature_size num_attention_heads num_hidden_layers",
+    ),
 )
-
-
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` MaskFormerForInstanceSegmentation, on a ResNet of transformers whose last map is
     not as wide as the queries, as that of a `MaskFormer`."""
-    with Entries(state, "MaskFormerForInstanceSegmentation") as theirs:
-        return backbone_and(theirs, _NAMES, _HF)
+    return converted(state, _HF)
 
 
-def backbone_and(theirs: Entries, names: tuple[str, ...], patterns: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    """Our names for the entries of the ResNet and for those that match `names`; the weights of the loss are left."""
-    theirs.leave("criterion.empty_weight")  # it follows from the number of classes
+def converted(state: dict[str, Tensor], patterns: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    """The state of a model on a ResNet, the names of the rest after every pattern."""
     inside = "model.pixel_level_module.encoder."
-    backbone = backbone_from_hf(theirs.matching(f"{inside}**"), prefix=inside)
-    ours = {f"backbone.{k}": v for k, v in backbone.items()}
-    return ours | {renamed(k, patterns): v for k, v in theirs.matching(*names).items()}
+    backbone = backbone_from_hf({k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)})
+    rest = (name for name in state if not name.startswith(inside))
+    return {f"backbone.{k}": v for k, v in backbone.items()} | {renamed(k, patterns): state[k] for k in rest}

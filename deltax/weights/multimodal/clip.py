@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from deltax.weights.entries import Entries, under
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
 from deltax.weights.vision.backbones import vit as vision_weights
 
 HF = (
@@ -32,33 +32,47 @@ HF = (
     ("norm.weight", "norm.gain"),
 )
 
-POSITION_IDS = "{vision,text}_model.embeddings.position_ids"  # 0, 1, 2 and so on, which older versions stored
-TOWERS = (
-    "vision_model.embeddings.patch_embedding.{weight,bias}",
-    "vision_model.post_layernorm.{weight,bias}",
-    "text_model.embeddings.{token,position}_embedding.weight",
-    "text_model.final_layer_norm.{weight,bias}",
-    *under(
-        "{vision,text}_model.encoder.layers.*.",
-        ("layer_norm{1,2}.{weight,bias}", "self_attn.{q,k,v,out}_proj.{weight,bias}", "mlp.fc{1,2}.{weight,bias}"),
-    ),
+
+NAMES = (
+    "{text_model,vision_model}.encoder.layers.#.self_attn.{q_proj,k_proj,v_proj,out_proj}.{weight,bias}",
+    "{text_model,vision_model}.encoder.layers.#.{layer_norm1,layer_norm2,mlp.fc1,mlp.fc2}.{weight,bias}",
+    "text_model.embeddings.{token_embedding,position_embedding}.weight text_model.final_layer_norm.{weight,bias}",
+    "vision_model.embeddings.position_embedding.weight vision_model.post_layernorm.{weight,bias}",
 )
-_ENTRY = ("vision_model.pre_layrnorm.{weight,bias}",)
+LEFT_OUT = ("{text_model,vision_model}.embeddings.position_ids",)
+SIZES = """vocab_size hidden_size intermediate_size projection_dim projection_size num_hidden_layers
+    num_attention_heads max_position_embeddings num_channels image_size patch_size"""
+_TOWER = Fields({"hidden_act": ("quick_gelu",), "layer_norm_eps": (1e-5,)}, SIZES)
 
 
+@reads(
+    "CLIPModel",
+    *NAMES,
+    "logit_scale visual_projection.weight text_projection.weight vision_model.pre_layrnorm.{weight,bias}",
+    "vision_model.embeddings.{class_embedding,patch_embedding.weight}",
+    left_out=LEFT_OUT,
+    config=Fields({"text_config": _TOWER, "vision_config": _TOWER}, "projection_dim logit_scale_init_value"),
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` CLIPModel as that of clip's model, its class token with the place that it has."""
-    with Entries(state, "CLIPModel") as theirs:
-        theirs.leave(POSITION_IDS)
-        token = theirs.take("vision_model.embeddings.class_embedding")
-        places = theirs.take("vision_model.embeddings.position_embedding.weight")
-        named = theirs.matching("logit_scale", "{visual,text}_projection.weight", *TOWERS, *_ENTRY)
+    state = dict(state)
+    token = state.pop("vision_model.embeddings.class_embedding")
+    places = state.pop("vision_model.embeddings.position_embedding.weight")
     ours = {"image.trunk.class_token.token": token + places[0], "image.trunk.position.table": places[1:]}
-    for name, value in named.items():
+    for name, value in state.items():
         ours[vision_weights.renamed(name, HF)] = value.flatten(1) if value.ndim == 4 else value
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+OURS = tuple(f"{{image,text}}.trunk.{name}" for name in (*OUR_BLOCK, "position.table", "norm.{gain,bias}"))
+
+
+@reads(
+    "clip's model",
+    *OURS,
+    "logits.log {image,text}.classifier.weight image.trunk.stack.entry.{gain,bias} text.trunk.embedding.weight",
+    "image.trunk.{class_token.token,patches.embed.weight}",
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of clip's model as that of a `transformers` CLIPModel; its class token stands at zero."""
     theirs = {hf_name(name): squares(name, value, channels) for name, value in state.items()}

@@ -11,7 +11,7 @@ from deltax.parts.attention.scores import Rules, causal, everywhere
 
 @claim
 def without_positions_order_is_not_seen():
-    """Permuting the elements permutes the output, and does nothing else: f(Px) = P f(x)."""
+    """Attention without positions is permutation equivariant: f(P x) = P f(x) for a random permutation P."""
     torch.manual_seed(0)
     attention = Attention(12, heads=3).double()
     x = torch.randn(2, 7, 12, dtype=torch.float64)
@@ -21,7 +21,7 @@ def without_positions_order_is_not_seen():
 
 @claim
 def the_future_is_not_seen():
-    """Under the causal mask, changing later elements changes no earlier output."""
+    """Under the causal mask, changing later positions leaves the outputs of earlier ones unchanged."""
     torch.manual_seed(0)
     attention = Attention(12, heads=3, mask=part(causal)).double()
     x = torch.randn(2, 7, 12, dtype=torch.float64)
@@ -32,7 +32,7 @@ def the_future_is_not_seen():
 
 @claim
 def a_query_that_sees_nothing_gets_nothing():
-    """A query whose keys are all masked gives zeros, and no NaN in any gradient."""
+    """A query with every key masked gives zeros, and no gradient is NaN."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     segments = torch.tensor([[0, 0, 1]])
@@ -44,7 +44,9 @@ def a_query_that_sees_nothing_gets_nothing():
 
 @claim.parity(peer="torch.nn.functional.scaled_dot_product_attention")
 def equals_torch():
-    """Output and gradients equal torch's, causal and not, with fewer key heads than query heads, at odd lengths."""
+    """Output and gradients equal those of torch's scaled_dot_product_attention: causal or not, grouped keys, odd
+    lengths.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     torch.manual_seed(0)

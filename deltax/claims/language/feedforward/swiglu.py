@@ -12,8 +12,9 @@ from deltax.parts.model.stack import Block
 
 @claim
 def weights_are_as_many():
-    """Where three divides the width, the three matrices hold as many weights as the two of an MLP, 3 d h = 2 d 4d at
-    h = 8d/3; elsewhere they differ by less than one hidden unit."""
+    """Where 3 divides the width, SwiGLU has as many weights as the MLP (h = 8d/3); elsewhere they differ by less than
+    one hidden unit.
+    """
     weights = lambda module: sum(p.numel() for p in module.parameters() if p.ndim == 2)
     for dim in (12, 96):
         assert weights(SwiGLU(dim)) == weights(MLP(dim)) == 8 * dim * dim
@@ -22,7 +23,7 @@ def weights_are_as_many():
 
 @claim
 def a_closed_gate_lets_nothing_through():
-    """The branch is linear in each of its two projections: doubling `up` doubles it, and without a gate it is zero."""
+    """Doubling the weights of `up` doubles the output, and a gate of zero makes the output zero."""
     torch.manual_seed(0)
     branch, x = SwiGLU(9).double(), torch.randn(2, 5, 9, dtype=torch.float64)
     once = branch(x)
@@ -35,14 +36,14 @@ def a_closed_gate_lets_nothing_through():
 
 @claim
 def it_fills_the_branch_and_leaves_the_rest():
-    """Taking up SwiGLU, gpt changes in its feed-forward branches, and nowhere else."""
+    """With SwiGLU, gpt changes in its feed-forward branches alone."""
     assert (gpt + swiglu)["model.stack.block.mlp"].make is SwiGLU
     assert (gpt + swiglu).set(Block, mlp=gpt["model.stack.block.mlp"]) == gpt
 
 
 @claim.parity(peer="transformers LlamaMLP")
 def equals_transformers():
-    """The same random weights give the output and the gradients of Llama's feed-forward branch, at an odd width."""
+    """With the same random weights, output and gradients equal those of transformers' LlamaMLP, at an odd width."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -64,9 +65,8 @@ def equals_transformers():
 
 @claim.measured(paper="log-perplexity 1.636 against 1.679 with GELU after 524k steps of T5-base (Table 1)")
 def gates_save_compute(lab):
-    """Tuned alike, gpt + swiglu reaches gpt's loss with less compute.
-
-    On half a million tokens and 36 pairs: a quarter of the tokens does not tell the two apart, nor do the first five of
-    the pairs, at -0.04 bits per byte [-0.10, +0.02], or the first twelve, at -0.018 [-0.043, +0.008].
+    """Both with tuned learning rates, gpt + swiglu reaches gpt's loss with less compute. On half a million tokens and
+    36 pairs: a quarter of the tokens does not separate the two, nor do the first five pairs, at -0.04 bits per byte
+    [-0.10, +0.02], or the first twelve, at -0.018 [-0.043, +0.008].
     """
     return lab.compare("gpt", "gpt+swiglu", budget="500k tokens", pairs=36, ladder="off").better

@@ -12,7 +12,7 @@ from deltax.weights.language.models.gpt import from_hf, to_hf
 
 @claim
 def a_cache_changes_nothing():
-    """Logits of a token-by-token run that keeps its keys and values equal those of the full pass."""
+    """Logits of token-by-token decoding with a key/value cache equal those of one full pass."""
     torch.manual_seed(0)
     model = _tiny().double()
     tokens = torch.randint(11, (2, 9))
@@ -23,9 +23,8 @@ def a_cache_changes_nothing():
 
 @claim
 def the_start_is_the_uniform_guess():
-    """A fresh model gives each of 256 tokens nearly the same chance: its guess has an entropy within 5 % of ln 256.
-
-    Its logits are products with embeddings that are `faint` at any width: their deviation is 0.55.
+    """A fresh model predicts nearly uniformly over 256 tokens: its entropy is within 5 % of ln 256. The standard
+    deviation of the logits is 0.55 at any width.
     """
     torch.manual_seed(0)
     model = gpt().build({"vocab": 256, "context": 9})
@@ -35,7 +34,9 @@ def the_start_is_the_uniform_guess():
 
 @claim.parity(peer="transformers GPT2LMHeadModel")
 def equals_transformers():
-    """The same random weights give the logits and gradients of transformers' GPT-2, and go there and back unchanged."""
+    """With the same random weights, logits and gradients equal those of transformers' GPT-2. The weights convert
+    there and back unchanged.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -62,7 +63,9 @@ def equals_transformers():
 
 @claim.measured(paper="state of the art on 7 of 8 language-modelling sets without training on them (abstract)")
 def beats_counting(lab):
-    """Trained on text, it beats interpolated counts of three bytes on held-out text by at least 0.1 bits per byte."""
+    """Trained on text, gpt scores at least 0.1 bits per byte below an interpolated trigram model of bytes, on held-
+    out text.
+    """
     counted = counting_bits(lab.task(gpt), order=3)
     return lab.at_least([counted - lab.train("gpt", seed=s).score for s in lab.seeds(3)], 0.1, unit="bits per byte")
 

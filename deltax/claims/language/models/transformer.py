@@ -14,8 +14,7 @@ from deltax.weights.language.models.transformer import to_torch
 
 @claim
 def a_shift_is_linear():
-    """One matrix for each distance k, block-diagonal with a rotation for each pair, takes PE(p) to PE(p + k) for
-    every p."""
+    """For each distance k, one block-diagonal rotation matrix maps PE(p) to PE(p + k), for every p."""
     dim, positions = 14, torch.arange(50.0, dtype=torch.float64)
     for shift in (1, 7, 1000):
         blocks = []
@@ -27,7 +26,9 @@ def a_shift_is_linear():
 
 @claim
 def the_future_of_the_target_is_not_seen():
-    """Changing later inputs changes no earlier logits; changing any real token of the source changes all of them."""
+    """Changing later inputs leaves earlier logits unchanged; changing any source token that is not padding changes
+    all of them.
+    """
     model, source, inputs = _tiny()
     logits = model(source, inputs)
     later = torch.cat([inputs[:, :4], 3 + (inputs[:, 4:] - 2) % 8], 1)
@@ -40,7 +41,7 @@ def the_future_of_the_target_is_not_seen():
 
 @claim
 def padding_is_not_seen():
-    """Logits and gradients for a padded source and target are those for the source and target without their padding."""
+    """Logits and gradients with a padded source and target equal those without the padding."""
     model, source, inputs = _tiny()
     padded = torch.cat([source, source.new_zeros(2, 3)], 1), torch.cat([inputs, inputs.new_zeros(2, 2)], 1)
     gradients = []
@@ -54,8 +55,9 @@ def padding_is_not_seen():
 
 @claim
 def a_cache_changes_nothing():
-    """Read piece by piece, with keys and values kept, the target gets the logits of the full pass, and greedy decoding
-    says the likeliest tokens of it."""
+    """Decoding in pieces with a key/value cache gives the logits of one full pass, and greedy decoding gives the
+    argmax tokens of that pass.
+    """
     model, source, inputs = _tiny()
     memory, state = model.encode(source), DecodingState()
     steps = [model.decode(piece, memory, source, state) for piece in inputs.split([3, 1, 1, 2], 1)]
@@ -67,8 +69,9 @@ def a_cache_changes_nothing():
 
 @claim.parity(peer="torch.nn.Transformer with norm_first=False")
 def equals_torch():
-    """The same random weights give torch's encoder and decoder outputs and gradients, with padding, causal mask and
-    all."""
+    """With the same random weights, outputs and gradients equal those of torch's encoder and decoder, with padding
+    and causal mask.
+    """
     model, source, inputs = _tiny()
     source[0, -2:], inputs[1, -1:] = PADDING, PADDING
     layer = dict(d_model=12, nhead=3, dim_feedforward=48, dropout=0.0, batch_first=True)
@@ -103,7 +106,7 @@ def equals_torch():
 
 @claim.measured(paper="28.4 BLEU on WMT14 English to German with the big model (Table 2)")
 def learns_to_reverse(lab):
-    """After 1200 steps it reverses held-out strings of 12 digits without a mistake in more than 95 % of cases."""
+    """After 1200 steps more than 95 % of held-out strings of 12 digits are reversed without a mistake."""
     matches = [lab.train("transformer", seed=seed).evaluation.metrics.get("exact match", 0.0) for seed in lab.seeds(3)]
     return lab.at_least(matches, 0.95, unit="exact match")
 

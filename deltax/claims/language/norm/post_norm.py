@@ -14,8 +14,9 @@ from deltax.parts.model.stack import Block, PostNorm, PreNorm
 
 @claim
 def the_stream_grows_by_its_gains_at_most():
-    """After L branches the root mean square of the stream is at most what it began with plus the largest gain of each
-    norm, however large the branches; with the norm before the branch it is not."""
+    """After L branches the root mean square of the hidden states is at most its initial value plus the sum of each
+    norm's largest gain, for branches of any size. With pre-norm it exceeds that.
+    """
     torch.manual_seed(0)
     x = torch.randn(2, 5, 9, dtype=torch.float64)
     size = lambda x: x.square().mean(-1).sqrt()
@@ -32,7 +33,7 @@ def the_stream_grows_by_its_gains_at_most():
 
 @claim
 def a_branch_cannot_shout():
-    """Multiplying what a branch gives by any positive number changes nothing, when eps is 0."""
+    """Multiplying the output of a branch by a positive number changes nothing, with eps = 0."""
     torch.manual_seed(0)
     join = BranchNorm(9, norm=part(RMSNorm, eps=0.0)).double()
     x, branch = torch.randn(2, 5, 9, dtype=torch.float64), nn.Linear(9, 9).double()
@@ -41,7 +42,7 @@ def a_branch_cannot_shout():
 
 @claim
 def it_keeps_the_norm_and_moves_it():
-    """With post-norm, gpt has the norms it had, as many of them, each at the other end of its branch."""
+    """With post-norm, gpt has as many norms as without, of the same class, each after its branch instead of before."""
     tree = gpt + post_norm
     assert tree["model.stack.block.residual"] == part(BranchNorm, norm=part(LayerNorm))
     assert tree.fill("residual", part(PreNorm, norm=LayerNorm)) == gpt
@@ -49,8 +50,7 @@ def it_keeps_the_norm_and_moves_it():
 
 @claim.parity(peer="transformers Olmo2DecoderLayer")
 def equals_transformers():
-    """Around the same two branches, with the same random gains, a block gives the stream and the gradients of OLMo
-    2's."""
+    """With the same branches and random gains, hidden states and gradients of a block equal those of OLMo 2's."""
     from transformers import Olmo2Config
     from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer, Olmo2RotaryEmbedding
 
@@ -94,8 +94,9 @@ def equals_transformers():
 
 @claim.measured(paper="more stable training of large models; Swin V2 needs it beyond 658M parameters (Figure 2)")
 def is_as_good_as_pre_norm(lab):
-    """Tuned alike, gpt + post-norm does not end worse than gpt, whose norms stand before the branches, by more than 2
-    % of its compute."""
+    """Both with tuned learning rates, gpt + post-norm needs at most 2 % more compute than gpt (pre-norm) for the same
+    loss.
+    """
     return lab.compare("gpt", "gpt+post-norm").no_worse
 
 
@@ -103,10 +104,9 @@ def is_as_good_as_pre_norm(lab):
     paper="compute-equivalent gain of pre- over post-norm 1.87 at 3.6M parameters (MIT FutureTech ablation)"
 )
 def the_stream_is_better_left_alone(lab):
-    """Tuned alike, gpt with its norms before the branches reaches the loss of gpt with the transformer's norm(x +
-    f(x)) with less compute.
-
-    On half a million tokens: on 0.14 million the five pairs left it open, at -0.04 bits per byte [-0.08, +0.002].
+    """Both with tuned learning rates, pre-norm gpt reaches the loss of gpt with Vaswani's norm(x + f(x)) with less
+    compute. On half a million tokens: on 0.14 million the five pairs left it open, at -0.04 bits per byte [-0.08,
+    +0.002].
     """
     norm_last = lab.recipe("gpt").fill("residual", PostNorm)
     return lab.compare(norm_last, "gpt", budget="500k tokens", ladder="off").better

@@ -10,7 +10,7 @@ from deltax.papers.optimization.normalization.layer_norm import LayerNorm
 
 @claim
 def is_the_equation():
-    """The module is Eq. 4, written out."""
+    """The output equals Eq. 4, computed directly."""
     torch.manual_seed(0)
     norm, x = _random(RMSNorm(7)), torch.randn(2, 5, 7, dtype=torch.float64)
     torch.testing.assert_close(norm(x), norm.gain * x / torch.sqrt(x.square().mean(-1, keepdim=True) + norm.eps))
@@ -18,7 +18,7 @@ def is_the_equation():
 
 @claim
 def on_centred_input_it_is_layer_norm():
-    """Where the mean is zero already, RMSNorm is LayerNorm without its bias; elsewhere it is not."""
+    """On inputs of mean zero RMSNorm equals LayerNorm without bias; on other inputs it differs."""
     torch.manual_seed(0)
     rms, layer = _random(RMSNorm(7)), LayerNorm(7).double()
     layer.gain.data.copy_(rms.gain.data)
@@ -30,7 +30,7 @@ def on_centred_input_it_is_layer_norm():
 
 @claim.parity(peer="torch.nn.RMSNorm")
 def equals_torch():
-    """The same gain gives torch's output and gradients."""
+    """With the same gain, output and gradients equal those of torch's RMSNorm."""
     torch.manual_seed(0)
     ours, theirs = _random(RMSNorm(7)), nn.RMSNorm(7, eps=1e-5).double()
     theirs.load_state_dict({"weight": ours.gain.detach()})
@@ -44,7 +44,9 @@ def equals_torch():
 
 @claim.measured(paper="comparable quality in 7 to 64 % less running time (abstract)")
 def recentring_is_unnecessary(lab):
-    """Tuned alike, gpt and gpt + rms-norm end within 2 % of each other's compute."""
+    """Both with tuned learning rates, gpt and gpt + rms-norm reach the same loss with compute that differs by at most
+    2 %.
+    """
     return lab.compare("gpt", "gpt+rms-norm").equivalent
 
 

@@ -16,7 +16,7 @@ def eight_heads_halve():
 
 @claim
 def off_it_is_attention():
-    """At strength zero, ALiBi is attention without positions, to the bit."""
+    """With strength 0, the output equals attention without positions, bit for bit."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 9, 4, 8)
     assert torch.equal(
@@ -26,7 +26,9 @@ def off_it_is_attention():
 
 @claim
 def only_distance_matters():
-    """Shifting all positions changes nothing, and under softmax -slope * distance is +slope * place of the key."""
+    """Shifting all positions leaves the output unchanged. Under a causal softmax, -slope * distance and +slope * key
+    position give the same output.
+    """
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 9, 4, 8, dtype=torch.float64)
     at = torch.arange(9)
@@ -38,7 +40,7 @@ def only_distance_matters():
 
 @claim.parity(peer="transformers build_alibi_tensor (BLOOM)")
 def equals_transformers():
-    """The slopes of BLOOM's ALiBi in transformers, for counts of heads that are powers of two and that are not."""
+    """Slopes equal those of BLOOM's ALiBi in transformers, for head counts that are powers of two and that are not."""
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
     for heads in (1, 2, 3, 4, 6, 7, 8, 12, 16):
@@ -48,7 +50,7 @@ def equals_transformers():
 
 @claim.measured(paper="trained on 1024, at 2048 the perplexity of a sinusoidal model trained on 2048 (abstract)")
 def length_does_not_hurt(lab):
-    """Trained at length 64, ALiBi's loss at length 512 is at most 0.05 bits per byte above its loss at 64."""
+    """Trained at length 64, gpt + alibi has a loss at length 512 at most 0.05 bits per byte above its loss at 64."""
     short = lab.recipe("gpt+alibi").put("task.context", 64)
     rises = []
     for seed in lab.seeds(3):

@@ -10,7 +10,7 @@ from deltax.parts.attention.context import Context
 
 @claim
 def only_distance_matters():
-    """Moving query and key together leaves their product as it was."""
+    """Adding the same offset to the positions of query and key leaves their dot product unchanged."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
     turn = lambda x, at: rotate(
@@ -23,7 +23,7 @@ def only_distance_matters():
 
 @claim
 def lengths_are_kept():
-    """Turning changes no norm, and at position zero it changes nothing at all, to the bit."""
+    """Rotation preserves the norm, and at position zero the output equals the input bit for bit."""
     torch.manual_seed(0)
     x = torch.randn(2, 5, 3, 8)
     turned = Rotary(8)(x, torch.arange(5))
@@ -33,7 +33,7 @@ def lengths_are_kept():
 
 @claim
 def both_pairings_agree():
-    """Pairing halves here is pairing neighbours in the paper, after one permutation of the features."""
+    """Pairing halves (here) equals pairing neighbours (the paper) after one permutation of the features."""
     torch.manual_seed(0)
     x, angle = torch.randn(2, 5, 3, 8, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     numbers = torch.view_as_complex(interleave(x).unflatten(-1, (-1, 2)).contiguous())
@@ -43,7 +43,7 @@ def both_pairings_agree():
 
 @claim
 def a_shifted_text_is_the_same_text():
-    """Attention with RoPE and no other positions gives the same output wherever the text begins."""
+    """Attention with RoPE and no other positions gives the same output for any starting position."""
     torch.manual_seed(0)
     attention = Attention(12, heads=3, qk_position=Part(Rotary)).double()
     x = torch.randn(2, 7, 12, dtype=torch.float64)
@@ -53,7 +53,7 @@ def a_shifted_text_is_the_same_text():
 
 @claim.parity(peer="transformers LlamaRotaryEmbedding and apply_rotary_pos_emb")
 def equals_transformers():
-    """Queries and keys come out as Llama's do in transformers."""
+    """Rotated queries and keys equal those of transformers' Llama."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -71,5 +71,5 @@ def equals_transformers():
     paper="compute-equivalent gain over learned positions 1.26 at 3.6M parameters (MIT FutureTech ablation)"
 )
 def saves_compute(lab):
-    """Tuned alike, gpt + rope reaches gpt's loss with less compute."""
+    """Both with tuned learning rates, gpt + rope reaches gpt's loss with less compute."""
     return lab.compare("gpt", "gpt+rope").better

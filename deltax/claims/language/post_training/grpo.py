@@ -14,7 +14,9 @@ from deltax.tasks.language.arithmetic import Arithmetic
 
 @claim
 def advantages_have_no_scale():
-    """In each group they have mean zero and deviation one, and neither an offset nor a positive factor changes them."""
+    """In each group advantages have mean 0 and standard deviation 1. Adding a constant to the rewards, or multiplying
+    by a positive one, leaves them unchanged.
+    """
     torch.manual_seed(0)
     rewards = torch.randn(5, 7, dtype=torch.float64)
     advantages = advantages_of(rewards)
@@ -26,7 +28,7 @@ def advantages_have_no_scale():
 
 @claim
 def k3_is_the_divergence():
-    """Over all tokens, weighted by the policy, k3 is KL(policy || reference); for no token is it negative."""
+    """The expectation of k3 under the policy equals KL(policy || reference), and k3 is at least 0 for every token."""
     torch.manual_seed(0)
     policy, reference = torch.log_softmax(2 * torch.randn(2, 9, 11, dtype=torch.float64), -1)
     each = k3(policy, reference)
@@ -37,8 +39,9 @@ def k3_is_the_divergence():
 
 @claim
 def the_first_step_is_reinforce():
-    """Where the policy is still the old one and the reference, the gradient is REINFORCE's, with rewards standardised
-    in their group and each answer's log-likelihood a mean over its tokens."""
+    """With policy, old policy and reference equal, the gradient equals REINFORCE's with rewards standardised in each
+    group and log-likelihoods averaged over an answer's tokens.
+    """
     model, batch = _tiny()
     weights = list(model.policy.parameters())
     ours = torch.autograd.grad(group_relative(model, batch).mean(), weights)
@@ -50,7 +53,7 @@ def the_first_step_is_reinforce():
 
 @claim
 def a_group_that_agrees_teaches_nothing():
-    """Where all answers of every group got the same reward the gradient is zero, but for the pull to the reference."""
+    """Where all rewards of each group are equal, the gradient is zero without the KL term, and not zero with it."""
     model, batch = _tiny()
     batch = batch._replace(advantages=advantages_of(torch.full((2, 3), 0.1)).flatten())
     for parameter in model.policy.parameters():
@@ -63,7 +66,7 @@ def a_group_that_agrees_teaches_nothing():
 
 @claim
 def nothing_is_learnt_after_the_end():
-    """What follows the end of an answer changes neither the loss nor its gradient."""
+    """Changing the tokens after the end of an answer changes neither the loss nor its gradient."""
     model, batch = _tiny()
     other = torch.where(batch.said.bool(), batch.tokens[:, -4:], torch.randint(12, (6, 4)))
     changed = batch._replace(tokens=torch.cat([batch.tokens[:, :-4], other], 1))
@@ -77,8 +80,9 @@ def nothing_is_learnt_after_the_end():
 
 @claim.parity(peer="trl GRPOTrainer")
 def equals_trl():
-    """With the same log-probabilities, off the old policy and off the reference, the loss and its gradient equal trl's
-    with loss_type "grpo"; so do the advantages, but for the 1e-4 that trl adds to the deviation."""
+    """With the same log-probabilities (policy, old policy, reference all different), loss and gradient equal trl's
+    with loss_type "grpo". Advantages equal trl's to 1e-3: trl adds 1e-4 to the deviation.
+    """
     from trl.trainer.utils import nanstd
 
     model, batch = _tiny()
@@ -134,8 +138,9 @@ def trl_loss(
 
 @claim.measured(paper="DeepSeekMath-Instruct 7B to RL: GSM8K 82.9 to 88.2, MATH 46.8 to 51.7 (Table 5)")
 def reward_alone_teaches(lab):
-    """From a short supervised start, 150 updates on rewards alone lift a small gpt's sampled accuracy on held-out sums
-    by at least 5 points, as much as the paper saw."""
+    """After a short supervised start, 150 GRPO updates raise the sampled accuracy of a small gpt on held-out sums by
+    at least 5 points, as much as in the paper.
+    """
     small = lab.recipe("gpt(dim=64, depth=2, heads=2)").fill("task", Arithmetic).set(Loop, batch=128)
     lifts, numbers = [], {}
     for seed in lab.seeds(3):

@@ -21,7 +21,7 @@ from deltax.parts.model.stack import Block, PostNorm, PreNorm, Stack, in_turn
 
 
 def _block(tile: int, **parts: Any) -> tuple[Block, Block]:
-    """A plain block and one that goes tile by tile, with the same weights, all random."""
+    """A plain block and a tiled one with the same random weights."""
     mixer = part(Attention, heads=3, **{"mask": causal, **parts.pop("attention", {})})
     settings = {"mixer": mixer, "mlp": part(MLP), "residual": part(PreNorm, norm=LayerNorm), **parts}
     kernel = part(flash_attention_2, tile=tile)
@@ -34,7 +34,7 @@ def _block(tile: int, **parts: Any) -> tuple[Block, Block]:
 
 
 def _agree(plain: Block, tiled: Block, ctx: Context, time: int = 31) -> None:
-    """Output and every gradient, that of places too, are equal to 1e-12."""
+    """Asserts that output and all gradients, also of the context, are equal to 1e-12."""
     x = torch.randn(2, time, 12, dtype=torch.float64)
     place = torch.randn_like(x)
     weight, found = torch.randn_like(x), []
@@ -49,7 +49,9 @@ def _agree(plain: Block, tiled: Block, ctx: Context, time: int = 31) -> None:
 
 @claim
 def it_is_the_block():
-    """Whatever the tile, output and the gradients of input and all weights are the plain block's, at any length."""
+    """With tiles of 7, 30 and 64 on 31 positions, pre- and post-norm, output and all gradients equal the plain block's
+    to 1e-12.
+    """
     torch.manual_seed(0)
     for tile in (7, 30, 64):
         for residual in (part(PreNorm, norm=LayerNorm), part(PostNorm, norm=LayerNorm)):
@@ -58,7 +60,9 @@ def it_is_the_block():
 
 @claim
 def whatever_the_rules():
-    """Windows, penalties, padding, positions and learned scores come out as in the plain block."""
+    """With windows, ALiBi slopes, capped scores, padding and shuffled positions, output and gradients equal the plain
+    block's to 1e-12.
+    """
     torch.manual_seed(0)
     padded = (torch.arange(31) >= torch.tensor([[25], [31]])).long()
     shuffled = torch.stack([torch.randperm(31), torch.randperm(31)])
@@ -71,7 +75,9 @@ def whatever_the_rules():
 
 @claim
 def the_hidden_layer_is_never_whole():
-    """At 1024 positions, width 64 and 8 tiles, no tensor is larger than the stream; the plain block makes one of 4."""
+    """At 1024 positions, width 64 and 8 tiles, the largest tensor is as large as the stream; the plain block's is 4
+    times that.
+    """
     for tile, largest in ((1024, 4), (128, 1)):
         block = Block(
             64,
@@ -86,7 +92,7 @@ def the_hidden_layer_is_never_whole():
 
 
 class _Largest(TorchDispatchMode):
-    """The most numbers in one tensor that an operation made."""
+    """Records the number of elements of the largest tensor that an operation makes."""
 
     numbers = 0
 
@@ -99,11 +105,12 @@ class _Largest(TorchDispatchMode):
 
 @claim.measured(paper="up to 4 times longer sequences than with memory-efficient attention alone (abstract, Table 1)")
 def longer_in_the_same_memory(lab):
-    """In the memory of four blocks over FlashAttention at 2, 4 or 8 thousand positions, BPT takes twice as many.
+    """In the peak memory of 4 blocks with FlashAttention at 2048, 4096 and 8192 positions, BPT takes at least 2 times
+    as many.
 
-    BPT is measured to 16,384 positions. Its bytes are linear in positions: the longest are read off the fitted line.
-    Four blocks, since what is kept is kept of every block and what gradients pass through is there once, and tiles of
-    256, were chosen after one block with tiles of 1024 was seen to be ruled by the gradients and the tile.
+    BPT is measured to 16,384 positions. Its bytes are linear in length: the longest lengths are read off the fitted
+    line. Four blocks and tiles of 256 were chosen after one block with tiles of 1024: its memory was that of gradients
+    and tile.
     """
     import numpy as np
 
@@ -118,7 +125,9 @@ def longer_in_the_same_memory(lab):
 
 @claim.measured(paper="activations of a layer are linear in length, 2 b s h bytes (Table 1)")
 def memory_grows_with_length(lab):
-    """The exponent of a block's peak memory, measured to 32,768 positions, is at least 0.5 lower than a plain one's."""
+    """The exponent of a block's peak memory in length, to 32,768 positions, is at least 0.5 lower than the plain
+    block's.
+    """
     import numpy as np
 
     times = {"plain": (1024, 2048, 4096), "bpt": (2048, 8192, 32_768)}

@@ -30,8 +30,9 @@ from deltax.parts.attention.scores import Rules, causal, window
 
 @claim
 def merging_is_attention_over_the_union():
-    """States of keys that are split anywhere, merged in any order and grouping, are attention's, gradients too; a
-    state of no key changes no bit of another."""
+    """Over 5 random splits of 61 keys, merged in random order, output and gradients equal attention's to 1e-12.
+    Merging the state of no key changes no bit.
+    """
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, t, h, 5, dtype=torch.float64, requires_grad=True) for t, h in ((7, 6), (61, 2), (61, 2)))
     weight, wanted = torch.randn_like(q), attend(q, k, v)
@@ -52,8 +53,7 @@ def merging_is_attention_over_the_union():
 
 @claim
 def pages_change_no_bit():
-    """Keys and values in pages that lie anywhere give, to the bit, what they give side by side; so does a gpt that
-    decodes from pages, whatever their size."""
+    """Scattered pages and one contiguous page give the same bits; so does a gpt decoding with pages of 1, 4 and 32."""
     from deltax.papers.language.models.gpt import gpt
 
     q, scattered = drawn(size=8)
@@ -75,7 +75,9 @@ def pages_change_no_bit():
 
 @claim
 def ragged_batches_are_attention():
-    """Whatever the pages, the sharing, the workers and who sees whom, each request gets attention of its own."""
+    """For page sizes 1 to 64, with and without sharing, over 1, 3 and 50 workers and four rules, each request's output
+    equals its own attention to 1e-12.
+    """
     scores = (lambda s, b, h, q, k: s * (1 + b)), Distance(6), part(soft_cap, cap=2.0), Rules().score
     of_example = lambda b, h, q, k: (k <= q) & ((q + k + b) % 3 > 0)
     for size, score, mask in zip((1, 4, 8, 64), scores, (part(window, width=9), of_example, part(causal), of_example)):
@@ -95,8 +97,9 @@ def ragged_batches_are_attention():
 
 @claim
 def what_is_shared_is_kept_and_read_once():
-    """Of a prompt of p keys, n continuations of s keys each take p / size + n s / size pages and read p + n s
-    keys, not n (p + s); who writes on a shared page gets a copy, and the others keep their bits."""
+    """For a shared prompt of p keys and n continuations of s, p / size + n s / size pages are kept and p + n s keys
+    read. Writing to a shared page copies it and leaves the other requests' bits.
+    """
     torch.manual_seed(0)
     size, n, s = 8, 5, 16
     for p in (64, 61):
@@ -120,8 +123,9 @@ def what_is_shared_is_kept_and_read_once():
 
 @claim
 def a_plan_is_complete_and_balanced():
-    """Every key is read exactly once for every request, and the busiest worker reads less than two shares and a page;
-    no key is read twice to get there."""
+    """Over 30 random batches, each key is read exactly once, and the busiest worker reads less than two shares and a
+    page.
+    """
     torch.manual_seed(0)
     for trial in range(30):
         chunks = [Chunk((r,), 0, n) for r, n in enumerate((1 + torch.randn(20).mul(2).exp() * 50).long().tolist())]
@@ -138,7 +142,9 @@ def a_plan_is_complete_and_balanced():
 
 @claim.parity(peer="torch.nn.attention.experimental._paged_attention.PagedAttention, on flex_attention")
 def equals_torchs_pages():
-    """One query of each of five requests, of unlike lengths, gets what torch's paged FlexAttention gives it."""
+    """For one query each of five requests of 1 to 61 keys with a window of 20, output equals torch's paged
+    FlexAttention to 1e-12.
+    """
     from unittest.mock import patch
 
     from torch.nn.attention import flex_attention as peer
@@ -174,8 +180,9 @@ def equals_torchs_pages():
 
 @claim.measured(paper="29 to 69 % less time between tokens than a server on Triton's kernels (abstract)")
 def nobody_waits_for_the_longest(lab):
-    """Simulated: of 64 requests of Zipf's lengths, the busiest of 16 workers reads at least 29 % fewer keys by the
-    plan than if every request went whole, as it came, to whoever has least."""
+    """Simulated, 64 requests of Zipf lengths: the plan's busiest of 16 workers reads at least 29 % fewer keys than when
+    whole requests are dealt.
+    """
     saved = []
     for seed in lab.seeds(8):
         source = np.random.default_rng(seed)
@@ -186,8 +193,9 @@ def nobody_waits_for_the_longest(lab):
 
 @claim.measured(paper="13 to 17 % less time between tokens where several continuations are decoded (abstract)")
 def a_prompt_read_once_saves_time(lab):
-    """One token for each of 16 continuations of a prompt of 4096 keys takes at least 13 % less time where the prompt is
-    read once for all than where each reads it."""
+    """For 16 continuations of a prompt of 4096 keys, decoding a token takes at least 13 % less time when the prompt is
+    read once for all than once each.
+    """
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randn(2, n, 8, 64, generator=generator)
     cache, requests = Pages(512, 16), range(16)
@@ -208,8 +216,10 @@ ASKED = {0: 1, 1: 3, 2: 1, 3: 7, 4: 1, 5: 2, 6: 1}
 
 
 def drawn(*, size: int) -> tuple[Tensor, Pages]:
-    """Queries of ASKED, six heads on two, and their cache in float64: written in turns, 4 and 5 forked off 2 and 4,
-    and 6 off 3 with nothing of its own."""
+    """Queries of ASKED, six heads on two, and their cache in float64.
+
+    Written in turns; 4 is forked off 2, 5 off 4, and 6 off 3 with nothing of its own.
+    """
     torch.manual_seed(0)
     cache = Pages(400 // size + 10, size)
     write = lambda r, n: cache.append(r, *torch.randn(2, n, 2, 5, dtype=torch.float64))

@@ -18,13 +18,13 @@ from deltax.parts.attention.tiles import tiles
 
 @claim
 def it_is_attention():
-    """Whatever the chunks and whoever sees whom, output and gradients are those of attention, at any length."""
+    """For every rule and for chunks of 2 and 7 queries, output and gradients equal attention's."""
     is_attention(lambda size: part(memory_efficient_attention, queries=size, keys=4 * size), attend, (2, 7))
 
 
 @claim
 def tiles_merge_in_any_order():
-    """Merging is associative and commutative, values and all: any tree over any order of the keys gives attention."""
+    """Over 5 random merge trees of 9 shuffled tiles of keys, causal, the output equals attention's to 1e-13."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 61, 4, 5, dtype=torch.float64)
     rules = Rules(mask=part(causal))
@@ -39,7 +39,7 @@ def tiles_merge_in_any_order():
 
 @claim
 def one_chunk_is_attention():
-    """A chunk that covers every query and key is attention, to rounding: nothing is merged."""
+    """One chunk over all 61 queries and keys equals the unmerged tile to the bit and attention to 1e-15."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 61, 4, 5, dtype=torch.float64)
     rules = Rules(mask=part(causal))
@@ -50,7 +50,9 @@ def one_chunk_is_attention():
 
 @claim
 def only_the_arguments_are_kept():
-    """What is kept for the backward pass is queries, keys and values, whatever the number of chunks."""
+    """At lengths 128 and 256 with chunks of 4, 32 and 128 keys, the bytes saved for backward are those of q, k and
+    v.
+    """
     for length in (128, 256):
         q, k, v = (torch.randn(1, length, 1, 4, requires_grad=True) for _ in range(3))
         arguments = 3 * q.numel() * q.element_size()
@@ -60,7 +62,7 @@ def only_the_arguments_are_kept():
 
 
 def kept_bytes(call: object) -> int:
-    """Bytes of the storages that a call keeps for its backward pass, each once."""
+    """Bytes of the storages that a call saves for its backward pass, each counted once."""
     storages = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -68,14 +70,14 @@ def kept_bytes(call: object) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = call()  # alive until counted: no storage's place is taken by another
+        out = call()  # kept alive, so that no storage address is reused
     del out
     return sum(storages.values())
 
 
 @claim.measured(paper="at 16,384 positions 59 times less memory for inference, 32 times for differentiation (abstract)")
 def memory_at_length(lab):
-    """At 4096 positions, one forward and backward pass takes at most an eighth of attention's peak memory."""
+    """At 4096 positions, forward and backward take at most an eighth of plain attention's peak memory."""
     peak = lambda name: lab.peak_memory(_forward_and_backward, name, 4096, warm=(name, 64))
     bytes_ = {name: [peak(name) for _ in range(3)] for name in ("attend", "memory_efficient_attention")}
     ratios = [a / b for a, b in zip(*bytes_.values(), strict=True)]

@@ -22,7 +22,9 @@ from deltax.papers.systems.attention_kernels.online_softmax_cuda import (
 
 @claim.parity(peer="torch.softmax")
 def every_reduction_is_softmax():
-    """By halves or by shuffles, with 32 to 1024 threads, at lengths that fill no load: softmax and its gradients."""
+    """With `halve` and `in_warps`, 32 to 1024 threads and rows of 1 to 1030, softmax equals torch's to 1e-14 in
+    float64. Gradients agree to 1e-13.
+    """
     torch.manual_seed(0)
     for length in (1, 7, 133, 1030):
         scores = (20 * torch.randn(3, length, dtype=torch.float64)).requires_grad_()
@@ -39,9 +41,9 @@ def every_reduction_is_softmax():
 
 @claim
 def five_shuffles_tell_every_thread():
-    """After n exchanges each thread of a warp holds the merged pair of 2^n threads, after five that of all 32."""
+    """After n exchanges each thread of a warp holds the merged pair of 2^n threads; after five, that of all 32."""
     torch.manual_seed(0)
-    apart = Seen(torch.zeros(32, 32, dtype=torch.float64), torch.eye(32, dtype=torch.float64))  # one row a thread's own
+    apart = Seen(torch.zeros(32, 32, dtype=torch.float64), torch.eye(32, dtype=torch.float64))  # row i: thread i alone
     held = apart
     for n, bit in enumerate((16, 8, 4, 2, 1), start=1):
         held = exchange(held, bit)
@@ -54,7 +56,7 @@ def five_shuffles_tell_every_thread():
 
 @claim
 def each_score_is_one_threads():
-    """However many threads, each score is read once, and what a warp loads at one time are neighbours in memory."""
+    """With 32 or 256 threads, each score is read by exactly one thread, and one load of a warp reads 128 neighbours."""
     for length in (1, 133, 1030):
         places = torch.arange(length, dtype=torch.float64)
         for threads in (32, 256):
@@ -67,7 +69,7 @@ def each_score_is_one_threads():
 
 @claim.measured(paper="each kernel of the sequence is faster than the one before (the post's table of bandwidths)")
 def one_read_less_is_faster(lab):
-    """On a row of 16 million scores, larger than the cache, softmax in two reads is faster than in three."""
+    """On one row of 16 million scores, two-read softmax is faster than three-read softmax."""
     scores = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
     out = torch.empty_like(scores)
     pieces = list(zip(scores.split(2**15), out.split(2**15)))

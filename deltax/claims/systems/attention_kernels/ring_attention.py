@@ -21,7 +21,9 @@ from deltax.parts.distributed.ring_trace import Traced, Transfer, drawn
 
 @claim
 def it_is_attention_wherever_the_blocks_are():
-    """Over 1, 2, 3 or 4 members, outputs and gradients are those of attention over the whole, whatever the rules."""
+    """Over 1 to 4 members and for every rule, output and gradients equal attention's over the whole sequence to
+    1e-12.
+    """
     for size in (1, 2, 3, 4):
         for rules in every_rule(12).values():
             _check(size, rules)
@@ -29,7 +31,7 @@ def it_is_attention_wherever_the_blocks_are():
 
 @claim
 def a_ring_of_one_is_the_kernel_inside():
-    """Alone, forward and backward, it is FlashAttention-2 to the bit, and nothing is sent."""
+    """On a ring of one, output and gradients equal FlashAttention-2's to the bit (31 positions, causal)."""
     from deltax.papers.systems.attention_kernels.flash_attention_2 import flash_attention_2
 
     torch.manual_seed(0)
@@ -43,7 +45,7 @@ def a_ring_of_one_is_the_kernel_inside():
 
 @claim
 def each_block_is_sent_once_to_all():
-    """A member sends keys and values P - 1 times, forward and backward, and P times as many gradients back."""
+    """Over 2 to 4 members, each sends keys and values P - 1 times forward and backward, and their gradients P times."""
     torch.manual_seed(0)
     whole = torch.randn(3, 2, 12, 4, 5, dtype=torch.float64)
 
@@ -69,7 +71,7 @@ def each_block_is_sent_once_to_all():
 
 @claim
 def the_next_block_is_under_way_while_this_one_is_used():
-    """Every transfer of keys and values begins before the block at hand is used and is waited for after, both ways."""
+    """On a ring of 4, each transfer begins before the current block is used, and is waited for after it."""
     torch.manual_seed(0)
 
     class Told:
@@ -88,16 +90,20 @@ def the_next_block_is_under_way_while_this_one_is_used():
 
 @claim.measured(paper="activations of 6 b c h bytes a layer for blocks of c, whatever the length (Table 1, section 3)")
 def a_models_memory_is_divided_by_the_members(lab):
-    """Training six blocks on 8192 positions over 1 to 4 processes, each doubling leaves at most 0.52 of each one's
-    memory, beyond its weights and a tile."""
+    """Training six blocks on 8192 positions, each doubling of 1 to 4 processes leaves at most 0.52 of a process's
+    memory.
+    """
     peak = lambda size: lab.peak_memory(_first_trains, size, 8192, warm=(size, 256 * size))
     return _falls(lab, peak, 0.52)
 
 
 @claim.measured(paper="a host holds six blocks: queries, output, and two pairs of keys and values (section 3)")
 def memory_falls_with_members(lab):
-    """For attention alone to 8192 positions over 1 to 4 processes, each doubling takes at least a third off the memory
-    of each: blocks under way, which one process alone does not need, are not yet a small part."""
+    """For attention alone at 8192 positions, each doubling of 1 to 4 processes leaves at most 2/3 of a process's
+    memory.
+
+    Blocks in transfer, which a single process does not have, are still a large part of it.
+    """
     peak = lambda size: lab.peak_memory(_first_attends, size, 8192, warm=(size, 64))
     return _falls(lab, peak, 2 / 3)
 
@@ -114,7 +120,9 @@ def _falls(lab: Any, peak: Callable[[int], int], most: float) -> Any:
 
 @claim.measured(paper="transfers are fully hidden where a block has at least F/B positions (section 3, Eq. 4)")
 def transfers_hide_behind_tiles(lab):
-    """Over two processes, waiting for a block takes at most half as long when tiles are computed meanwhile."""
+    """Over two processes at 8192 positions, the wait for a block while computing is at most half the wait while
+    idle.
+    """
     both = heard_of_all(2, _waits, 8192, 6, patience=200)
     traces = heard_of_all(2, _transfers, 2048, patience=200)
     waits = [[sum(pair) for pair in zip(*turn, strict=True)] for turn in zip(*both, strict=True)]
@@ -151,7 +159,7 @@ def _attend(ring: Ring, time: int) -> None:
 
 
 def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
-    """Seconds spent waiting for a block, with nothing to do and with tiles to compute, in turn."""
+    """Seconds waited for a block, idle and while computing tiles, for each turn."""
     timed = _Timed(ring)
     at = share(torch.arange(time), ring, 0)
     q, k, v = torch.randn(3, 1, time // ring.size, 8, 64)
@@ -169,7 +177,7 @@ def _waits(ring: Ring, time: int, turns: int) -> list[tuple[float, float]]:
 
 
 def _transfers(_: Ring, time: int) -> list[Transfer]:
-    """Those of a forward and backward pass, after one to warm up."""
+    """The transfers of one forward and backward pass, after one to warm up."""
     ring = Traced()
     at = share(torch.arange(time), ring, 0)
     rules = Rules(mask=part(everywhere), q_at=at, k_at=at)
@@ -183,7 +191,7 @@ def _transfers(_: Ring, time: int) -> list[Transfer]:
 
 
 class _Timed:
-    """A ring that adds up how long its arrivals are waited for."""
+    """A ring that adds up the seconds waited for arrivals."""
 
     def __init__(self, inner: Ring):
         self.rank, self.size, self.gather, self._inner, self.waited = inner.rank, inner.size, inner.gather, inner, 0.0

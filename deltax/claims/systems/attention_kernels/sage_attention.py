@@ -27,7 +27,9 @@ from deltax.shapes import Keys, Queries, Scores, Values
 
 @claim
 def the_mean_key_is_not_seen():
-    """Smoothed keys leave attention as it is, gradients too; of the logarithm of a row's sum they take q k-bar off."""
+    """With smoothed keys, output and gradients equal attention's to 1e-12 under three masks; row log-sums shift by q .
+    k-mean.
+    """
     for mask, keys in ((part(causal), 61), (part(everywhere), 37), (part(window, width=9), 61)):
         q, k, v = drawn(61, keys)
         weight, rules = torch.randn_like(q), Rules(mask=mask)
@@ -45,7 +47,7 @@ def the_mean_key_is_not_seen():
 
 @claim
 def an_offset_of_all_keys_changes_no_bit():
-    """Any vector added to every key leaves the output of sage_attention as it was, to the bit."""
+    """Adding one vector to all keys changes no bit of sage_attention's output; adding noise to each key does."""
     q, k, v = drawn(61, 64)
     k, offset = (torch.round(x.detach() * 1024) / 1024 for x in (k, 100 * torch.randn(2, 1, 2, 5, dtype=torch.float64)))
     assert torch.equal(sage_attention(q, k + offset, v), sage_attention(q, k, v))
@@ -54,8 +56,10 @@ def an_offset_of_all_keys_changes_no_bit():
 
 @claim
 def no_score_is_further_off_than_half_a_step_allows():
-    """Scores are off by (|q|_1 step_k + |k|_1 step_q) / 2 + K step_q step_k / 4 at most, and outputs by
-    (e^2E - 1) max |v|, E the largest such error of the row; one step a token never allows more than one a block."""
+    """Scores are off by at most (|q|_1 step_k + |k|_1 step_q) / 2 + K step_q step_k / 4, with 1 and 64 tokens a step.
+    Outputs are off by at most (e^2E - 1) max |v|, with E the row's largest bound; one token a step has the lower
+    bounds.
+    """
     q, k, v = (x.detach() for x in drawn(61, 150))
     q = 3 * q
     exact, wanted = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(3, 2)) / math.sqrt(5), attend(q, k, v)
@@ -76,7 +80,9 @@ def no_score_is_further_off_than_half_a_step_allows():
 
 @claim
 def scores_that_are_no_bias_are_given_whole():
-    """A score that bends, such as a soft cap, sees q k' and not q (k - k-bar)': the output is within 1 % of exact."""
+    """With a soft cap of 2, the output is within 1 % of exact attention's; with q (k - k-mean)' it would be over 10 %
+    off.
+    """
     q, k, v = (x.detach() for x in drawn(61, 61))
     rules = Rules(lambda s, b, h, i, j: 2 * torch.tanh(s / 2), part(causal))
     k = k + 5
@@ -87,7 +93,7 @@ def scores_that_are_no_bias_are_given_whole():
 
 @claim
 def gradients_are_refused():
-    """A gradient through rounded scores, which would be zero for queries and keys, is an error, not a zero."""
+    """A backward pass through sage_attention raises UserError; rounding would give zero gradients."""
     q, k, v = drawn(5, 5)
     try:
         sage_attention(q, k, v).sum().backward()
@@ -99,7 +105,7 @@ def gradients_are_refused():
 
 @claim.parity(peer="torch._int_mm (int8 x int8 in int32)")
 def equals_integer_matrix_units():
-    """The sums that are simulated in floats are those of torch's own 8-bit integer product, every one."""
+    """All simulated INT8 sums of 61 x 150 scores equal torch._int_mm's."""
     q, k, _ = (x.detach().float() for x in drawn(61, 150))
     a, b = quantize(q, blocks(61, 64)), quantize(k, blocks(150, 64))
     ours = product(a._replace(step=torch.ones_like(a.step)), b._replace(step=torch.ones_like(b.step)))
@@ -111,8 +117,9 @@ def equals_integer_matrix_units():
 
 @claim.measured(paper="with channel outliers in K, 8 bits fail without smoothing (section 4.2 and its ablation table)")
 def keys_with_outliers_need_smoothing(lab):
-    """Where a tenth of the key channels share an offset of ten standard deviations, 8-bit attention has a cosine
-    similarity to exact attention above 0.999 with smoothed keys, and below without."""
+    """With an offset of 10 in 6 of 64 key channels, INT8 attention's cosine similarity to exact attention is above
+    0.999 with smoothed keys, and below without.
+    """
     margins, found = [], {"smoothed": [], "as they are": []}
     for seed in lab.seeds(8):
         q, k, v = with_outliers(seed)
@@ -126,7 +133,9 @@ def keys_with_outliers_need_smoothing(lab):
 
 @claim.measured(paper="Llama2's perplexity on WikiText, and image, video and text metrics, hardly change (section 5)")
 def a_trained_model_hardly_notices(lab):
-    """Put into a gpt that was trained with exact attention, it costs at most 0.005 bits per byte held out."""
+    """In a gpt trained for 100 steps with exact attention, sage_attention costs at most 0.005 bits/byte held out (3
+    seeds).
+    """
     rises, recipe = [], lab.recipe("gpt")
     for seed in lab.seeds(3):
         run = lab.train(recipe, seed=seed, steps=100)
@@ -137,14 +146,14 @@ def a_trained_model_hardly_notices(lab):
 
 
 def drawn(queries: int, keys: int) -> list[Tensor]:
-    """Six query heads on two key heads, of width 5, in float64."""
+    """Queries with six heads, keys and values with two, width 5, in float64."""
     torch.manual_seed(0)
     sizes = ((queries, 6), (keys, 2), (keys, 2))
     return [torch.randn(2, time, heads, 5, dtype=torch.float64, requires_grad=True) for time, heads in sizes]
 
 
 def with_outliers(seed: int, *, of_queries: float = 0.0) -> tuple[Queries, Keys, Values]:
-    """512 tokens, two heads of width 64, in six of whose channels all keys share an offset of 10, queries another."""
+    """512 tokens, two heads of width 64; in six channels all keys share an offset of 10, all queries of_queries."""
     source = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, 512, 2, 64, generator=source) for _ in range(3))
     for x, offset in ((k, 10.0), (q, of_queries)):
@@ -155,7 +164,7 @@ def with_outliers(seed: int, *, of_queries: float = 0.0) -> tuple[Queries, Keys,
 
 
 def similarity(a: Tensor, b: Tensor) -> float:
-    """The cosine of the angle between two tensors taken as vectors, as the paper measures accuracy."""
+    """Cosine of the angle between two tensors taken as vectors, the paper's measure of accuracy."""
     return float(torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), 0))
 
 

@@ -10,8 +10,8 @@ from deltax.parts.distributed.exchange import Ring, ring_bytes
 
 @claim
 def within_the_range_a_number_moves_less_than_a_bucket():
-    """Within six deviations, decoding moves a number by less than 12 / 256 of a deviation, and the mean of all, those
-    beyond the range too, does not move.
+    """For three distributions, decoding moves a number within six deviations by less than a bucket (12 / 256 of a
+    deviation), and keeps the mean.
     """
     torch.manual_seed(0)
     code = Int8()
@@ -27,8 +27,8 @@ def within_the_range_a_number_moves_less_than_a_bucket():
 
 @claim
 def normal_numbers_lose_two_percent():
-    """Of normally distributed pseudo-gradients a message loses 1.35 % in norm, 12 / 256 / sqrt(12) of a deviation, and
-    the ring over 4 workers less than twice as much of its mean.
+    """For normal numbers, a message loses 1.35 % in norm (12 / 256 / sqrt(12)), and a ring of 4 workers less than twice
+    that.
     """
     torch.manual_seed(0)
     x, code = torch.randn(4, 100_003), Int8()
@@ -39,8 +39,8 @@ def normal_numbers_lose_two_percent():
 
 @claim
 def four_times_h_less_than_data_parallelism():
-    """A ring sends 2 (P - 1) messages of N / P bytes and a codebook; without the codebooks, H steps to a meeting send
-    4 H times less than a ring of float32 at every step: 400 times at H = 100.
+    """Over 4 workers, without codebooks, synchronising every 100 steps in 8 bits sends 400 times less than a float32
+    ring at each step.
     """
     numbers, workers, steps = 40_000, 4, 100
     ring = Ring(code=part(Int8))
@@ -54,7 +54,7 @@ def four_times_h_less_than_data_parallelism():
     paper="int8 pseudo-gradients without loss of performance; 400 times less bandwidth (abstract, section 2)"
 )
 def as_good_in_eight_bits(lab):
-    """DiLoCo in 8 bits ends at most 0.02 bits per byte above DiLoCo in float32, seed by seed."""
+    """On gpt (3 seeds, 800 steps), DiLoCo in 8 bits finishes at most 0.02 bits/byte above DiLoCo in float32."""
     recipe = (lab.recipe("gpt(dim=48, depth=2)") + diloco).put("loop.batch", 8)
     ends = lambda recipe: [lab.train(recipe, seed=s, steps=800).score for s in lab.seeds(3)]
     full, coded = ends(recipe), ends(recipe + intellect_1)

@@ -10,7 +10,7 @@ from deltax.parts.distributed.exchange import Ring, ring_bytes
 
 @claim
 def half_the_bytes():
-    """A round sends half of what it sends in float32."""
+    """Over 4 workers and 997 numbers, a round in float16 sends half the bytes of one in float32."""
     torch.manual_seed(0)
     vectors = dict(enumerate(torch.randn(4, 997)))
     half, full = Ring(code=part(Half)), Ring()
@@ -21,8 +21,8 @@ def half_the_bytes():
 
 @claim
 def a_hop_loses_eleven_bits_down():
-    """Of numbers that float16 can hold, the ring's mean over P workers is off by at most P + 1 roundings, each of one
-    part in 2,048 of the largest sum that was passed on.
+    """For 2, 3 and 7 workers, the float16 ring's mean is off by at most P + 1 roundings of 2^-11 of the summed
+    magnitudes.
     """
     torch.manual_seed(0)
     for workers in (2, 3, 7):
@@ -34,14 +34,14 @@ def a_hop_loses_eleven_bits_down():
 
 @claim
 def numbers_too_large_are_held():
-    """A pseudo-gradient beyond float16's range becomes its largest number, not infinity."""
+    """Numbers beyond float16's range are decoded as +-65504, not infinity."""
     wild = torch.tensor([1e6, -1e9, 1.0])
     assert Half().decode(Half().encode(wild)).tolist() == [65504.0, -65504.0, 1.0]
 
 
 @claim.measured(paper="FP16 pseudo-gradients without loss of performance (section 4)")
 def as_good_in_half(lab):
-    """DiLoCo in float16 ends at most 0.01 bits per byte above DiLoCo in float32, seed by seed."""
+    """On gpt (3 seeds, 800 steps), DiLoCo in float16 finishes at most 0.01 bits/byte above DiLoCo in float32."""
     recipe = lab.recipe("gpt(dim=48, depth=2)+diloco").put("loop.batch", 8)
     ends = lambda recipe: [lab.train(recipe, seed=s, steps=800).score for s in lab.seeds(3)]
     full, half = ends(recipe), ends(recipe + opendiloco)
@@ -51,7 +51,9 @@ def as_good_in_half(lab):
 
 @claim.measured(paper="workers may join and leave (section 3)")
 def a_missing_worker_does_not_break_it(lab):
-    """With each worker missing each round with chance 0.3, it ends at most 0.05 bits per byte higher."""
+    """On gpt (3 seeds, 800 steps), with each worker missing a round with probability 0.3, it finishes at most 0.05
+    bits/byte higher.
+    """
     recipe = lab.recipe("gpt(dim=48, depth=2)+diloco+opendiloco").put("loop.batch", 8)
     ends = lambda recipe: [lab.train(recipe, seed=s, steps=800).score for s in lab.seeds(3)]
     whole, dropped = ends(recipe), ends(recipe.fill("attendance", unreliable))

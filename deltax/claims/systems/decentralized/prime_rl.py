@@ -29,8 +29,8 @@ from deltax.tasks.language.arithmetic import Arithmetic
 
 @claim
 def the_loss_of_a_bad_token_is_bounded():
-    """At a negative advantage the two-sided loss is at most delta |A| and flat beyond; PPO's grows with the ratio. At a
-    positive one, and wherever the ratio is at most delta, the two are the same, to the bit.
+    """For negative advantages the two-sided loss is at most delta |A|, where PPO's grows with the ratio. Elsewhere both
+    are equal to the bit.
     """
     log_ratio = torch.linspace(-9, math.log(1e4), 999, dtype=torch.float64).requires_grad_()
     zero = torch.zeros_like(log_ratio)
@@ -49,8 +49,8 @@ def the_loss_of_a_bad_token_is_bounded():
 
 @claim
 def without_lag_and_delta_it_is_grpo():
-    """With no lag and no bound the recipe draws GRPO's batches with GRPO's model, and where answers are of one length
-    its loss and gradients are GRPO's, to the bit, off the old policy too; else a longer one counts for more.
+    """With lag 0 and delta infinite, batches are GRPO's, and for answers of one length loss and gradients equal GRPO's
+    to the bit. Otherwise answers weigh by length.
     """
     from deltax.papers.language.models.gpt import gpt
 
@@ -77,8 +77,8 @@ def without_lag_and_delta_it_is_grpo():
 
 @claim
 def workers_have_the_weights_of_some_steps_ago():
-    """At step t the answers are those of the weights at step t - lag, with their log-probabilities, to the bit; before
-    step lag, of the first weights.
+    """Over 5 steps with lag 2, rollouts equal, to the bit, those of the weights of step t - 2, and before step 2 of the
+    first weights.
     """
     from deltax.papers.language.models.gpt import gpt
 
@@ -100,8 +100,8 @@ def workers_have_the_weights_of_some_steps_ago():
 
 @claim
 def an_honest_worker_wins_no_bet():
-    """The expectation of both bets is 1 for every policy, and their product's over tokens that depend on those before;
-    they grow without bound on tokens of a flatter or of a sharper policy.
+    """For a random policy over two dependent tokens, both bets have expectation 1 to 1e-12. On 999 tokens of a flatter
+    or sharper policy the matching bet gains over e^50.
     """
     torch.manual_seed(0)
     first = torch.log_softmax(3 * torch.randn(5, dtype=torch.float64), -1)
@@ -120,8 +120,8 @@ def an_honest_worker_wins_no_bet():
 
 @claim
 def what_strangers_send_is_verified():
-    """An honest submission passes; another's questions, a claimed reward, other weights, a proof of other text, a proof
-    too small, a missing proof, an end that was written in, and tokens that were not drawn do not, each for its reason.
+    """An honest submission passes. Eight kinds of tampering (questions, rewards, weights, proofs, ends, greedy tokens)
+    are refused, each with its reason.
     """
     from deltax.papers.language.models.gpt import gpt
 
@@ -148,8 +148,9 @@ def what_strangers_send_is_verified():
 
 @claim.parity(peer="trl GRPOTrainer")
 def equals_trl():
-    """Far off the old policy the loss and its gradient equal trl's with delta=4 and loss_type "bnpo", which takes the
-    mean over all tokens."""
+    """Off-policy, loss and gradient equal trl's GRPOTrainer with delta=4 and loss_type "bnpo" (mean over all tokens) to
+    1e-10.
+    """
     from deltax.papers.language.models.gpt import gpt
 
     tree, task = gpt + grpo(group=3, questions=2), Arithmetic()
@@ -168,10 +169,10 @@ def equals_trl():
 
 @claim.measured(paper="answers up to four steps old train as well as fresh ones; the run had two")
 def two_steps_of_lag_cost_little(lab):
-    """From a short supervised start, 150 updates on answers two steps old end at most 3 points of sampled accuracy
-    below 150 on fresh answers, seed by seed.
+    """On arithmetic (3 seeds), 150 updates with lag 2 end at most 3 points of sampled accuracy below 150 with no lag.
 
-    8 questions, each answered 16 times, a step; lags of 4 and of 8, that with PPO's clip alone too, are told beside.
+    All start from 600 supervised steps; 8 questions a step, 16 answers each. Lags 4 and 8, and 8 with PPO's clip alone,
+    are reported beside.
     """
     small = lab.recipe("gpt(dim=64, depth=2, heads=2)").fill("task", Arithmetic).set(Loop, batch=128)
     kinds = {"no lag": (0, 4.0), **{f"lag {lag}": (lag, 4.0) for lag in (2, 4, 8)}, "lag 8, one-sided": (8, math.inf)}
@@ -192,7 +193,7 @@ def two_steps_of_lag_cost_little(lab):
 
 
 def _read_in(sent: Submission, model: nn.Module, task: Any, tokens: Tensor) -> Submission:
-    """Tokens from elsewhere with their own rewards, and proofs by one pass of the promised model over them."""
+    """Other tokens with their own rewards, and proofs by one pass of the promised model."""
     with torch.no_grad(), last_hidden(model) as found:
         model(tokens[:, :-1])
     proofs = [toploc(row, prompt=tokens.shape[1] - task.answer) for row in found[0]]

@@ -12,8 +12,8 @@ from deltax.parts.model.language_model import LanguageModel
 
 @claim
 def nothing_is_lost_at_a_cut():
-    """Cut after the first block, with k of D numbers a position sent forward and k of the gradient's back, it has the
-    logits and the gradients of all parameters that it has uncut, to 1e-12.
+    """Cut after the first block, with 5 of 12 numbers a position sent each way, logits and all gradients equal the
+    uncut model's to 1e-10.
     """
     model, tokens = _tiny(rank=5), torch.randint(11, (2, 9))
     weight = torch.randn(2, 9, 11, dtype=torch.float64)
@@ -36,7 +36,9 @@ def nothing_is_lost_at_a_cut():
 
 @claim
 def without_the_constraint_a_cut_loses():
-    """The same k numbers of a plain gpt's stream do not give it back: it fills all D dimensions."""
+    """Compressed to 5 of 12 dimensions, a plain gpt's stream is off by over 0.1 of its norm, the constrained one by
+    under 1e-12.
+    """
     model, tokens = _tiny(rank=5), torch.randint(11, (2, 9))
     plain = gpt.put("model.dim", 12).put("model.stack.depth", 2)().build({"vocab": 11, "context": 9}).double()
     for name, found in (("span", model), ("plain", plain)):
@@ -48,7 +50,7 @@ def without_the_constraint_a_cut_loses():
 
 @claim
 def the_whole_space_constrains_nothing():
-    """With k = D the projection is the identity, and with F = 0 the logits are gpt's."""
+    """With k = D and F = 0, logits equal gpt's to 1e-5 (float32 basis)."""
     model, tokens = _tiny(rank=12), torch.randint(11, (2, 9))
     model.embedding.fixed.zero_()
     plain = gpt.put("model.dim", 12).put("model.stack.depth", 2)().build({"vocab": 11, "context": 9}).double()
@@ -58,8 +60,8 @@ def the_whole_space_constrains_nothing():
 
 @claim
 def turning_finds_the_gradients():
-    """Steps on the Grassmann manifold keep U orthonormal, never lose more of the gradients than before, and come to the
-    span of their k leading directions.
+    """Over 300 steps, U stays orthonormal, the lost gradient energy never rises, and it ends within 0.1 % of the best 3
+    directions'.
     """
     torch.manual_seed(0)
     gradients = torch.randn(40, 9, dtype=torch.float64) * torch.logspace(0, -2, 9, dtype=torch.float64)
@@ -76,7 +78,9 @@ def turning_finds_the_gradients():
 
 @claim.measured(paper="up to 100 times less communication at the convergence of the uncompressed model (abstract)")
 def an_eighth_of_the_stream_is_enough(lab):
-    """With 12 of 96 dimensions, an eighth of the bytes at each cut, it ends at most 0.1 bits per byte above gpt."""
+    """On gpt (3 seeds, 300 steps), 12 of 96 dimensions, an eighth of the bytes at a cut, finish at most 0.1 bits/byte
+    above gpt.
+    """
     ends = lambda recipe: [lab.train(recipe, seed=s, steps=300).score for s in lab.seeds(3)]
     plain = lab.recipe("gpt(depth=2)").put("loop.batch", 8)
     arms = {"gpt": plain, "12": plain + subspace_networks, "48": plain + subspace_networks(rank=48)}
@@ -87,7 +91,7 @@ def an_eighth_of_the_stream_is_enough(lab):
 
 @claim.measured(paper="output projections become of low rank in training anyway (section 3)")
 def ranks_fall_in_training(lab):
-    """Under AdamW, the stable rank of what attention and MLP write with is at the end at most 0.8 of its start's."""
+    """Under AdamW, the stable rank of gpt's output projections after 400 steps is at most 0.8 of that after 1 step."""
     falls = []
     for seed in lab.seeds(3):
         start, end = (lab.train("gpt", seed=seed, steps=steps).model for steps in (1, 400))

@@ -30,7 +30,9 @@ def what_was_sent_and_what_was_kept_is_what_was_wanted():
 
 @claim
 def the_largest_entries_are_the_best_choice():
-    """What k of d entries leave of a vector has at most 1 - k/d of its square, and no other k entries leave less."""
+    """For 7 of 31 entries, the squared error is at most 1 - k/d of the vector's, and no larger than that of 50 random
+    choices.
+    """
     torch.manual_seed(0)
     code = TopK(keep=7 / 31)
     for scale in (1.0, 3.0):
@@ -45,7 +47,7 @@ def the_largest_entries_are_the_best_choice():
 
 @claim
 def all_entries_are_data_parallelism():
-    """With keep = 1 nothing is left over, and training is that of SGD on the mean gradient of the workers."""
+    """With keep = 1 the residual is zero, and 5 steps equal SGD on the workers' mean gradient to 1e-12."""
     torch.manual_seed(0)
     exchange = _exchange(3, 17, keep=1.0)
     vectors = torch.randn(3, 17, dtype=torch.float64)
@@ -68,8 +70,8 @@ def all_entries_are_data_parallelism():
 
 @claim
 def memory_brings_it_to_the_optimum():
-    """Logistic regression on 4 workers, each step sending 1 % of the entries: with memory the loss comes as near to the
-    optimum as with all entries; without, what two workers disagree on most is all that they ever send.
+    """On logistic regression with 4 workers sending 1 % of entries, the loss with memory ends within 0.02 of sending
+    all, and without memory it does not.
     """
     torch.manual_seed(0)
     dim = 100
@@ -91,9 +93,7 @@ def memory_brings_it_to_the_optimum():
 
 @claim
 def a_message_is_eight_bytes_an_entry():
-    """In float32 a message of k entries has 4 bytes for each place, 4 for each value and 4 for the length, and goes to
-    P - 1 others: at k = 1 % of N and 4 workers, 3 * (0.08 N + 4) bytes against the 6 N of a ring.
-    """
+    """With k = 10 of 1000 entries on 4 workers, 3 x (8 k + 4) bytes are sent, against 6 N bytes of a float32 ring."""
     exchange = _exchange(4, 1000, keep=0.01)
     exchange.prepare(4, torch.zeros(1000))
     exchange.among(dict(enumerate(torch.randn(4, 1000))))
@@ -102,7 +102,9 @@ def a_message_is_eight_bytes_an_entry():
 
 @claim.measured(paper="converges at the rate of SGD while sending k of d entries (Theorem 2.4)")
 def one_in_a_hundred_is_enough(lab):
-    """Sending 1 % of each step, gpt on 4 workers under SGD ends at most 0.1 bits per byte above sending all of it."""
+    """On gpt with SGD and 4 workers (3 seeds, 800 steps), sending 1 % of each step finishes at most 0.1 bits/byte above
+    sending all.
+    """
     small = lab.recipe("gpt(dim=48, depth=2)+sgd").put("loop.batch", 8)
     ends = lambda **given: [lab.train(small + topk_compression(**given), seed=s, steps=800).score for s in lab.seeds(3)]
     whole, ours, forgetful = ends(keep=1.0), ends(), ends(memory=0.0)

@@ -27,7 +27,7 @@ from deltax.shapes import Tokens
 
 @claim
 def untampered_activations_verify_without_error():
-    """The proof of activations, sent as bytes, verifies them with no error at all, prompt and odd last piece too."""
+    """Proofs of 44 tokens, sent as bytes, verify the same activations with zero error; random ones are rejected."""
     torch.manual_seed(0)
     hidden = torch.randn(5 + 32 + 7, 33).bfloat16()
     proofs = [Proof.read(bytes(proof)) for proof in toploc(hidden, prompt=5)]
@@ -40,7 +40,7 @@ def untampered_activations_verify_without_error():
 
 @claim
 def a_proof_has_two_bytes_and_two_for_each_activation():
-    """A proof has 2 + 2 k bytes, 258 at k = 128; the hidden states of 32 tokens of an 8B Llama have 262,144."""
+    """A proof has 2 + 2 k bytes, 258 at k = 128, against 262,144 for the hidden states of 32 tokens of an 8B Llama."""
     torch.manual_seed(0)
     hidden = torch.randn(32, 4096).bfloat16()
     for k in (1, 7, 128):
@@ -51,7 +51,7 @@ def a_proof_has_two_bytes_and_two_for_each_activation():
 
 @claim
 def each_changed_bit_is_counted():
-    """One exponent changed is one mismatch, and a mantissa off by 3 is 3 in the mean of those that agree."""
+    """One changed exponent counts as one mismatch; a mantissa off by 3 adds 3 / 9 to the mean of nine."""
     values = (1.5 + torch.arange(9) / 128).bfloat16()
     proof = commit(values, k=9)
     changed = values.clone()
@@ -64,7 +64,7 @@ def each_changed_bit_is_counted():
 
 @claim.parity(peer="sympy over GF(65497)")
 def the_polynomial_is_sympys():
-    """The coefficients are what sympy gets from the linear equations of the points over the field of 65497 elements."""
+    """For k = 1, 2 and 17, coefficients equal sympy's solution of the linear equations over GF(65497)."""
     from sympy import GF
     from sympy.polys.matrices import DomainMatrix
 
@@ -79,23 +79,21 @@ def the_polynomial_is_sympys():
 
 @claim.measured(paper="no false positives, no false negatives: models, prompts (abstract)")
 def another_model_or_prompt_is_seen(lab):
-    """With limits of twice the largest errors of 32 honest answers, less than 5 % of other honest answers of a small
-    gpt in bfloat16, decoded and read in other batches and by other numbers of threads, are rejected, and less than 5 %
-    of those by other weights or to another prompt are accepted.
+    """On a small bfloat16 gpt, limits are twice the errors of 32 honest answers. Under 5 % of other honest answers are
+    rejected, and under 5 % of those by other weights or prompts accepted.
 
-    An answer is 32 decoded tokens with one proof; 32 answers of each kind from each of 3 models. Other weights are
-    another seed's, and the same after 20 more steps. What the paper's limits, those of 8 billion parameters and more,
-    come to is told beside. That limits are each model's own was chosen after a look at seed 0, where the paper's let
-    51 of 64 answers to another prompt pass.
+    An answer is 32 decoded tokens with one proof; 32 answers of each kind from each of 3 models. Honest answers differ
+    in batch and threads; other weights are another seed's, and the same after 20 more steps. The paper's limits, for
+    models of 8 billion parameters, are reported beside. Limits for each model were chosen after seed 0, where the
+    paper's accepted 51 of 64 answers to another prompt.
     """
     return _verdict(lab, _rates(lab, (*HONEST, "other seed", "20 more steps", "other prompt")))
 
 
 @claim.measured(paper="no false positives, no false negatives: precisions (abstract)")
 def another_precision_is_seen(lab):
-    """With limits of twice the largest errors of 32 honest answers, less than 5 % of other honest answers of a small
-    gpt in bfloat16 are rejected, and less than 5 % of those that came from weights of 8 bits (int8 by rows, fp8) or 4
-    bits are accepted.
+    """On a small bfloat16 gpt, limits are twice the errors of 32 honest answers. Under 5 % of other honest answers are
+    rejected, and under 5 % of those with int8, fp8 or int4 weights accepted.
 
     Set up as the claim on models and prompts.
     """
@@ -106,14 +104,14 @@ HONEST = ("decoded alone", "read alone", "read on two threads")
 
 
 class Sorted(NamedTuple):
-    """An answer's errors, and whether it is accepted by the limits of its model."""
+    """An answer's errors, and whether its model's limits accept it."""
 
     errors: Errors
     accepted: bool
 
 
 def _rates(lab: Any, kinds: Sequence[str]) -> dict[str, list[Sorted]]:
-    """32 answers a model of every kind, each read by the model they were promised of."""
+    """For each kind, 32 answers from each of 3 models, checked with the promised model."""
     found: dict[str, list[Sorted]] = {kind: [] for kind in kinds}
     recipe = lab.recipe("gpt(dim=64, depth=2, heads=2)").put("loop.batch", 4)
     for seed in lab.seeds(3):
@@ -134,7 +132,7 @@ def _rates(lab: Any, kinds: Sequence[str]) -> dict[str, list[Sorted]]:
 
 
 def _trial(kind: str, model: nn.Module, promised: nn.Module, prompts: Tokens) -> list[Errors]:
-    """Decoded and read in batches of 16 on one thread, but for what the kind says."""
+    """Errors of answers decoded and read in batches of 16 on one thread, except for the change that `kind` names."""
     said = torch.cat([prompts[:, :16].flip(0), prompts[:, 16:]], 1) if kind == "other prompt" else prompts
     generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
     batches = said.split(1 if kind == "decoded alone" else 16)
@@ -150,7 +148,7 @@ def _trial(kind: str, model: nn.Module, promised: nn.Module, prompts: Tokens) ->
 
 
 def _verdict(lab: Any, found: dict[str, list[Sorted]]) -> Any:
-    """By the exact interval of each kind's rate of wrong decisions; the estimate is the worst kind's."""
+    """Outcome by the exact interval of each kind's error rate; the estimate is the worst kind's."""
     from scipy.stats import binomtest
 
     numbers: dict[str, Any] = {}
@@ -208,7 +206,7 @@ def _drawn(lab: Any, curves: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> 
 
 
 def int_by_rows(weight: Tensor, bits: int) -> Tensor:
-    """The weight as whole numbers of so many bits times a scale for each row."""
+    """The weight rounded to integers of `bits` bits, with a scale a row."""
     top = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / top
     return (weight / scale).round().clamp(-top, top) * scale

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 from deltax import claim
 from deltax.papers.language.models.gpt import gpt
-from deltax.papers.systems.parallelism.ddp import Arrival, buckets, ddp, finish
+from deltax.papers.systems.parallelism.ddp import Arrival, buckets, ddp
 from deltax.parts.distributed.ranks import Ranks, flat
 from deltax.parts.distributed.ring import Ring, heard_of_all
 from deltax.parts.training.objectives import next_token
@@ -21,7 +21,7 @@ from deltax.tasks.language.text import Batch
 
 @claim
 def many_workers_are_one():
-    """Workers with equal shares of a batch, averaging gradients, have the weights of one worker with all of it."""
+    """After 5 steps, 4 workers with equal shares of a batch have the weights of one worker with all of it, to 1e-10."""
     batch = _batch(8)
     one, model = _trained([batch]), _trained(batch.pieces(4))
     torch.testing.assert_close(model, one, rtol=1e-10, atol=1e-12)
@@ -29,7 +29,7 @@ def many_workers_are_one():
 
 @claim
 def unequal_shares_are_another_gradient():
-    """Where one worker's share is larger, the mean of the workers' means is not the mean over the batch."""
+    """With shares of 6 and 2 examples, averaging the workers' gradients gives other weights, by over 1e-4."""
     batch = _batch(8)
     shares = [Batch(*(t[:6] for t in batch)), Batch(*(t[6:] for t in batch))]
     assert (_trained(shares) - _trained([batch])).abs().max() > 1e-4
@@ -37,7 +37,9 @@ def unequal_shares_are_another_gradient():
 
 @claim
 def buckets_change_when_and_not_what():
-    """Whatever a bucket holds, the averages are the same, and each rank sends 2 (P - 1) / P of the gradient."""
+    """On 2, 3 and 5 ranks, averages equal the mean to 1e-12 for any bucket size. Each rank sends 2 (P - 1) / P of the
+    gradient.
+    """
     torch.manual_seed(0)
     for size in (2, 3, 5):
         gradients = [[torch.randn(n, 30, dtype=torch.float64) for n in (1, 2, 7, 4)] for _ in range(size)]
@@ -52,7 +54,9 @@ def buckets_change_when_and_not_what():
 
 @claim
 def the_wire_hides_behind_the_backward_pass():
-    """Where each bucket travels in less time than the next takes to compute, only the last one is waited for."""
+    """Where each bucket is sent in less time than the next is computed, total time is computing plus the last
+    bucket.
+    """
     compute, wire = [3.0, 2.0, 4.0, 1.5], [1.0, 1.5, 1.2, 0.7]
     assert finish(compute, wire) == sum(compute) + wire[-1]
     assert finish([sum(compute)], [sum(wire)]) == sum(compute) + sum(wire)
@@ -62,7 +66,7 @@ def the_wire_hides_behind_the_backward_pass():
 
 @claim.parity(peer="torch.distributed, the bucket assignment of DistributedDataParallel")
 def buckets_are_torch_s():
-    """The buckets are those that torch makes of the same tensors and limit."""
+    """For 40 random tensors and three limits, buckets equal those of torch's DistributedDataParallel."""
     from torch.distributed import _compute_bucket_assignment_by_size as assign
 
     torch.manual_seed(0)
@@ -73,17 +77,26 @@ def buckets_are_torch_s():
 
 @claim.measured(paper="near-linear scaling to 256 GPUs (abstract)")
 def the_clock_is_right(lab):
-    """Over two processes and a wire of 1 Gbit/s, a backward pass of torch's DDP takes the time that `finish` says, to
-    within a tenth, with a bucket for each of eight layers and with one bucket for all.
+    """Over two processes and a wire of 1 Gbit/s, torch DDP's backward pass takes the time that `finish` predicts, to
+    within a tenth, with eight buckets and with one.
 
-    `finish` is told the computing and the wire, each timed without the other. Processes of one machine have no wire
-    but the cores that compute; so gloo sums a bucket, and the time that its bytes would take to travel is slept.
+    `finish` is given the computing and the wire, each timed without the other. Gloo sums a bucket; the time that its
+    bytes would travel is slept, since processes of one machine have no wire.
     """
     both = heard_of_all(2, _clocked, 8, 768, 125e6, 7, patience=100)
     turns = [_forecasts(pair) for pair in zip(*both, strict=True)]
     off = [max(abs(taken / said - 1) for said, taken in turn.values()) for turn in turns]
     numbers = {f"{name}: seconds said, seconds taken": [turn[name] for turn in turns] for name in turns[0]}
     return lab.at_most(off, 0.1, unit="of the forecast", numbers=numbers)
+
+
+def finish(compute: Sequence[float], wire: Sequence[float]) -> float:
+    """When the last bucket arrives: bucket i is ready after compute[0..i], and the wire carries one at a time."""
+    ready = sent = 0.0
+    for working, travelling in zip(compute, wire, strict=True):
+        ready += working
+        sent = max(ready, sent) + travelling
+    return sent
 
 
 class Clocked(NamedTuple):
@@ -101,7 +114,7 @@ class Clocked(NamedTuple):
 
 
 def _forecasts(pair: Sequence[Clocked]) -> dict[str, tuple[float, float]]:
-    """Seconds that `finish` says, and seconds taken. What both processes must do takes as long as on the slower."""
+    """Seconds predicted by `finish`, and seconds taken. Joint work takes as long as on the slower process."""
     slower = lambda *values: [max(each) for each in zip(*values, strict=True)]
     ready, wire = slower(*(p.ready for p in pair)), slower(*(p.wire for p in pair))
     many, one = slower(*((p.many, p.one) for p in pair))

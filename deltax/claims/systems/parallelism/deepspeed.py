@@ -9,8 +9,9 @@ from deltax.papers.systems.parallelism.deepspeed import deepspeed, place
 
 @claim
 def on_the_host_it_steps_as_on_the_device():
-    """Adam on shards on the host comes to the weights, in half precision and to the bit, of mixed-precision Adam that
-    keeps all of its state beside the weights; the device is a GPU where there is one."""
+    """On 1 to 3 ranks, 5 steps of AdamW on the host give, to the bit, the half-precision weights of AdamW on the
+    device.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = torch.randn(18, generator=torch.Generator().manual_seed(0))
     for ranks in (1, 2, 3):
@@ -30,8 +31,7 @@ def on_the_host_it_steps_as_on_the_device():
 
 @claim
 def four_bytes_a_parameter_move():
-    """A step moves 4 bytes a parameter between device and host, 2 up and 2 down, whatever the optimizer keeps, and
-    each of P ranks moves its P-th part."""
+    """On 1, 2 and 4 ranks, with AdamW and SGD, each rank moves 4 N / P bytes a step between device and host."""
     for ranks in (1, 2, 4):
         for optimizer in (_adamw, lambda parameters: torch.optim.SGD(parameters, lr=0.1)):
             engine = deepspeed(torch.randn(64), ranks, optimizer)
@@ -42,8 +42,7 @@ def four_bytes_a_parameter_move():
 
 @claim
 def every_rank_has_one_place():
-    """Each rank is one stage, one replica and one shard, each such place is one rank's, and the ranks that share a
-    tensor are neighbours."""
+    """For three layouts, ranks map one to one to (stage, replica, shard), and shards of one tensor are neighbours."""
     for pipe, data, model in ((2, 3, 4), (4, 2, 1), (1, 1, 5)):
         places = [place(rank, pipe=pipe, data=data, model=model) for rank in range(pipe * data * model)]
         assert len(set(places)) == len(places)

@@ -11,7 +11,7 @@ from deltax.papers.systems.parallelism.pipedream import Stash, one_forward_one_b
 
 @claim
 def with_a_flush_the_gradient_is_gpipe_s():
-    """Gradients and loss are GPipe's, and those of the uncut model."""
+    """For three sizes, loss and gradients equal GPipe's to 1e-12 and the uncut model's to 1e-10."""
     for count, cut in ((2, 4), (4, 6), (4, 3)):
         stages, x, y = layers(count)
         loss = against(y, cut)
@@ -28,7 +28,7 @@ def with_a_flush_the_gradient_is_gpipe_s():
 
 @claim
 def with_a_flush_the_bubble_is_gpipe_s():
-    """As much of all time is idle as under GPipe, for any number of stages and pieces."""
+    """For 1 to 5 stages and 1 to 9 micro-batches, the idle share equals GPipe's."""
     for stages in range(1, 6):
         for pieces in (1, 2, 5, 9):
             ours, theirs = (timed(order(stages, pieces)) for order in (one_forward_one_back, all_forward_all_back))
@@ -37,7 +37,7 @@ def with_a_flush_the_bubble_is_gpipe_s():
 
 @claim
 def a_stage_holds_no_more_than_its_distance_from_the_end():
-    """Stage s of K holds the inputs of at most min(M, K - s) pieces, where GPipe holds M."""
+    """For four sizes, stage s of K holds min(M, K - s) micro-batches, where GPipe holds M."""
     for stages, pieces in ((4, 8), (4, 2), (3, 3), (5, 20)):
         table = timed(one_forward_one_back(stages, pieces))
         assert [table.held(s) for s in range(stages)] == [min(pieces, stages - s) for s in range(stages)]
@@ -45,7 +45,7 @@ def a_stage_holds_no_more_than_its_distance_from_the_end():
 
 @claim
 def without_a_flush_gradients_are_as_old_as_the_way_is_long():
-    """Once the pipe is full, stage s of K applies gradients K - 1 - s steps late, and keeps K - s versions."""
+    """With 4 stages and a full pipe, stage s applies gradients 3 - s steps late and keeps 4 - s weight versions."""
     stages, x, y = layers(4)
     stash = Stash(stages, rate=0.05)
     stash.run(x.chunk(12), against(y, 12))
@@ -55,7 +55,7 @@ def without_a_flush_gradients_are_as_old_as_the_way_is_long():
 
 @claim
 def a_piece_goes_back_by_the_weights_it_came_by():
-    """With one stage it is descent piece by piece, to rounding; with more, another run, though of the same start."""
+    """With one stage, training equals SGD on each micro-batch to 1e-12; with three stages it differs by over 1e-4."""
     ends = []
     for count in (1, 3):
         stages, x, y = layers(3)
@@ -76,7 +76,7 @@ def a_piece_goes_back_by_the_weights_it_came_by():
 
 @claim.parity(peer="torch.distributed.pipelining.Schedule1F1B")
 def the_order_is_torch_s():
-    """Each stage does the same work in the same order as under torch's schedule, from as many pieces as stages on."""
+    """For M >= K in three sizes, each stage's work has the order of torch's Schedule1F1B."""
     from torch.distributed.pipelining import Schedule1F1B
 
     assert all(one_forward_one_back(k, m) == orders(Schedule1F1B, k, m) for k, m in ((2, 3), (3, 8), (4, 4)))

@@ -6,8 +6,9 @@ from deltax.papers.systems.parallelism.ray import Node, Ref, ray, schedule
 
 @claim
 def what_is_lost_is_made_again_and_nothing_else():
-    """After any object is lost, with any of those it was made from, every future gives what it gave, and only tasks
-    whose objects are gone and asked for run again."""
+    """In a graph of four tasks, after three losses, every future has the same value, and only tasks with lost and
+    requested objects run again.
+    """
     graph = ray()
     a, b = graph.remote(lambda: 3), graph.remote(lambda: 4)
     c = graph.remote(lambda x, y: x * y, a, b)
@@ -23,8 +24,9 @@ def what_is_lost_is_made_again_and_nothing_else():
 
 @claim
 def an_actor_comes_back_by_its_chain():
-    """An actor's calls happen in the order in which they were made, whichever is asked for first; lost, it replays
-    them from its last checkpoint on."""
+    """Calls of an actor run in the order of their creation; after a loss, it replays 6 of 6 calls, or 2 since a
+    checkpoint.
+    """
     for saves, replayed in ((False, 6), (True, 2)):
         graph = ray()
         actor = graph.actor(list)
@@ -47,8 +49,9 @@ def an_actor_comes_back_by_its_chain():
 
 @claim
 def work_stays_where_it_was_asked_for_until_the_queue_is_long():
-    """A task stays on its node while the queue is short, even where another node begins sooner; after that it goes
-    where waiting and transfer together are least."""
+    """On three nodes, a task stays local with a queue of at most `longest`; otherwise it goes to the node with the
+    least waiting and transfer.
+    """
     x, y = Ref(0), Ref(1)
     needs = [(x, 5.0), (y, 1.0)]
     nodes = [Node(3, frozenset({y})), Node(0), Node(2, frozenset({x}))]

@@ -10,7 +10,9 @@ from deltax.parts.distributed.ranks import Ranks
 
 @claim
 def every_stage_ends_with_the_same_weights():
-    """At every stage, on 2 to 4 ranks, AdamW comes to the weights that one process with all the data comes to."""
+    """At stages 0 to 3 on 2 to 4 ranks, 6 steps of AdamW give the weights of one process with all the data, to
+    1e-10.
+    """
     for ranks in (2, 3, 4):
         alone = zero(_start(), 1, _adamw, stage=0, low=torch.float64)
         for _ in range(6):
@@ -25,7 +27,7 @@ def every_stage_ends_with_the_same_weights():
 
 @claim
 def memory_falls_to_the_closed_form():
-    """Between steps every rank holds, to the byte, (2 + 2 + 12) N, then 4 N + 12 N / P, 2 N + 14 N / P, 16 N / P."""
+    """On 2, 4 and 8 ranks, bytes a rank equal 16 N, 4 N + 12 N / P, 2 N + 14 N / P and 16 N / P at stages 0 to 3."""
     for ranks in (2, 4, 8):
         for stage in range(4):
             spread = zero(torch.randn(4096), ranks, _adamw, stage=stage)
@@ -35,15 +37,14 @@ def memory_falls_to_the_closed_form():
 
 @claim
 def a_model_of_seven_billion():
-    """With 7.5 billion parameters each of 64 ranks holds 120 GB, and 31.4, 16.6 and 1.9 at the stages (Figure 1)."""
+    """With 7.5 billion parameters on 64 ranks, a rank holds 120, 31.4, 16.6 and 1.9 GB at stages 0 to 3 (Figure 1)."""
     gigabytes = [memory(7.5e9, 64, stage=stage) / 1e9 for stage in range(4)]
     assert [round(g, 1) for g in gigabytes] == [120.0, 31.4, 16.6, 1.9]
 
 
 @claim
 def only_the_last_stage_sends_more():
-    """Stages 1 and 2 send what data parallelism sends, 2 (P - 1) / P of the weights; stage 3 sends half as much again
-    (section 7)."""
+    """Stages 0 to 2 send 2 (P - 1) / P of the weights a step, stage 3 sends 3 (P - 1) / P (section 7)."""
     for ranks in (2, 4):
         for stage, passes in enumerate((2, 2, 2, 3)):
             spread = zero(torch.randn(240), ranks, _adamw, stage=stage)
@@ -53,7 +54,7 @@ def only_the_last_stage_sends_more():
 
 @claim
 def a_norm_needs_one_number_a_rank():
-    """The norm of the whole gradient is the root of the summed squares of the shards: clipping needs nothing more."""
+    """On 3 ranks, the gradient norm equals the root of the all-reduced squared norms of the shards."""
     torch.manual_seed(0)
     ring, gradients = Ranks(3), torch.randn(3, 31, dtype=torch.float64)
     squares = [shard.square().sum()[None] for shard in ring.reduce_scatter(list(gradients))]
@@ -62,7 +63,7 @@ def a_norm_needs_one_number_a_rank():
 
 @claim.parity(peer="torch.distributed.optim.ZeroRedundancyOptimizer")
 def memory_is_divided_as_torch_divides_it():
-    """A rank's optimizer state is the P-th part of the whole, up to one parameter, as torch's partition has it."""
+    """On 4 ranks, each optimizer shard has as many elements as in torch's ZeroRedundancyOptimizer."""
     from torch.distributed import HashStore, destroy_process_group, init_process_group
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -86,7 +87,7 @@ def _start() -> Tensor:
 
 
 def _gradient(rank: int, weights: Tensor) -> Tensor:
-    """Of a least-squares fit to the rank's own data."""
+    """The gradient of a least-squares fit to the rank's own data."""
     draws = torch.Generator().manual_seed(rank + 1)
     x, y = (torch.randn(*shape, dtype=torch.float64, generator=draws) for shape in ((5, 17), (5,)))
     return x.T @ (x @ weights - y) / 5

@@ -15,7 +15,7 @@ from deltax.shapes import Stream
 
 
 class _Draws(nn.Module):
-    """A block for the claims: random by dropout, with statistics by batch norm, told something beside the stream."""
+    """A block with dropout, batch norm, and a second input in the context."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -46,7 +46,7 @@ def _same(plain: list[Tensor], kept: list[Tensor]) -> None:
 
 
 def _step(stack: Stack, x: Tensor, ctx: Context) -> list[Tensor]:
-    """One backward pass: what came beside the stream has as gradient, the output, the next random number, the rest."""
+    """One backward pass: the context's gradient, output, next random number, input and parameter gradients, buffers."""
     torch.manual_seed(1)
     out = stack(x, ctx)
     following = torch.rand(())
@@ -57,9 +57,10 @@ def _step(stack: Stack, x: Tensor, ctx: Context) -> list[Tensor]:
 
 @claim
 def the_same_to_the_bit():
-    """Outputs, gradients, dropout masks and batch statistics are those of plain backpropagation, to the bit.
+    """For 1 and 7 blocks and four segmentations, output, gradients, dropout masks and batch statistics equal plain
+    backpropagation's to the bit.
 
-    The gradient of what every block reads beside the stream is summed in another order, so it is equal to rounding.
+    The gradient of the context is summed in another order, so it is equal to 1e-13.
     """
     for depth, count in ((1, None), (7, None), (7, 1), (7, 7), (7, 3)):
         _same(*(_step(*twin) for twin in _twins(depth, (part(straight), part(in_segments, count=count)))))
@@ -67,7 +68,7 @@ def the_same_to_the_bit():
 
 @claim
 def memory_grows_like_the_root_of_depth():
-    """For 16, 64 and 256 layers the most tensors kept at once double each time; plainly, they grow four times."""
+    """From 16 to 64 to 256 layers, the most saved tensors at most double each time, where plain ones grow 3.9 times."""
     once, plain = ([_most_kept(n, run) for n in (16, 64, 256)] for run in (in_segments, straight))
     assert once[1] <= 2 * once[0] and once[2] <= 2 * once[1]
     assert plain[1] >= 3.9 * plain[0] and plain[2] >= 3.9 * plain[1]
@@ -76,7 +77,7 @@ def memory_grows_like_the_root_of_depth():
 
 @claim
 def one_more_forward_pass():
-    """A step runs every block twice forward where plain backpropagation runs it once, whatever the segments."""
+    """With 7 blocks, a step runs 14 block forwards in any segmentation, and 7 in plain backpropagation."""
     runs = []
     for passage in (part(straight), part(in_segments), part(in_segments, count=3)):
         [(stack, x, ctx)] = _twins(7, (passage,))
@@ -90,7 +91,7 @@ def one_more_forward_pass():
 
 @claim.parity(peer="torch.utils.checkpoint")
 def equals_torch():
-    """With dropout, outputs and gradients are those of torch.utils.checkpoint, reentrant or not, to the bit."""
+    """With dropout, output and gradients equal torch.utils.checkpoint's to the bit, reentrant or not."""
     from torch.utils.checkpoint import checkpoint as peer
 
     for reentrant in (True, False):
@@ -103,10 +104,10 @@ def equals_torch():
 
 @claim.measured(paper="1000 layers of a residual network in 7 GB instead of 48 (abstract)")
 def memory_grows_less_with_depth(lab):
-    """The exponent by which what training gpt's blocks holds at most, weights and their gradients aside, grows from 4
-    to 64 of them, is at least 0.3 lower than without.
+    """From 4 to 64 of gpt's blocks, the exponent of peak training memory, less weights and gradients, is at least 0.3
+    lower with checkpointing.
 
-    A first version counted weights, and only what exceeds the peak of two blocks, and was opposite.
+    A first version counted weights, and only memory above the peak of two blocks, and found the opposite.
     """
     import numpy as np
 
@@ -122,7 +123,7 @@ def memory_grows_less_with_depth(lab):
 
 @claim.measured(paper="the cost of one more forward pass for each batch (abstract)")
 def it_costs_a_forward_pass(lab):
-    """A step through 16 of gpt's blocks takes at most 1.5 times as long, as a forward pass is half a backward one."""
+    """A training step through 16 of gpt's blocks takes at most 1.5 times as long."""
     stacks = [_blocks(name, 16) for name in ("plain", "checkpointed")]
     found = [lab.ratio(*(partial(_train, stack) for stack in stacks), repeats=5).value for _ in range(5)]
     return lab.at_most(found, 1.5, unit="times as long")
@@ -150,7 +151,7 @@ def _in_two(peer: Callable[..., Tensor], blocks: nn.ModuleList, x: Stream, ctx: 
 
 
 def _most_kept(depth: int, run: Callable[..., Tensor]) -> int:
-    """The most tensors held at one time for the backward pass, over a step through `depth` layers."""
+    """The most tensors saved for backward at one time, over a step through `depth` layers."""
     import weakref
 
     class Held:

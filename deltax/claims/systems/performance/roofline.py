@@ -11,7 +11,9 @@ from deltax.papers.systems.performance.roofline import MACHINES, Machine, Work, 
 
 @claim
 def time_is_the_longer_of_two():
-    """Operations by the attainable rate are the longer of arithmetic's and memory's time; they meet at the ridge."""
+    """On four machines, time by the roofline is the longer of arithmetic and memory time, and both are equal at the
+    ridge.
+    """
     for machine in MACHINES.values():
         for intensity in (0.25, 7.0, machine.ridge, 3e4):
             work = Work(1e12, 1e12 / intensity)
@@ -25,8 +27,9 @@ def time_is_the_longer_of_two():
 
 @claim
 def one_token_waits_for_memory():
-    """A product with n rows has at most n operations a byte in 16 bits, so on every machine here a row alone is bound
-    by memory, and a square product of n is bound by arithmetic from n = 3 ridges on."""
+    """In 16 bits, a product with n rows has at most n operations a byte: one row is memory-bound on four machines, an n
+    x n product compute-bound from 3 ridges on.
+    """
     for machine in MACHINES.values():
         for rows in (1, 8, 64):
             assert product(rows, 4096, 4096, 2).intensity < rows
@@ -38,8 +41,9 @@ def one_token_waits_for_memory():
 
 @claim.measured(paper="four kernels on four multicore machines lie under their roofs (section 6)")
 def it_tells_a_kernels_rate(lab):
-    """With the roofs of this CPU measured, by a large product and a copy, five other kernels of the lowest and the
-    highest intensity reach what the roofline says within a factor of two."""
+    """With this CPU's roofs measured by a large product and a copy, five other kernels reach the roofline's rate within
+    a factor of two.
+    """
     import matplotlib.pyplot as plt
 
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +80,7 @@ def it_tells_a_kernels_rate(lab):
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """The quickest of five, after one to warm up: a roof is what is attainable."""
+    """The quickest of five runs after a warm-up."""
     call()
     found = []
     for _ in range(5):

@@ -1,11 +1,10 @@
 """GLU Variants Improve Transformer. Shazeer, 2020. arXiv:2002.05202
 
-A transformer, but a second projection, through a Swish, gates every hidden unit of the feed-forward branch.
+A transformer, but a second projection through Swish gates every hidden unit of the feed-forward branch.
 
-The gate multiplies what it gates, so the branch is quadratic where a relu is linear. Three matrices in place of two,
-so the hidden width is two thirds of the ungated one and the parameters stay equal. No biases. With a sigmoid for the
-Swish it is the GLU of Dauphin and others (2016), with a GELU GEGLU, with a relu ReGLU, with nothing the bilinear
-form.
+The two projections are multiplied, so the branch is quadratic in its input. It has three matrices instead of two; the
+hidden width is 2/3 of the ungated one, so the number of parameters is equal. No biases. With a sigmoid in place of
+Swish the branch is GLU (Dauphin et al., 2016), with GELU GEGLU, with ReLU ReGLU, with the identity the bilinear form.
 """
 
 import torch
@@ -26,7 +25,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 class SwiGLU(nn.Module):
     """down(activation(gate(x)) * up(x)) (Eq. 6). Stream (B, T, D) -> (B, T, D).
 
-    As many weights as an `MLP` that is `widen` times as wide inside: the hidden width is 2/3 of widen * D, rounded.
+    As many weights as an `MLP` of hidden width widen * D: the hidden width here is 2/3 of that, rounded.
     """
 
     def __init__(
@@ -41,12 +40,14 @@ class SwiGLU(nn.Module):
     ):
         super().__init__()
         above(0, widen=widen)
+        # 3 D h = 2 D (widen D) at h = 2/3 widen D; Llama also rounds h up to a multiple of 256
         hidden = round(2 * widen * dim / 3)
         self.gate, self.up = gate(dim, hidden), up(dim, hidden)
         self.activation = activation
         self.down = down(hidden, dim)
 
     def forward(self, x: Stream) -> Stream:
+        # (B, T, D) -> (B, T, h) -> (B, T, D)
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 

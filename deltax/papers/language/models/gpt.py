@@ -1,10 +1,17 @@
 """Improving Language Understanding by Generative Pre-Training. Radford, Narasimhan, Salimans, Sutskever, 2018.
 
-A transformer, but only its decoder, without cross-attention, trained to predict the next token of plain text.
+A transformer, but only its decoder, without cross-attention, trained to predict the next token.
 
-Every task that can be written down is a text to go on with, so one objective serves all. GPT put the norm after
-each branch; GPT-2 (2019), built here, puts it before, adds one at the end, and starts the branches smaller the deeper
-the stack. Their sizes: 12 blocks of width 768 to 48 of 1600; the default here trains in half a minute on one core.
+    x = token_embedding[tokens] + position_embedding          (B, T, D)
+    for each block:
+        x = x + attention(layer_norm(x))                      causal
+        x = x + mlp(layer_norm(x))
+    logits = layer_norm(x) @ token_embedding.T                (B, T, V)
+    loss = cross_entropy(logits[:, :-1], tokens[:, 1:])
+
+GPT (2018) normalises after each branch. GPT-2 (2019), built here, normalises before, adds a last norm and divides the
+initial weights of each branch's output by sqrt(2 depth). GPT has 12 blocks of width 768, GPT-2 up to 48 of 1600; the
+default here trains in half a minute on one core.
 """
 
 from deltax import Part, paper, part
@@ -28,16 +35,16 @@ def gpt(*, dim: int = 96, depth: int = 3, heads: int = 3) -> Part:
         Block,
         mixer=part(Attention, heads=heads, mask=causal),
         mlp=part(MLP),
-        residual=part(PreNorm, norm=LayerNorm),
+        residual=part(PreNorm, norm=LayerNorm),  # x + branch(norm(x)); GPT (2018) has norm(x + branch(x))
     )
     model = part(
         LanguageModel,
         dim=dim,
         embedding=Embedding,
-        position=Learned,
+        position=Learned,  # one vector for each position, (context, D)
         stack=part(Stack, depth=depth, block=block),
-        norm=LayerNorm,
-        head=Tied,
+        norm=LayerNorm,  # the last norm, which GPT-2 adds
+        head=Tied,  # logits by the transposed token embedding
     )
     return part(
         Run,

@@ -1,12 +1,11 @@
 """Swin Transformer V2: Scaling Up Capacity and Resolution. Liu, Hu, Lin, Yao, Xie, Wei, Ning, Cao, Zhang, Dong, Wei,
 Guo, 2021. arXiv:2111.09883
 
-A transformer, but each branch is normalised where it ends, before it is added; the stream itself never is.
+A transformer, but the output of each branch is normalised before it is added to the residual stream.
 
-What a branch adds then has the size of its norm's gain, whatever the branch does, so the stream grows at most
-linearly with depth and one wild layer cannot drown the others. Swin V2 calls it res-post-norm; OLMo 2 reorders its
-norms so. It is neither the post-norm of the transformer, norm(x + f(x)), which is `parts.model.stack.PostNorm`, nor
-the pre-norm of GPT-2.
+Each branch then adds a vector whose root mean square is its norm's gain, so the residual stream grows at most linearly
+with depth, and one layer with large outputs does not dominate. Swin V2 calls this res-post-norm, and OLMo 2 uses it.
+The transformer's own post-norm, norm(x + f(x)), is `parts.model.stack.PostNorm`; GPT-2's pre-norm is x + f(norm(x)).
 """
 
 from collections.abc import Callable
@@ -27,6 +26,7 @@ class BranchNorm(nn.Module):
         self.norm = norm(dim)
 
     def forward(self, x: Stream, branch: Callable[[Stream], Stream]) -> Stream:
+        # x + norm(f(x)); post-norm is norm(x + f(x)), pre-norm x + f(norm(x))
         return x + self.norm(branch(x))
 
 

@@ -1,8 +1,8 @@
 """Root Mean Square Layer Normalization. Zhang, Sennrich, 2019. arXiv:1910.07467
 
-Layer normalisation, but nothing is subtracted: the vector is only divided by its root mean square.
+Layer normalisation, but the mean is not subtracted: the vector is only divided by its root mean square.
 
-If re-scaling is what helps and re-centring is not, the mean, its pass over the data and the bias can all go.
+The paper finds that re-scaling helps and re-centring does not. The mean, its pass over the data and the bias go.
 """
 
 import torch
@@ -24,10 +24,11 @@ class RMSNorm(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The gain, by the name that the neighbours of a torch norm read."""
+        """The gain, under the name that torch's norms have."""
         return self.gain
 
     def forward(self, x: Features) -> Features:
+        # eps is inside the root; torch takes the statistics of 16-bit inputs in float32
         return nn.functional.rms_norm(x, self.gain.shape, self.gain, self.eps)
 
 

@@ -1,24 +1,26 @@
 """RoFormer: Enhanced Transformer with Rotary Position Embedding.
 Su, Lu, Pan, Murtadha, Wen, Liu, 2021. arXiv:2104.09864
 
-Attention, but queries and keys are turned by their position instead of being given a position vector.
+Attention, but queries and keys are rotated by their position instead of being given a position vector.
 
-Take the features two by two as complex numbers and turn the i-th by an angle of position times theta_i, where the
-theta_i fall geometrically. A product of two turned numbers knows only the difference of their angles, so a score knows
-only distance. Values are not turned.
+Features are paired as complex numbers, and pair i is rotated by the angle position * theta_i, where theta_i falls
+geometrically. The product of two rotated numbers depends on the difference of their angles alone, so the logit
+depends on content and relative distance. Values are not rotated.
 """
 
 import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, paper
-from deltax.papers.language.models.gpt import gpt
+from deltax.papers.language.attention.softmax_attention import softmax_attention
+from deltax.papers.language.models.transformer import transformer
 from deltax.parts.model.nothing import Nothing
 from deltax.shapes import Heads, Positions
 
 
 def angles(positions: Positions, width: int, base: float) -> Tensor:
     """position * theta_i with theta_i = base^(-2 i / width), in float32 (Eq. 15). (*B, T) -> (*B, T, width / 2)."""
+    # theta_i = base^(-2 i / width); in float32 the error of the angle would grow with the position
     theta = base ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
     return (positions[..., None] * theta).float()
 
@@ -26,32 +28,37 @@ def angles(positions: Positions, width: int, base: float) -> Tensor:
 def rotate(x: Heads, angle: Tensor) -> Heads:
     """Turn feature pairs (i, i + K/2) by angle (*B, T, K/2); time-major heads (B, T, H, K) -> (B, T, H, K).
 
-    The paper pairs neighbours (2i, 2i + 1). Which features make a pair is a matter of naming, and released weights
-    since GPT-NeoX pair halves, so halves it is; `interleave` converts.
+    The paper pairs neighbours (2i, 2i + 1); released weights since GPT-NeoX pair halves, as here. The two differ by a
+    permutation of the features, `interleave`.
     """
+    # (*B, T, K/2) -> (*B, T, 1, K/2), the same for all heads
     cos, sin = (f(angle).to(x.dtype)[..., None, :] for f in (torch.cos, torch.sin))
     real, imaginary = x.chunk(2, -1)
+    # (real + i imaginary) e^(i angle)
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
 
 
 def interleave(x: Tensor) -> Tensor:
-    """Features paired by halves, (.., K), as features paired by neighbours."""
+    """Reorder features (.., K) from pairs of halves (i, i + K/2) to pairs of neighbours (2i, 2i + 1)."""
     return torch.stack(x.chunk(2, -1), -1).flatten(-2)
 
 
 class Rotary(nn.Module):
-    """Turns each head by its position. Heads (B, T, H, K), K even, and positions (*B, T) -> (B, T, H, K)."""
+    """Rotates each head by its position. Heads (B, T, H, K), K even, and positions (*B, T) -> (B, T, H, K)."""
 
     def __init__(self, width: int, *, base: float = 10_000.0):
         super().__init__()
         if width % 2:
-            raise UserError(f"features are turned in pairs, and a head of {width} is odd: choose other dim or heads")
+            raise UserError(
+                f"rope rotates pairs of features, and a head width of {width} is odd: choose other dim or heads"
+            )
         self.base = base
 
     def forward(self, x: Heads, positions: Positions) -> Heads:
         return rotate(x, angles(positions, x.shape[-1], self.base))
 
 
-@paper(on=gpt, arxiv="2104.09864", year=2021)
+@paper(on=(softmax_attention, transformer), arxiv="2104.09864", year=2021, whole="gpt")
 def rope(recipe: Part, *, base: float = 10_000.0) -> Part:
+    # nothing is added to the embeddings
     return recipe.fill("position", Nothing).fill("qk_position", Rotary, base=base)

@@ -1,12 +1,11 @@
 """Blockwise Parallel Transformer for Large Context Models. Liu, Abbeel, 2023. arXiv:2305.19370
 
-FlashAttention's tiles, but the feed-forward branch of a tile of queries follows as soon as its attention is done, and
-the tile is checkpointed as a whole.
+FlashAttention, but each checkpointed tile of queries goes through the feed-forward branch right after its attention.
 
-With attention tiled, the rest of the block fills the memory: a norm, a projection, and a hidden layer four times as
-wide as the stream, each for the whole sequence. None of them looks at another position. So a tile of queries goes
-through all of the block at once, and of all that only the tile's end is kept. Its queries are the outer loop, as two
-months later in FlashAttention-2, whose kernel is filled in here.
+With memory-efficient attention, the norms, the projections and the MLP's hidden layer (4 times as wide as the stream)
+take the most memory, each for the whole sequence. All of them act position by position, so a tile of queries goes
+through the whole block at once, and only its output is kept. Queries are the outer loop, so the kernel is
+FlashAttention-2's, which appeared two months later.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,27 +33,42 @@ Held = tuple[Tensor, ...]
 
 @needs(beside={"mixer": ("Attention",)})
 def tile_by_tile(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
-    """Both branches for one tile of the stream after another; the keys and values come first, for all of it.
+    """A block, tile by tile over the queries. Stream (B, T, D) -> (B, T, D).
 
-    Stream (B, T, D) -> (B, T, D), the block's own to rounding: all but the kernel must act position by position. For
-    the backward pass a block keeps its input, queries, keys and values; each tile goes through once more there. While
-    decoding, one branch follows the other. Raises UserError for a tile below 1 and for a mixer that is not `Attention`.
+        k, v = keys and values of the whole sequence, computed tile by tile
+        for each tile i of queries:
+            A_i = x_i + attention(q_i, k, v)          # FlashAttention-2
+            out_i = A_i + MLP(A_i)                    # norms as in the block
+        in backward: recompute tile i from x_i, q_i, k and v, then back-propagate through it
+
+    The result equals the block's to rounding, if all but the kernel acts position by position. A block saves its input,
+    queries, keys and values for backward. While decoding, the plain block is run. Raises UserError for a tile below 1
+    and for a mixer that is not `Attention`.
     """
-    if ctx.state is not None:
-        return in_turn(block, x, ctx)
-    q, k, v = heads(block, x, ctx, tile)
+    if ctx.state is not None or not x.shape[1]:
+        return in_turn(block, x, ctx)  # decoding: a few positions, and nothing is kept for backward
+    q, k, v = heads(block, x, ctx, tile)  # q a list of (B, tile, H, K); k and v whole, (B, T, G, K)
     rules, rows = block.mixer.rules(ctx), tiles(x.shape[1], tile)
     kernels = (partial(block.mixer.kernel, rules=rules.of_queries(r, x.device)) for r in rows)
     return each_tile(block, x, ctx, tile, [(kernel, (own, k, v)) for kernel, own in zip(kernels, q, strict=True)])
 
 
+@paper(on=(flash, memory_efficient), arxiv="2305.19370", year=2023)
+def bpt(recipe: Part, *, tile: int = 64) -> Part:
+    tiles(0, tile)  # raises here, not at build, for a tile below 1
+    return recipe.fill("branches", tile_by_tile, tile=tile).fill("kernel", flash_attention_2, tile=tile)
+
+
 def heads(block: Block, x: Stream, ctx: Context, tile: int) -> tuple[list[Tensor], Keys, Values]:
-    """The queries of each tile, and the keys and values of all, each tile checkpointed."""
+    """Queries of each tile, and keys and values (B, T, G, K) of all positions, each tile checkpointed."""
     if not isinstance(block.mixer, Attention):
-        raise UserError(f"bpt takes attention apart in tiles; a {type(block.mixer).__name__} has no keys to go over")
+        raise UserError(
+            f"bpt tiles softmax attention, and this mixer is {type(block.mixer).__name__}: use it with Attention"
+        )
     found = []
     for rows, own in zip(tiles(x.shape[1], tile), x.split(tile, 1), strict=True):
         beside = tensors(_rows(ctx, rows, x.device))
+        # projections of one tile: normed input and (B, tile, D) intermediates are recomputed in backward
         found.append(checkpoint(partial(_heads, block, ctx, tuple(beside)), own, *beside.values()))
     q, k, v = zip(*found, strict=True)
     return list(q), torch.cat(k, 1), torch.cat(v, 1)
@@ -63,20 +77,21 @@ def heads(block: Block, x: Stream, ctx: Context, tile: int) -> tuple[list[Tensor
 def each_tile(
     block: Block, x: Stream, ctx: Context, tile: int, attended: Iterable[tuple[Callable[..., Heads], Held]]
 ) -> Stream:
-    """The rest of the block after attention, one tile of the stream after another, each checkpointed as a whole.
+    """The block after attention, one checkpointed tile of the stream after the other.
 
-    attended: for each tile, how its heads come from some tensors, and those tensors.
+    attended: for each tile, a function that gives its heads (B, tile, H, K), and the function's tensor arguments.
     """
     through = []
     for rows, own, (looked, given) in zip(tiles(x.shape[1], tile), x.split(tile, 1), attended, strict=True):
         beside = tensors(_rows(ctx, rows, x.device))
+        # one checkpoint a tile: the (B, tile, 4D) hidden layer is recomputed in backward
         run = partial(_through, block, ctx, tuple(beside), looked, len(given))
         through.append(checkpoint(run, own, *given, *beside.values()))
     return torch.cat(through, 1)
 
 
 def _heads(block: Block, ctx: Context, names: Sequence[str], x: Stream, *beside: Tensor) -> Held:
-    handed: list[Stream] = []  # what the residual hands its branch
+    handed: list[Stream] = []  # the branch's input: normed for pre-norm, x itself for post-norm
     block.mixer_residual(x, lambda y: handed.append(y) or y)
     return block.mixer.heads(handed[0], replace(ctx, **dict(zip(names, beside, strict=True))))
 
@@ -84,8 +99,9 @@ def _heads(block: Block, ctx: Context, names: Sequence[str], x: Stream, *beside:
 def _through(
     block: Block, ctx: Context, names: Sequence[str], attend: Callable[..., Heads], count: int, x: Stream, *rest: Tensor
 ) -> Stream:
-    """One tile through both branches. `rest` are `count` tensors for `attend`, then those of the context."""
+    """One tile through both residual branches. `rest`: `count` arguments of `attend`, then the context's tensors."""
     given, beside = rest[:count], rest[count:]
+    # A_i = x_i + attention, then out_i = A_i + MLP(A_i), norms as the block has them
     x = block.mixer_residual(x, lambda _: block.mixer.project.join(attend(*given)))
     return block.mlp_branch(x, replace(ctx, **dict(zip(names, beside, strict=True))))
 
@@ -96,9 +112,3 @@ def _rows(ctx: Context, rows: slice, device: torch.device) -> Context:
     counted = torch.arange(rows.start, rows.stop, device=device)
     positions = counted if ctx.positions is None else ctx.positions[..., rows]
     return replace(ctx, positions=positions, segments=cut(ctx.segments), place=cut(ctx.place))
-
-
-@paper(on=(flash, memory_efficient), arxiv="2305.19370", year=2023)
-def bpt(recipe: Part, *, tile: int = 64) -> Part:
-    tiles(0, tile)  # refuses a tile below 1 where it is written
-    return recipe.fill("branches", tile_by_tile, tile=tile).fill("kernel", flash_attention_2, tile=tile)

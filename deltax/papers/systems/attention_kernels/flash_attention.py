@@ -1,13 +1,12 @@
 """FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness.
 Dao, Fu, Ermon, Rudra, Ré, 2022. arXiv:2205.14135
 
-Memory-efficient attention, but its tiles fit in fast memory, a finished output is kept in the slow one, and the
-backward pass is written out: it makes each tile of weights again from what was seen of its rows.
+Softmax attention, but tiles fit in fast memory, and the backward pass recomputes weights from saved row statistics.
 
-Attention waits for memory, not for arithmetic: its T x T matrix is written and read again for every step from scores to
-output. Fold over tiles and the matrix never exists. Keys and values are the outer loop, each loaded once; the output of
-a tile of queries goes to slow memory and back, divided, at every visit. Written as loops over tiles in Python this
-shows that it is exact and how much it moves and keeps; the speed belongs to the fused kernels.
+Attention is limited by memory traffic: its T x T matrix is written and read again by every step from scores to output.
+Tiles that fit in fast memory avoid the matrix. Keys and values are the outer loop, each loaded once; the divided output
+of a tile of queries is read and written at every visit. The loops are written in Python, which shows exactness, traffic
+and memory, not speed: `torch` and `deltax.kernels` have fused kernels.
 """
 
 from collections.abc import Callable, MutableMapping, Sequence
@@ -20,44 +19,59 @@ from torch.autograd.function import once_differentiable
 from deltax import Part, paper
 from deltax.papers.language.attention.softmax_attention import attend, softmax_attention
 from deltax.papers.systems.attention_kernels import online_softmax
-from deltax.papers.systems.attention_kernels.memory_efficient_attention import (
-    Tile,
-    attend_tile,
-    finish,
-    memory_efficient,
-)
-from deltax.papers.systems.attention_kernels.online_softmax import relative
+from deltax.papers.systems.attention_kernels.memory_efficient_attention import Tile, attend_tile, finish
+from deltax.papers.systems.attention_kernels.online_softmax import relative, softmax
+from deltax.papers.systems.performance.activation_checkpointing import activation_checkpointing
 from deltax.parts.attention.scores import Rules
 from deltax.parts.attention.tiles import as_autocast, over_heads, spread, tile_scores, tiles, wide
 from deltax.shapes import Heads, Keys, Queries, Scores, Values
 
 
+def flash_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 64) -> Heads:
+    """`attend`, tile by tile. Saves its arguments, its output and two numbers a row (m and l) for the backward pass.
+
+    Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K). Gradients reach q, k, v and
+    the parameters of a score that is a module; second derivatives need `attend`. Raises UserError for a tile below 1.
+    """
+    return recompute(q, k, v, rules, tile, Scheme(_folded, _weights))
+
+
+flash_attention.reference = attend  # the same function; FLOPs are counted on it
+
+
+@paper(on=(softmax, activation_checkpointing, softmax_attention), arxiv="2205.14135", year=2022)
+def flash(recipe: Part, *, tile: int = 64) -> Part:
+    tiles(0, tile)  # raises here, not at build, for a tile below 1
+    return recipe.fill("kernel", flash_attention, tile=tile)
+
+
+def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping, sizes: tuple[int, int]) -> None:
+    """Visits every tile and leaves in `done` a divided output for each tile of queries (Algorithm 1, lines 5 to 15).
+
+    `sizes` are a tile's queries and keys. `done` maps the index of a tile of queries to its output and statistics.
+    """
+    for columns in tiles(k.shape[1], sizes[1]):
+        keys, values = k[:, columns], v[:, columns]
+        for i, rows in enumerate(tiles(q.shape[1], sizes[0])):
+            if rules.allowed(q, k, rows, columns).any():  # fully masked tiles are never loaded
+                new = attend_tile(q[:, rows], keys, values, rules, rows, columns)
+                done[i] = take_in(done[i], new) if i in done else Tile(new.seen, finish(new))
+
+
 def take_in(held: Tile, new: Tile) -> Tile:
-    """What was held, its output divided, and what is new: scaled, added, divided again (Algorithm 1, line 12)."""
+    """A divided output and one more tile: rescaled, added, divided again (Algorithm 1, line 12)."""
+    # O = (l_held e^(m_held - m) O_held + e^(m_new - m) P V) / l
     seen = online_softmax.merge(held.seen, new.seen)
     total = seen.sum.masked_fill(seen.sum == 0, 1.0)
     share = lambda tile, sum_: over_heads(relative(tile.seen.max, seen.max) * sum_ / total)
     return Tile(seen, held.out * share(held, held.seen.sum) + new.out * share(new, 1.0))
 
 
-def fold(q: Queries, k: Keys, v: Values, rules: Rules, done: MutableMapping, sizes: tuple[int, int]) -> None:
-    """Every tile into `done`, one entry with a divided output for each tile of queries (Algorithm 1, lines 5 to 15).
-
-    `sizes` are those of a tile, in queries and in keys. A tile in which no query may look is never loaded.
-    """
-    for columns in tiles(k.shape[1], sizes[1]):
-        keys, values = k[:, columns], v[:, columns]
-        for i, rows in enumerate(tiles(q.shape[1], sizes[0])):
-            if rules.allowed(q, k, rows, columns).any():
-                new = attend_tile(q[:, rows], keys, values, rules, rows, columns)
-                done[i] = take_in(done[i], new) if i in done else Tile(new.seen, finish(new))
-
-
 class Scheme(NamedTuple):
-    """How a kernel goes over the tiles, and what of the rows it keeps to make their weights again.
+    """A kernel's forward pass, and how backward recomputes the weights.
 
     forward(q, k, v, rules, tile) -> the output (B, T, H, K), then statistics, each (B, H, T)
-    weights(scores, *statistics) -> the softmax of scores (B, H, T, S), given those of its rows
+    weights(scores, *statistics) -> the softmax of scores (B, H, T, S), from the statistics of its rows
     """
 
     forward: Callable[..., Sequence[Tensor]]
@@ -65,7 +79,7 @@ class Scheme(NamedTuple):
 
 
 def recompute(q: Queries, k: Keys, v: Values, rules: Rules | None, tile: int, scheme: Scheme) -> Heads:
-    """Attention by a scheme: its arguments, output and statistics are kept for the backward pass, and no weights."""
+    """Attention by a scheme. Saves arguments, output and statistics for the backward pass, and no weights."""
     rules = rules or Rules()
     q, k, v = as_autocast(q, k, v)
     return _Recompute.apply(q, k, v, rules, tile, scheme, *rules.learned.values())
@@ -91,7 +105,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def reached(d_out: Heads, out: Heads) -> Tensor:
-    """rowsum(dO O), what the softmax takes from every gradient of its row. -> (B, H, T), in float32 at least."""
+    """D = rowsum(dO * O), subtracted from dP in the softmax's gradient. -> (B, H, T), in float32 at least."""
     return (d_out.to(wide(out)) * out).sum(-1).transpose(1, 2)
 
 
@@ -105,10 +119,11 @@ def gradients(
     d_out: Heads,
     reached: Tensor,
 ) -> list[Tensor]:
-    """Algorithm 4: P is made again, dV = P' dO, dS = P (dO V' - rowsum(dO O)); autograd takes dS on.
+    """Algorithm 4, tile by tile: P is recomputed, dV = P' dO, dS = P (dO V' - D). Autograd carries dS to q, k and the
+    score.
 
-    weights(scores, rows) are those of some rows; the keys given need not be all that the rows have seen. Gives dQ, dK
-    and dV in float32 at least, then the gradients of what the score has learned.
+    weights(scores, rows) -> P of these rows; k and v may be a part of the keys that the rows attend to. Returns dQ, dK
+    and dV in float32 at least, then the gradients of the score's learned parameters.
     """
     learned = list(rules.learned.values())
     d_q, d_k, d_v, *d_learned = (torch.zeros_like(t, dtype=wide(t)) for t in (q, k, v, *learned))
@@ -117,17 +132,19 @@ def gradients(
         for rows in tiles(q.shape[1], tile):
             if not rules.allowed(q, k, rows, columns).any():
                 continue
+            # autograd goes from S to q, k and learned parameters: any score function has its gradient
             with torch.enable_grad():
                 leaves = [t.detach().requires_grad_() for t in (q[:, rows], k[:, columns])]
                 scores = tile_scores(*leaves, rules, rows, columns)
-            p = weights(scores.detach(), rows)
-            d_p = torch.einsum("bthk,bshk->bhts", d_out[:, rows], values)
-            d_values = torch.einsum("bhts,bthk->bshk", p.to(v.dtype), d_out[:, rows])
+            p = weights(scores.detach(), rows)  # P = exp(S - m) / l, (B, H, T, S)
+            d_p = torch.einsum("bthk,bshk->bhts", d_out[:, rows], values)  # dP = dO V'
+            d_values = torch.einsum("bhts,bthk->bshk", p.to(v.dtype), d_out[:, rows])  # dV = P' dO
+            # (B, S, H, K) -> (B, S, G, K): heads that share a value head add up
             d_v[:, columns] += d_values.unflatten(2, (v.shape[2], -1)).sum(3)
             found = torch.autograd.grad(
                 scores,
                 [*leaves, *learned],
-                p * (d_p - reached[..., rows, None]),
+                p * (d_p - reached[..., rows, None]),  # dS = P (dP - D)
                 allow_unused=True,
                 materialize_grads=True,
             )
@@ -151,22 +168,3 @@ def _folded(q: Queries, k: Keys, v: Values, rules: Rules, tile: int) -> tuple[Te
 
 def _weights(scores: Scores, largest: Tensor, total: Tensor) -> Tensor:
     return relative(scores, largest[..., None]) / total.masked_fill(total == 0, 1.0)[..., None]
-
-
-def flash_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 64) -> Heads:
-    """`attend`, tile by tile: keeps for the backward pass its arguments, its output and two numbers a row of scores.
-
-    Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H -> (B, T, H, K). Gradients reach q, k, v and
-    the parameters of a score that is a module; second derivatives are left to `attend`. Raises UserError for a tile
-    below 1.
-    """
-    return recompute(q, k, v, rules, tile, Scheme(_folded, _weights))
-
-
-flash_attention.reference = attend  # the same function of its arguments: what FLOPs are counted on
-
-
-@paper(on=(memory_efficient, softmax_attention), arxiv="2205.14135", year=2022)
-def flash(recipe: Part, *, tile: int = 64) -> Part:
-    tiles(0, tile)  # refuses a tile below 1 where it is written
-    return recipe.fill("kernel", flash_attention, tile=tile)

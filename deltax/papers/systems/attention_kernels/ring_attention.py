@@ -1,11 +1,10 @@
 """Ring Attention with Blockwise Transformers for Near-Infinite Context. Liu, Zaharia, Abbeel, 2023. arXiv:2310.01889
 
-BPT, but its blocks of keys and values live on different machines, and travel in a ring while they are used.
+BPT, but each device holds one block of queries, keys and values, and the key-value blocks travel around a ring.
 
-Merging does not care where a block was looked at. Each process keeps its own queries; keys and values are passed on to
-the next process while the tiles of the block at hand are computed, so that transfers cost nothing where a block is long
-enough, and each process holds one P-th of the sequence and no more. In the backward pass keys and values go round once
-more, and their gradients travel a step behind, gathering each process's share, until they are home.
+Tiles merge in any order, so a process can attend to the blocks in the order in which they arrive. Sending overlaps with
+computing and costs no time where a block is long enough (c >= F/B: FLOPS over bandwidth). Each process holds 1/P of
+the sequence. In backward, keys and values travel once more, and their gradients one step behind.
 """
 
 from collections.abc import Iterator
@@ -35,13 +34,21 @@ from deltax.shapes import Heads, Keys, Queries, Stream, Values
 
 
 def ring_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *, tile: int = 64) -> Heads:
-    """`attend` over a sequence of which each member of the ring `here()` holds its share. Alone, it is the whole.
+    """`attend` over a sequence of which each member of the ring `here()` holds a share.
 
-    This member's queries (B, T/P, H, K), keys and values (B, T/P, G, K) -> its heads (B, T/P, H, K). The rules are
-    those of its share, with the positions in the whole sequence, which may be any; segments, where one member has them,
-    all have. All members call, and go backward, together. Gradients of what a score has learned are this member's
-    part of the sum. Raises UserError for a tile below 1, for rules without positions, and on every member where their
-    shares differ in shape; BrokenRing for a member that dies or stalls.
+        seen = tile of no keys
+        for t in 0 .. P-1:                            # block (i - t) mod P is here
+            start sending (k, v) to process i + 1 and receiving from i - 1
+            seen = merge(seen, attention tiles of q and (k, v))
+            (k, v) = received
+        out = divide(seen)
+        backward: (k, v) travel again with (dk, dv) behind them; dq adds up here
+
+    Queries (B, T/P, H, K), keys and values (B, T/P, G, K) -> (B, T/P, H, K). The rules hold the positions of this share
+    in the whole sequence; segments are given on all members or on none. All members call, and go backward, together.
+    Gradients of a score's learned parameters are this member's part of the sum. Raises UserError for a tile below 1,
+    for rules without positions, and on every member where shares differ in shape; BrokenRing for a member that dies or
+    stalls.
     """
     ring, rules = here(), rules or Rules()
     q, k, v = as_autocast(q, k, v)
@@ -50,12 +57,29 @@ def ring_attention(q: Queries, k: Keys, v: Values, rules: Rules | None = None, *
     return _Ring.apply(q, k, v, rules, tile, ring, block[2:], *rules.learned.values())
 
 
-ring_attention.reference = attend  # for a ring of one
+ring_attention.reference = attend  # on a ring of one
+
+
+@needs(beside={"mixer": ("Attention",)})
+def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
+    """`tile_by_tile`, but attention is done for all tiles first, so that keys travel once and not once a tile."""
+    if ctx.state is not None or not x.shape[1]:
+        return in_turn(block, x, ctx)
+    q, k, v = heads(block, x, ctx, tile)
+    out = block.mixer.kernel(torch.cat(q, 1), k, v, block.mixer.rules(ctx))
+    return each_tile(block, x, ctx, tile, [(_as_it_is, (own,)) for own in out.split(tile, 1)])
+
+
+@paper(on=bpt, arxiv="2310.01889", year=2023)
+def ring(recipe: Part, *, tile: int = 64) -> Part:
+    tiles(0, tile)  # raises here, not at build, for a tile below 1
+    return recipe.fill("branches", around_then_tiles, tile=tile).fill("kernel", ring_attention, tile=tile)
 
 
 def travel(ring: Ring, block: Held) -> Iterator[Held]:
-    """Every member's block once, one's own first. While a block is in use, the next is under way (section 3)."""
+    """Yields every member's block once, its own first. The next block is received while one is used (section 3)."""
     for step in range(ring.size):
+        # isend/irecv start before the block is used; the last block needs no successor
         arrival = ring.pass_on(block) if step + 1 < ring.size else None
         yield block
         if arrival:
@@ -71,8 +95,9 @@ class _Ring(torch.autograd.Function):
         for keys, values, *where in travel(ring, (k, v, *beside)):
             with record_function("ring.attend"):
                 seen = merge(seen, look_at_all(q, keys, values, _of(rules, where), tile))
-            del keys, values  # or they live on while the next block arrives
+            del keys, values  # frees the block before the next one arrives
         out = finish(seen).to(q.dtype)
+        # saved: this process's share and L (B, H, T/P); no other block
         ctx.save_for_backward(q, k, v, out, log_sum(seen.seen), *beside)
         ctx.rules, ctx.tile, ctx.ring = rules, tile, ring
         return out
@@ -90,12 +115,13 @@ class _Ring(torch.autograd.Function):
             with record_function("ring.attend"):
                 rules = _of(ctx.rules, where)
                 own_q, *own = gradients(q, keys, values, rules, ctx.tile, weights, d_out, taken)
-            _add(d_q, own_q)
+            _add(d_q, own_q)  # dQ stays here
             for sum_, more in zip(d_learned, own[2:], strict=True):
                 sum_ += more
+            # dK and dV follow their block around the ring and are home after P passes
             gathered = tuple(map(_add, arrival(), own[:2])) if arrival else tuple(own[:2])
             arrival = ctx.ring.pass_on(gathered)
-            del keys, values, own_q, own, gathered  # or they live on while the next block arrives
+            del keys, values, own_q, own, gathered  # frees the block before the next one arrives
         d_k, d_v = arrival()
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None, None, None, *d_learned
 
@@ -105,20 +131,22 @@ def _add(sum_: Tensor, more: Tensor) -> Tensor:
 
 
 def _block(ring: Ring, k: Keys, v: Values, rules: Rules) -> Held:
-    """What travels: keys, values, where they stand, and, where there are any, their segments."""
+    """The tensors that travel: keys, values, their positions, and their segments where there are any."""
     if ring.size > 1 and (rules.q_at is None or rules.k_at is None):
-        raise UserError("in a ring each process says where its share stands: Context(positions=share(all, ring, -1))")
+        raise UserError(
+            f"ring attention over {ring.size} processes needs positions: pass Context(positions=share(all, ring, -1))"
+        )
     at = torch.arange(k.shape[1], device=k.device) if rules.k_at is None else rules.k_at
     return k, v, at, *(() if rules.k_segments is None else (rules.k_segments,))
 
 
 def _of(rules: Rules, where: list[Tensor]) -> Rules:
-    """The rules against a block that stands `where`."""
+    """The rules for a block at other positions."""
     return replace(rules, k_at=where[0], k_segments=where[1] if len(where) > 1 else None)
 
 
 def _same_everywhere(ring: Ring, block: Held) -> None:
-    """Asked once for each shape: a transfer of unequal blocks would hang, or worse, not."""
+    """Compares the shapes on all members, once for each shape: a transfer of unequal blocks can hang."""
     facts = [n for t in block for n in (t.ndim, t.element_size(), *t.shape)]
     agreed = ring.__dict__.setdefault("_agreed", set())
     if ring.size == 1 or tuple(facts) in agreed:
@@ -129,26 +157,10 @@ def _same_everywhere(ring: Ring, block: Held) -> None:
         if theirs != all_[0]:
             shapes = "; ".join(f"process {i}: {found[2 : 2 + found[0]]}" for i, found in ((0, all_[0]), (rank, theirs)))
             raise UserError(
-                f"processes of a ring hold equal shares, all with segments or none; these hold keys of {shapes}"
+                f"ring attention needs equal shares, all with segments or none, not keys of {shapes}: pad the sequence"
             )
     agreed.add(tuple(facts))
 
 
-@needs(beside={"mixer": ("Attention",)})
-def around_then_tiles(block: Block, x: Stream, ctx: Context, *, tile: int = 64) -> Stream:
-    """`tile_by_tile`, but with attention done for all tiles first: keys go round once, not once a tile."""
-    if ctx.state is not None:
-        return in_turn(block, x, ctx)
-    q, k, v = heads(block, x, ctx, tile)
-    out = block.mixer.kernel(torch.cat(q, 1), k, v, block.mixer.rules(ctx))
-    return each_tile(block, x, ctx, tile, [(_as_it_is, (own,)) for own in out.split(tile, 1)])
-
-
 def _as_it_is(heads: Heads) -> Heads:
     return heads
-
-
-@paper(on=bpt, arxiv="2310.01889", year=2023)
-def ring(recipe: Part, *, tile: int = 64) -> Part:
-    tiles(0, tile)  # refuses a tile below 1 where it is written
-    return recipe.fill("branches", around_then_tiles, tile=tile).fill("kernel", ring_attention, tile=tile)

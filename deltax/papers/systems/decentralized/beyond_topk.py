@@ -1,14 +1,13 @@
 """Beyond Top-K: Structured Sparsification for Compression in Pipeline Parallel.
 Ramasinghe, Ajanthan, Avraham, Zuo, Long, 2025.
 
-Top-k compression, but between the stages of a pipeline, and whole columns of the activations go, not single entries.
+Top-k compression, but between pipeline stages, and it sends whole columns of the activations, not single entries.
 
-An activation that is cut has no next message to which the rest could be added, so what a stage drops is lost to all
-that follow. Columns, features of the stream, keep the space that the rest spans, cost one bit each to name, and the
-gradient comes back in the same ones. Only the abstract was to be had: here the columns with the largest norm over the
-batch are kept, the best choice of so many columns, with no correction of the rest. Every block is a stage and what
-enters it is cut, in evaluation too. The choice looks at the whole batch, later positions included, so that a language
-model is scored on choices that depend on its targets: wherever its score is printed, a note says so.
+An activation has no next message, so entries that a stage drops are lost. Columns (features of the stream) keep the
+space that the rest spans, cost one bit each to name, and the gradient returns in the same columns. Only the abstract
+was available. Here the columns of largest norm over the batch are sent, the best choice of that many, with no
+correction of the rest. Every block is a stage, also in evaluation. The choice depends on all positions, later ones
+included, and so on a language model's targets; a note says so wherever its score is printed.
 """
 
 import torch
@@ -24,7 +23,8 @@ from deltax.shapes import Stream
 
 @mixes("the columns that cross a cut are chosen for a whole piece")
 def largest_columns(x: Stream, keep: float) -> Tensor:
-    """True for the share of features with the largest norm over all positions, at least one. (B, T, D) -> (D,)."""
+    """True for a share `keep` of features, at least one, with the largest norms. (B, T, D) -> (D,)."""
+    # one norm a feature, over batch and positions
     norms = x.detach().flatten(0, -2).norm(dim=0)
     return _marked(norms, max(1, round(keep * len(norms))))
 
@@ -33,15 +33,16 @@ largest_columns.looks_ahead = "the columns to send are chosen by their norm over
 
 
 def random_columns(x: Stream, keep: float) -> Tensor:
-    """True for a random share of features. (B, T, D) -> (D,)."""
+    """True for a random share `keep` of features. (B, T, D) -> (D,)."""
     return _marked(torch.rand(x.shape[-1], device=x.device), max(1, round(keep * x.shape[-1])))
 
 
 @mixes("the entries that cross a cut are chosen for a whole piece")
 def largest_entries(x: Stream, keep: float) -> Tensor:
-    """True for the entries that are largest in absolute value, as many as cost the bytes of a share `keep` of columns:
-    half as many, since each must be named by 4 bytes beside its 4. (B, T, D) -> (B, T, D).
+    """True for the entries of largest magnitude that cost as many bytes as a share `keep` of columns. (B, T, D) -> (B,
+    T, D).
     """
+    # 4 bytes of value and 4 of index an entry: half as many as columns have entries
     sizes = x.detach().abs().flatten()
     return _marked(sizes, max(1, round(keep * len(sizes) / 2))).view(x.shape)
 
@@ -50,7 +51,7 @@ largest_entries.looks_ahead = "the entries to send are chosen among those of all
 
 
 class Cut(nn.Module):
-    """A block whose input comes over a slow line: what choose(x, keep) does not mark is zero, and so is its gradient.
+    """A block whose input is compressed: entries that choose(x, keep) does not mark are zero, and so is their gradient.
 
     Stream (B, T, D) -> (B, T, D). Raises UserError for a share outside (0, 1].
     """
@@ -58,16 +59,18 @@ class Cut(nn.Module):
     def __init__(self, dim: int, *, inner: Part, keep: float = 0.1, choose: Part = part(largest_columns)):
         super().__init__()
         if not 0 < keep <= 1:
-            raise UserError(f"keep is the share of columns that is sent, above 0 and at most 1, not {keep}")
+            raise UserError(f"keep must be a share of columns in (0, 1], not {keep}: choose 0.1 for 90 % compression")
         self.inner, self.keep, self.choose = inner(dim), keep, choose
 
     def forward(self, x: Stream, ctx: Context) -> Stream:
         ctx.refuse(self, "state")  # what is kept depends on all positions of the sequence
+        # the product with the mask also cuts the gradient, to the same columns
         return self.inner(x * self.choose(x, self.keep), ctx)
 
 
 def cut_bytes(positions: int, dim: int, keep: float, *, width: int = 4) -> int:
-    """Bytes one way over a cut: the kept columns, and one bit for each feature."""
+    """Bytes of one message over a cut: the kept columns, and one bit for each feature."""
+    # values, and a bit mask of D bits
     return positions * max(1, round(keep * dim)) * width + -(-dim // 8)
 
 

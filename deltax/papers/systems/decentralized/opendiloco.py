@@ -1,11 +1,16 @@
 """OpenDiLoCo: An Open-Source Framework for Globally Distributed Low-Communication Training.
 Jaghouar, Ong, Hagemann, 2024. arXiv:2407.07852
 
-DiLoCo, but the pseudo-gradients go round in half precision, between peers that find each other and may come and go.
+DiLoCo, but pseudo-gradients are all-reduced in float16, between peers that discover each other and may join or leave.
 
-Differences of weights over hundreds of steps need less precision than the weights they are added to: float16 costs
-nothing that the authors could see, and halves what is sent. Their peers meet over Hivemind's hash table, on two
-continents; here they meet at a register (`deltax.train.islands`), and a worker that dies is gone on without.
+Differences of weights over hundreds of steps need less precision than the weights. The authors saw no loss from
+float16, which halves the bytes. Their peers meet through Hivemind's hash table, on two continents; here they meet at a
+register (`deltax.train.islands`), and training continues without a worker that dies.
+
+    every worker, from the same weights w:
+        w_i = H inner steps from w
+        g = mean over workers of half(w - w_i)    # all-reduce around the ring
+        w = outer Nesterov step from w along g
 """
 
 from torch import Tensor
@@ -16,9 +21,10 @@ from deltax.parts.distributed.exchange import Payload
 
 
 class Half:
-    """Every number as float16, decoded as float32; what is beyond 65,504 is held there."""
+    """Float16 code, decoded as float32; magnitudes are clamped to 65,504."""
 
     def encode(self, vector: Tensor) -> Payload:
+        # the largest float16 number; beyond it half() would give infinity
         return (vector.clamp(-65504.0, 65504.0).half(),)
 
     def decode(self, payload: Payload) -> Tensor:

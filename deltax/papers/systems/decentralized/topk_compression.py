@@ -1,12 +1,10 @@
 """Sparsified SGD with Memory. Stich, Cordonnier, Jaggi, 2018. arXiv:1809.07599
 
-Synchronous data-parallel SGD, but each worker sends only the k largest entries of its step, and adds what was left out
-to the next message.
+Data-parallel SGD, but each worker sends the k largest entries of its step and adds the rest to the next.
 
-Without the memory small entries are never sent, and what they would have done is lost; with it everything is sent in
-the end, only later, and SGD's rate of convergence stays. What the workers send here is the step that their optimizer
-made (AdamW's as well as SGD's), and all start each step from the same weights. Activations have no next message: see
-`beyond_topk`.
+Without error feedback small entries are never sent. With it everything is sent in the end, only later, and SGD's rate
+of convergence stays. Here workers send the step of their optimizer (AdamW's as well as SGD's), and all start each step
+from the same weights. Activations have no next message: see `beyond_topk`.
 """
 
 from collections.abc import Mapping
@@ -22,19 +20,20 @@ from deltax.parts.distributed.exchange import Exchange, Payload, nbytes
 
 
 class TopK:
-    """The `keep` largest entries of a vector in absolute value, at least one: where they stand, and what they are.
+    """Code: indices and values of a share `keep` of a vector's entries, at least one, with the largest magnitude.
 
     8 bytes an entry in float32. Raises UserError for a share outside (0, 1].
     """
 
     def __init__(self, *, keep: float = 0.01):
         if not 0 < keep <= 1:
-            raise UserError(f"keep is the share of entries that is sent, above 0 and at most 1, not {keep}")
+            raise UserError(f"keep must be a share of entries in (0, 1], not {keep}: choose 0.01 for 1 %")
         self.keep = keep
 
     def encode(self, vector: Tensor) -> Payload:
         where = vector.abs().topk(max(1, round(self.keep * len(vector)))).indices
         size = torch.tensor([len(vector)], dtype=torch.int32, device=vector.device)
+        # 4 bytes of index and 4 of value an entry, and the length
         return where.int(), vector[where], size
 
     def decode(self, payload: Payload) -> Tensor:
@@ -43,10 +42,10 @@ class TopK:
 
 
 class Remembered(Exchange):
-    """Everybody sends a coded message to everybody; what the code loses of a message is added to the next.
+    """All-to-all exchange of coded messages with error feedback.
 
-    With residual e and vector v: p = memory e + v; send code(p); e <- p - code(p). A `memory` of 0 forgets. Each worker
-    sends P - 1 copies of its message, whatever the others send.
+    With residual e and vector v: p = memory e + v; send code(p); e <- p - code(p). A `memory` of 0 turns feedback off.
+    Each worker sends P - 1 copies of its message.
     """
 
     def __init__(self, *, code: Part = part(TopK), memory: float = 1.0):
@@ -56,6 +55,7 @@ class Remembered(Exchange):
 
     def among(self, vectors: Mapping[int, Tensor]) -> Tensor:
         payloads = [self._message(worker, vector) for worker, vector in vectors.items()]
+        # no ring: sums of sparse messages would fill up
         self.sent += (len(payloads) - 1) * max(map(nbytes, payloads))
         return torch.stack([self.code.decode(p) for p in payloads]).mean(0)
 
@@ -76,6 +76,7 @@ class Remembered(Exchange):
 
     def _message(self, worker: int, vector: Tensor) -> Payload:
         residual = self.residuals[worker]
+        # p = memory e + v; send code(p); e <- p - code(p)
         wanted = self.weight * residual + vector
         payload = self.code.encode(wanted)
         residual.copy_(wanted - self.code.decode(payload))
@@ -87,4 +88,5 @@ def topk_compression(recipe: Part, *, workers: int = 4, keep: float = 0.01, memo
     exchange = part(Remembered, code=part(TopK, keep=keep), memory=memory)
     if "exchange" in recipe.slots():
         return recipe.fill("exchange", exchange)
+    # one local step between exchanges: synchronous data parallelism
     return recipe.wrap("optimizer", LocalSteps, workers=workers, every=1, outer=part(average), exchange=exchange)

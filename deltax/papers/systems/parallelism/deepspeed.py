@@ -1,12 +1,12 @@
 """DeepSpeed: System Optimizations Enable Training Deep Learning Models with Over 100 Billion Parameters.
 Rasley, Rajbhandari, Ruwase, He, 2020. doi:10.1145/3394486.3406703
 
-ZeRO, but in one engine with pipelines and tensor parallelism, and with the optimizer where memory is cheap: the host.
+ZeRO with pipelines and tensor parallelism, but in one engine, whose optimizer state and steps are on the host.
 
-Of 16 bytes a parameter, 12 are read once a step, by arithmetic so light that the host can do it. So the masters and
-the moments live there: gradients go up in half precision, new weights come down, 4 bytes a parameter and step, and a
-rank moves only its shard (ZeRO-Offload, arXiv:2101.06840). The rest of the library's engine is `gpipe`, `megatron`
-and `zero`; here is how it numbers its ranks. `dx train` runs torch's FSDP2 in its place.
+Of 16 bytes a parameter, 12 are read once a step, with little arithmetic. The host stores masters and moments: gradients
+go to it in half precision and new weights come back, 4 bytes a parameter and step, and a rank moves only its shard
+(ZeRO-Offload, arXiv:2101.06840). The engine's other parts are `gpipe`, `megatron` and `zero`. `dx train` runs torch's
+FSDP2 instead.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from deltax.parts.distributed.ranks import Ranks
 
 
 class Engine:
-    """Weights (N,) in `low` precision on a device, sharded optimizers on the host, and a ring of ranks between.
+    """Weights (N,) in dtype `low` on a device, and sharded optimizers on the host, over a ring of ranks.
 
-    `moved` counts the bytes each rank has sent between device and host.
+    `moved` counts the bytes that each rank has sent between device and host.
     """
 
     def __init__(
@@ -38,19 +38,22 @@ class Engine:
     ):
         self.ring, self.low, self.device, self.count = Ranks(ranks), low, torch.device(device), weights.numel()
         padded = torch.nn.functional.pad(weights, (0, -self.count % ranks))
+        # one master shard (N / P,) a rank, on the host
         self.masters = [shard.cpu().clone() for shard in padded.chunk(ranks)]
         self.optimizers = [optimizer([master]) for master in self.masters]
         self.weights = [padded.to(self.device, low) for _ in range(ranks)]
         self.moved = [0] * ranks
 
     def step(self, gradient: Callable[[int, Tensor], Tensor]) -> None:
-        """Scatter the sum of the ranks' gradients, step each shard on the host, gather the new weights."""
+        """Reduce-scatters the gradients, steps each shard on the host, and all-gathers the new weights."""
         whole = [gradient(rank, w[: self.count]).to(self.low) for rank, w in enumerate(self.weights)]
         shards = []
         for rank, summed in enumerate(self.ring.reduce_scatter(whole)):
             master = self.masters[rank]
+            # gradient to the host, 2 bytes a parameter; mean in the master's dtype
             master.grad = self._move(rank, summed, "cpu").to(master.dtype) / self.ring.size
             self.optimizers[rank].step()
+            # new weights to the device, 2 bytes a parameter
             shards.append(self._move(rank, master.detach().to(self.low), self.device))
         self.weights = self.ring.all_gather(shards)
 
@@ -73,10 +76,11 @@ def deepspeed(
 
 
 def place(rank: int, *, pipe: int, data: int, model: int) -> tuple[int, int, int]:
-    """A rank's stage, replica and shard: neighbours are shards of one tensor, the farthest apart stages of one pipe.
+    """A rank's (stage, replica, shard): neighbouring ranks are tensor-parallel shards.
 
     Raises ValueError for a rank outside pipe * data * model.
     """
     if not 0 <= rank < pipe * data * model:
-        raise ValueError(f"rank {rank} is not among the {pipe * data * model} of {pipe} x {data} x {model}")
+        raise ValueError(f"rank {rank} is outside {pipe} x {data} x {model}: give 0 to {pipe * data * model - 1}")
+    # tensor-parallel shards are the fastest axis: they exchange the most
     return rank // (data * model), rank // model % data, rank % model

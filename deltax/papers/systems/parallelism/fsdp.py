@@ -1,11 +1,11 @@
 """PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel.
 Zhao, Gu, Varma, Luo, Huang, Xu, Wright, Shojanazeri, Ott, Shleifer, and others, 2023. arXiv:2304.11277
 
-ZeRO's third stage, but around modules: each unit is one flat parameter, gathered just before use and freed just after.
+ZeRO's stage 3, but each module is one flat sharded parameter, gathered just before use and freed just after.
 
-Nobody needs all weights at once. While one unit computes, the next one is under way, so the wire is hidden and at most
-two units are ever whole. `dx train --mesh fsdp=2` runs FSDP2, which shards each parameter by itself (`fully_shard`);
-here are the flat units of the paper, with a meter on what a rank holds.
+While one unit computes, the next one is gathered, so communication overlaps with computing, and at most two units are
+whole at a time. `dx train --mesh fsdp=2` runs FSDP2, which shards each parameter by itself (`fully_shard`); here are
+the paper's flat units, with a count of the elements that a rank holds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +21,10 @@ from deltax.parts.distributed.ranks import Ranks, flat, unflat
 
 
 class Sharded:
-    """A sequence of units over a ring of ranks. `most` is the most elements of parameters that a rank ever held.
+    """A sequence of units over a ring of ranks. `most` is the largest number of parameter elements that a rank has
+    held.
 
-    Between its uses a unit is a shard (N / F,) on each rank, padded to a multiple of the ring's size.
+    Between uses, a unit is a shard (N / F,) on each rank, padded to a multiple of the ring's size.
     """
 
     def __init__(self, units: Stages, ring: Ranks):
@@ -34,12 +35,13 @@ class Sharded:
         self.held = self.most = sum(shards[0].numel() for shards in self.shards)
 
     def gradients(self, inputs: Sequence[Tensor], losses: Sequence[Callable[[Tensor], Tensor]]) -> list[list[Tensor]]:
-        """For each unit the shards of the gradient of the ranks' mean loss, one input and one loss a rank.
+        """For each unit, the shards of the gradient of the ranks' mean loss; one input and one loss a rank.
 
-        A unit keeps its inputs and computes again on the way back, by the weights it gathers again.
+        A unit keeps its inputs; backward gathers its weights again and recomputes it.
         """
         count, kept = len(self.units), [list(inputs)]
         for at, whole in enumerate(self._gathered(range(count))):
+            # forward: only the units' inputs are kept
             with torch.no_grad():
                 kept.append([self._call(at, w, x) for w, x in zip(whole, kept[-1])])
         back: list[Tensor | None] = [None] * self.ring.size
@@ -48,18 +50,23 @@ class Sharded:
             summed = []
             for rank, (weights, x) in enumerate(zip(whole, kept[at])):
                 weights, x = weights.detach().requires_grad_(), x.detach().requires_grad_()
+                # backward recomputes the unit; <y, dL/dy> has the gradient of the chain rule
                 y = self._call(at, weights, x)
                 y = losses[rank](y) if at == count - 1 else (y * back[rank]).sum()
                 gradient, back[rank] = torch.autograd.grad(y, (weights, x))
                 summed.append(gradient / self.ring.size)
+            # each rank keeps its shard (N / F,) of the mean gradient
             found.insert(0, self.ring.reduce_scatter(summed))
         return found
 
     def _gathered(self, order: Iterable[int]) -> Iterator[list[Tensor]]:
-        """Each unit's weights on every rank: the next come while this one is at work, then this one is freed."""
+        """Each unit's weights on every rank; the next unit is gathered while this one is used, then this one is
+        freed.
+        """
         order = list(order)
         coming = self._gather(order[0])
         for following in [*order[1:], None]:
+            # prefetch: unit i + 1 is gathered before unit i is used
             whole, coming = coming, None if following is None else self._gather(following)
             yield whole
             self.held -= whole[0].numel()
@@ -77,20 +84,21 @@ class Sharded:
 
 @paper(on=zero, year=2023, arxiv="2304.11277")
 def fsdp(units: Stages, ranks: int) -> Sharded:
-    """The units' parameters, each a flat one, sharded over the ranks."""
+    """The units, each as one flat parameter, sharded over the ranks."""
     return Sharded(units, Ranks(ranks))
 
 
 def hybrid(gradients: Sequence[Tensor], group: int) -> tuple[list[Tensor], int]:
-    """Shards of the ranks' mean gradient (N,), where every `group` ranks shard the model and groups are replicas.
+    """Shards of the ranks' mean gradient (N,): sharded in groups of `group` ranks, replicated over the groups.
 
-    Reduce-scatter inside each group, then all-reduce between the ranks that have the same shard (section 3.2.2).
-    Returns each rank's shard, and the elements that the first rank sent to another group.
+    Reduce-scatter in each group, then all-reduce of equal shards over the groups (section 3.2.2). Returns each rank's
+    shard, and the elements that rank 0 sent to other groups.
     """
     world = len(gradients)
     shards: list[Tensor] = []
     for first in range(0, world, group):
         shards += Ranks(group).reduce_scatter(gradients[first : first + group])
+    # one ring for each shard index, over the W / F groups
     between = [Ranks(world // group) for _ in range(group)]
     for i, ring in enumerate(between):
         shards[i::group] = [s / world for s in ring.all_reduce(shards[i::group])]

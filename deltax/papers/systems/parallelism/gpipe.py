@@ -1,11 +1,11 @@
 """GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism.
 Huang, Cheng, Bapna, Firat, Chen, Chen, Lee, Ngiam, Le, Wu, Chen, 2018. arXiv:1811.06965
 
-Gradient descent, but the layers are cut into stages, each on its own device, and the batch into pieces that stream by.
+Gradient descent, but layers are cut into K stages on K devices and the batch into M micro-batches.
 
-All pieces go forward, then all go back, then one step is taken: the gradient is that of the whole batch, and the price
-is a bubble while the pipe fills and drains. A stage keeps only what entered it, and computes its inside again on the
-way back. `dx train --mesh pp=2` runs torch's engine; here a schedule is a table that can be counted.
+All micro-batches go forward, then all go backward, then one step is taken: the gradient is that of the whole batch. The
+cost is a bubble of (K - 1) / (M + K - 1) while the pipe fills and drains. A stage keeps only its inputs and recomputes
+the rest in backward. `dx train --mesh pp=2` runs torch's engine; here a schedule is a table that can be counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,30 +20,50 @@ from deltax.papers.optimization.optimizers.sgd import sgd
 
 
 class Work(NamedTuple):
-    """One piece passing one stage, forward or back."""
+    """The forward or backward pass of one micro-batch through one stage."""
 
     back: bool
     piece: int
 
 
-Order = list[list[Work]]  # what each stage does, in order
+Order = list[list[Work]]  # for each stage, its work in order
+
+
 Stages = Sequence[nn.Module] | nn.ModuleList
+
+
+@paper(on=sgd, year=2018, arxiv="1811.06965")
+def gpipe(stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Gradients of the mean loss over the micro-batches, in every stage; returns that loss.
+
+    for m in 0 .. M-1:                            # forward: stage k works at tick m + k
+        for stage k: keep x[k, m]; x[k+1, m] = stage_k(x[k, m])
+    for m in 0 .. M-1:                            # backward
+        for stage k from the last: recompute stage_k(x[k, m]); back-propagate; add gradients
+    one optimizer step, by the caller
+    """
+    return run(timed(all_forward_all_back(len(stages), len(pieces))), stages, pieces, loss)
+
+
+def all_forward_all_back(stages: int, pieces: int) -> Order:
+    """GPipe's order: every micro-batch forward, then every micro-batch backward (Figure 2c)."""
+    return [[Work(back, piece) for back in (False, True) for piece in range(pieces)] for _ in range(stages)]
 
 
 @dataclass(frozen=True)
 class Table:
-    """When each stage does what: a row a stage, a column a tick; None is idle. Back takes as long as forward."""
+    """A schedule: one row a stage, one column a tick; None is idle. Backward takes as long as forward."""
 
     rows: list[list[Work | None]]
 
     @property
     def bubble(self) -> float:
-        """The share of all ticks of all stages that is idle."""
+        """The share of idle ticks."""
         slots = [work for row in self.rows for work in row]
         return slots.count(None) / len(slots)
 
     def held(self, stage: int) -> int:
-        """The most pieces whose inputs the stage holds at once, waiting for their way back."""
+        """The most micro-batches whose inputs the stage holds at once."""
         most = now = 0
         for work in self.rows[stage]:
             now += 0 if work is None else -1 if work.back else 1
@@ -51,30 +71,27 @@ class Table:
         return most
 
 
-def all_forward_all_back(stages: int, pieces: int) -> Order:
-    """GPipe's order: every piece forward, then every piece back (Figure 2c)."""
-    return [[Work(back, piece) for back in (False, True) for piece in range(pieces)] for _ in range(stages)]
-
-
 def timed(order: Order) -> Table:
-    """Each stage does its next work as soon as the neighbour has done that piece, in an earlier tick.
+    """A table where each stage does its next work one tick after the neighbouring stage has done it.
 
-    Raises ValueError for an order in which stages wait for each other forever.
+    Raises ValueError for an order with a deadlock.
     """
     stages = len(order)
     done: list[set[Work]] = [set() for _ in range(stages)]
     rows: list[list[Work | None]] = [[] for _ in range(stages)]
+    # tick by tick, until every stage has done its order
     while any(len(done[s]) < len(order[s]) for s in range(stages)):
         now: list[Work | None] = []
         for stage in range(stages):
             work = order[stage][len(done[stage])] if len(done[stage]) < len(order[stage]) else None
+            # forward needs the stage before, backward the stage after
             source = stage + 1 if work and work.back else stage - 1
             ready = work and (not 0 <= source < stages or work in done[source])
             if work and work.back:
                 ready = ready and Work(False, work.piece) in done[stage]
             now.append(work if ready else None)
         if not any(now):
-            raise ValueError("every stage waits for another")
+            raise ValueError(f"the order of {stages} stages has a deadlock at tick {len(rows[0])}: reorder its work")
         for stage, work in enumerate(now):
             rows[stage].append(work)
             if work:
@@ -83,9 +100,9 @@ def timed(order: Order) -> Table:
 
 
 def run(table: Table, stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Do what the table says, tick by tick; gradients of the mean of `loss(piece, output)` add up in the stages.
+    """Runs a table tick by tick. Gradients of the mean of `loss(piece, output)` add up in the stages.
 
-    A stage keeps its input and computes the rest again on the way back. Returns the mean loss.
+    A stage keeps its input and recomputes the rest in backward. Returns the mean loss.
     """
     inputs: list[dict[int, Tensor]] = [dict(enumerate(pieces)), *({} for _ in stages[1:])]
     back: list[dict[int, Tensor]] = [{} for _ in stages]
@@ -99,21 +116,16 @@ def run(table: Table, stages: Stages, pieces: Sequence[Tensor], loss: Callable[[
                     if at + 1 < len(stages):
                         inputs[at + 1][work.piece] = stages[at](inputs[at][work.piece])
                 continue
+            # backward of a micro-batch: recompute the stage from its input
             x = inputs[at].pop(work.piece)
             x = x.detach().requires_grad_(x.is_floating_point())
             y = stages[at](x)
             if at + 1 == len(stages):
-                y = loss(work.piece, y) / len(pieces)
+                y = loss(work.piece, y) / len(pieces)  # gradients add up to those of the batch's mean
                 total = total + y.detach()
                 y.backward()
             else:
                 y.backward(back[at].pop(work.piece))
-            if at:
+            if at:  # the gradient of the input goes to the stage before
                 back[at - 1][work.piece] = x.grad
     return total
-
-
-@paper(on=sgd, year=2018, arxiv="1811.06965")
-def gpipe(stages: Stages, pieces: Sequence[Tensor], loss: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Gradients of the mean loss over the pieces of a batch, in every stage; returns that loss."""
-    return run(timed(all_forward_all_back(len(stages), len(pieces))), stages, pieces, loss)

@@ -1,11 +1,11 @@
 """Roofline: An Insightful Visual Performance Model for Multicore Architectures. Williams, Waterman, Patterson, 2009.
 https://doi.org/10.1145/1498765.1498785
 
-A count of operations, but of bytes moved too: a program is as fast as the slower of arithmetic and memory lets it be.
+An operation count, but with bytes moved too: attainable speed is min(peak, bandwidth x intensity).
 
-Attainable operations a second are min(peak, bandwidth x intensity), intensity being operations by bytes that go to and
-from slow memory. On logarithmic axes that is a slanted roof and a flat one; the ridge where they meet is the intensity
-from which a machine can be kept busy. It is a bound, and says which of two things to work on.
+Intensity is operations by bytes to and from slow memory. On logarithmic axes the bound is a slanted line and a flat
+one. They meet at the ridge, the least intensity at which the peak can be reached. The bound shows whether arithmetic or
+memory limits a program.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from deltax.errors import UserError
 
 
 class Machine(NamedTuple):
-    """Operations a second at best, and bytes a second to and from slow memory at best."""
+    """Peak operations a second, and peak bytes a second to and from slow memory."""
 
     peak: float
     bandwidth: float
@@ -27,7 +27,7 @@ class Machine(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Operations, and bytes that must be moved."""
+    """Operations, and bytes moved."""
 
     flops: float
     bytes: float
@@ -37,7 +37,19 @@ class Work(NamedTuple):
         return self.flops / self.bytes
 
 
-MACHINES = {  # 16-bit products, as the vendors state them
+@paper(on=None, url="https://doi.org/10.1145/1498765.1498785", year=2009)
+def roofline(work: Work, machine: Machine) -> float:
+    """Attainable operations a second: min(peak, bandwidth x intensity).
+
+    Raises UserError unless operations and bytes are above 0.
+    """
+    if min(work) <= 0:
+        raise UserError(f"operations and bytes must be above 0, not {work.flops:g} and {work.bytes:g}: count both")
+    # compute-bound right of the ridge, memory-bound left of it
+    return min(machine.peak, machine.bandwidth * work.intensity)
+
+
+MACHINES = {  # dense 16-bit peak and memory bandwidth, by the vendors
     "A100": Machine(312e12, 1.555e12),
     "H100 SXM": Machine(989e12, 3.35e12),
     "TPU v4": Machine(275e12, 1.2e12),
@@ -46,16 +58,6 @@ MACHINES = {  # 16-bit products, as the vendors state them
 
 
 def product(m: int, k: int, n: int, size: int) -> Work:
-    """A matrix product (m, k) x (k, n) of numbers of `size` bytes, each read or written once."""
+    """The matrix product (m, k) x (k, n) of numbers of `size` bytes, each read or written once."""
+    # 2 m n k operations: a multiplication and an addition each
     return Work(2 * m * n * k, size * (m * k + k * n + m * n))
-
-
-@paper(on=None, url="https://doi.org/10.1145/1498765.1498785", year=2009)
-def roofline(work: Work, machine: Machine) -> float:
-    """Operations a second that are attainable: min(peak, bandwidth x intensity).
-
-    Raises UserError unless operations and bytes are above 0.
-    """
-    if min(work) <= 0:
-        raise UserError(f"work has operations and bytes above 0, not {work.flops:g} and {work.bytes:g}")
-    return min(machine.peak, machine.bandwidth * work.intensity)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from deltax.weights.reading import reads
+
 _TORCH = {
     "mixer.project.out": "self_attn.out_proj",
     "cross.project.out": "multihead_attn.out_proj",
@@ -11,13 +13,23 @@ _TORCH = {
 }
 
 
+_BLOCKS = "{encoder,decoder}.blocks.#"
+
+
+@reads(
+    "transformer's model",
+    f"{_BLOCKS}.{{mixer,cross,mlp}}_residual.norm.{{gain,bias}} {_BLOCKS}.mlp.{{up,down}}.{{weight,bias}}",
+    f"{_BLOCKS}.{{mixer,cross}}.project.{{query,key,value,out}}.{{weight,bias}}",
+    left_out=("embedding.weight position.table head.{weight,bias}",),
+)
 def to_torch(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The encoder and decoder of a state as those of a `torch.nn.Transformer` whose stacks end without a norm.
 
-    torch keeps query, key and value side by side, and numbers its norms in the order of the branches.
+    torch keeps query, key and value side by side, and numbers its norms in the order of the branches. Embedding,
+    positions and head are left behind: torch's module has none.
     """
     theirs = {}
-    for name in [k for k in state if ".blocks." in k]:
+    for name in state:
         stack, _, index, rest = name.split(".", 3)
         branches = ["mixer", "cross", "mlp"] if stack == "decoder" else ["mixer", "mlp"]
         rest, _, kind = rest.rpartition(".")

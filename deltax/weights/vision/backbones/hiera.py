@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deltax.papers.vision.backbones.q_pooled_attention import z_order
 from deltax.parts.model.patches import Grid
-from deltax.weights.entries import Entries, under
+from deltax.weights.reading import Fields, reads
 from deltax.weights.vision.backbones.vit import renamed
 
 _HF = (
@@ -18,29 +18,36 @@ _HF = (
     ("norm.weight", "norm.gain"),
 )
 
-_BLOCK = (
-    "layernorm_{before,after}.{weight,bias}",
-    "attn.{qkv,proj}.{weight,bias}",
-    "mlp.fc{1,2}.{weight,bias}",
-    "proj.{weight,bias}",
+
+_LAYER = "{layernorm_before,layernorm_after,attn.qkv,attn.proj,proj,mlp.fc1,mlp.fc2}.{weight,bias}"
+_TRUNK = (
+    "embeddings.position_embeddings embeddings.patch_embeddings.projection.{weight,bias}",
+    f"encoder.stages.#.layers.#.{_LAYER}",
+)
+_FIELDS = Fields(
+    {
+        "hidden_act": ("gelu",),
+        "layer_norm_eps": (1e-6,),
+        "embed_dim_multiplier": (2, 2.0),
+        "query_stride": ([2, 2],),
+        "patch_size": ([7, 7],),
+        "patch_stride": ([4, 4],),
+        "patch_padding": ([3, 3],),
+    },
+    "embed_dim image_size mlp_ratio depths num_heads num_query_pool masked_unit_size masked_unit_attention "
+    "num_channels hidden_size decoder_hidden_size decoder_depth decoder_num_heads normalize_pixel_loss mask_ratio "
+    "layer_norm_init",
 )
 
 
-def from_hf(
-    state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2, prefix: str = ""
-) -> dict[str, Tensor]:
+@reads("HieraModel", *_TRUNK, left_out=("pooler.layernorm.{weight,bias}",), config=_FIELDS)
+def from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2) -> dict[str, Tensor]:
     """The state of a `transformers` HieraModel, without its pooler, as that of a `ViT` with these stages.
 
-    grid: rows and columns of patches, which stand row by row there and in z-order here. `prefix` is removed from names.
+    grid: rows and columns of patches, which stand row by row there and in z-order here.
     """
-    with Entries(state, "HieraModel", prefix=prefix) as theirs:
-        theirs.leave("pooler.layernorm.{weight,bias}")
-        named = theirs.matching(
-            *("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.{weight,bias}"),
-            *under("encoder.stages.*.layers.*.", _BLOCK),
-        )
     ours = {}
-    for name, value in named.items():
+    for name, value in state.items():
         if name == "embeddings.position_embeddings":
             ours["position.table"] = value[0, list(z_order(grid, levels))]
         elif name.startswith("encoder.stages."):
@@ -62,32 +69,31 @@ def from_hf(
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads(
+    "HieraForPreTraining",
+    *(f"hiera.{name}" for names in _TRUNK for name in names.split()),
+    "multiscale_fusion.multi_scale_fusion_heads.#.{weight,bias} encoder_norm.{weight,bias}",
+    "decoder.{mask_token,decoder_position_embeddings}",
+    f"decoder.decoder_block.layers.#.{_LAYER}",
+    "decoder.{decoder_embeddings,decoder_norm,decoder_pred}.{weight,bias}",
+    left_out=("hiera.pooler.layernorm.{weight,bias}",),
+    config=_FIELDS,
+)
 def pretraining_from_hf(state: dict[str, Tensor], *, grid: Grid, levels: int = 3, local: int = 2) -> dict[str, Tensor]:
     """The state of a `transformers` HieraForPreTraining that pools to one element a unit as that of our model."""
-    with Entries(state, "HieraForPreTraining") as theirs:
-        inside = theirs.matching("hiera.**")
-        decoder = theirs.matching(
-            *(
-                "decoder.{mask_token,decoder_position_embeddings}",
-                "decoder.decoder_{embeddings,norm,pred}.{weight,bias}",
-            ),
-            *under("decoder.decoder_block.layers.*.", _BLOCK),
-        )
-        named = theirs.matching(
-            "multiscale_fusion.multi_scale_fusion_heads.*.{weight,bias}", "encoder_norm.{weight,bias}"
-        )
-    trunk = from_hf(inside, grid=grid, levels=levels, local=local, prefix="hiera.")
+    trunk = from_hf({k.removeprefix("hiera."): v for k, v in state.items() if k.startswith("hiera.")}, grid=grid,
+                    levels=levels, local=local)  # fmt: skip
     ours = {f"trunk.inner.{k.replace('stack.', 'stack.inner.', 1)}": v for k, v in trunk.items()}
-    for name, value in named.items():
+    for name, value in state.items():
         if name.startswith("multiscale_fusion."):
             i, kind = name.split(".")[2:]
             if kind == "weight":  # a unit's patches go row by row there, in z-order here, features last
                 order = list(z_order((value.shape[2], value.shape[3]), levels - int(i)))
                 value = value.flatten(2)[..., order].mT.flatten(1)
             ours[f"trunk.inner.stack.heads.{i}.{kind}"] = value
-        else:
+        elif name.startswith("encoder_norm."):
             ours[f"trunk.inner.norm.{'gain' if name.endswith('weight') else 'bias'}"] = value
-    return ours | _decoder_from_hf(decoder)
+    return ours | _decoder_from_hf({k: v for k, v in state.items() if k.startswith("decoder.")})
 
 
 def _decoder_from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,35 +2,30 @@
 
 from torch import Tensor
 
-from deltax.weights.entries import Entries, under
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.vit import FIELDS, SIZES, renamed
 from deltax.weights.vision.backbones.vit import from_hf as vit_from_hf
-from deltax.weights.vision.backbones.vit import renamed
 
-_BLOCK = (
-    "norm{1,2}.{weight,bias}",
-    "attention.{q,k,v,o}_proj.{weight,bias}",
-    "mlp.fc{1,2}.{weight,bias}",
-    "layer_scale{1,2}.lambda1",
+
+@reads(
+    "Dinov2WithRegistersModel",
+    "embeddings.{cls_token,register_tokens,position_embeddings} embeddings.patch_embeddings.projection.{weight,bias}",
+    "encoder.layer.#.attention.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    "encoder.layer.#.{norm1,norm2,mlp.fc1,mlp.fc2}.{weight,bias}",
+    "encoder.layer.#.{layer_scale1,layer_scale2}.lambda1 layernorm.{weight,bias}",
+    left_out=("embeddings.mask_token",),
+    config=Fields(
+        {**FIELDS.values, "use_swiglu_ffn": (False,)},
+        SIZES + " num_register_tokens layerscale_value apply_layernorm reshape_hidden_states",
+    ),
 )
-
-
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` Dinov2WithRegistersModel as that of a `ViT` with registers.
 
     Layer scale is folded into the maps that it follows, which are linear.
     """
-    with Entries(state, "Dinov2WithRegistersModel") as theirs:
-        theirs.leave("embeddings.mask_token")
-        registers = theirs.take("embeddings.register_tokens")[0]
-        named = theirs.matching(
-            "embeddings.{cls_token,position_embeddings,patch_embeddings.projection.weight}",
-            *(
-                "embeddings.patch_embeddings.projection.bias",
-                "layernorm.{weight,bias}",
-                *under("encoder.layer.*.", _BLOCK),
-            ),
-        )
-    state = {k.replace("encoder.layer.", "layers."): v for k, v in named.items()}
+    state = {k.replace("encoder.layer.", "layers."): v for k, v in state.items()}
+    registers = state.pop("embeddings.register_tokens")[0]
     for name in [k for k in state if k.endswith(".lambda1")]:
         branch = {"layer_scale1.lambda1": "attention.o_proj", "layer_scale2.lambda1": "mlp.fc2"}
         block, _, scale = name.partition(".layer_scale")

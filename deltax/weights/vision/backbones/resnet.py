@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from deltax.weights.entries import Entries
+from deltax.weights.reading import Fields, reads
 
 _HF = (
     (r"embedder\.embedder\.", "stem."),
@@ -12,28 +12,39 @@ _HF = (
     (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.", r"stages.\1.\2.shortcut."),
 )
 
-_UNITS = ("embedder.embedder", "encoder.stages.*.layers.*.{layer.*,shortcut}")
-_ENTRIES = (
-    "convolution.weight",
-    "normalization.{weight,bias,running_mean,running_var,num_batches_tracked}",
+
+_KINDS = "{convolution.weight,normalization.weight,normalization.bias,normalization.running_mean,\
+normalization.running_var,normalization.num_batches_tracked}"
+TRUNK = (
+    f"embedder.embedder.{_KINDS}",
+    f"encoder.stages.#.layers.#.shortcut.{_KINDS}",
+    f"encoder.stages.#.layers.#.layer.#.{_KINDS}",
+)
+FIELDS = Fields(
+    {"hidden_act": ("relu",), "downsample_in_first_stage": (False,), "downsample_in_bottleneck": (False,)},
+    "num_channels embedding_size hidden_sizes depths layer_type",
 )
 
 
-def backbone_from_hf(state: dict[str, Tensor], *, prefix: str = "") -> dict[str, Tensor]:
-    """The state of a `transformers` ResNetModel, whose names may have a prefix, as that of a `Backbone`."""
-    with Entries(state, "ResNetModel", prefix=prefix) as theirs:
-        named = theirs.matching(*(f"{unit}.{entry}" for unit in _UNITS for entry in _ENTRIES))
+@reads("ResNetModel", *TRUNK, config=FIELDS)
+def backbone_from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `transformers` ResNetModel as that of a `Backbone`."""
     return {
-        _renamed(k.replace(".convolution.", ".conv.").replace(".normalization.", ".norm.")): v for k, v in named.items()
+        _renamed(k.replace(".convolution.", ".conv.").replace(".normalization.", ".norm.")): v for k, v in state.items()
     }
 
 
+@reads(
+    "ResNetForImageClassification",
+    *(f"resnet.{name}" for name in TRUNK),
+    "classifier.1.{weight,bias}",
+    config=FIELDS,
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` ResNetForImageClassification as that of a `ResNet`."""
-    with Entries(state, "ResNetForImageClassification") as theirs:
-        backbone = backbone_from_hf(theirs.matching("resnet.**"), prefix="resnet.")
-        last = {f"classifier.{kind}": theirs.take(f"classifier.1.{kind}") for kind in ("weight", "bias")}
-    return {f"backbone.{k}": v for k, v in backbone.items()} | last
+    inside = {k.removeprefix("resnet."): v for k, v in state.items() if k.startswith("resnet.")}
+    last = {f"classifier.{kind}": state[f"classifier.1.{kind}"] for kind in ("weight", "bias")}
+    return {f"backbone.{k}": v for k, v in backbone_from_hf(inside).items()} | last
 
 
 def _renamed(name: str) -> str:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from deltax.weights.entries import Entries, under
-from deltax.weights.vision.backbones.vit import BLOCK, renamed
+from deltax.weights.reading import Fields, reads
+from deltax.weights.vision.backbones.vit import renamed
 
 _HF = (
     ("embeddings.patch_embeddings.projection", "patches.embed"),
@@ -23,25 +23,33 @@ _HF = (
     ("entry.weight", "entry.gain"),
 )
 
-_BLOCKS = "encoder.layers.*.blocks.*."
-_TABLE = "attention.relative_position_bias.relative_position_bias_table"
+
+_INSIDE = "encoder.layers.#.blocks.#"
 
 
+@reads(
+    "SwinModel",
+    "embeddings.patch_embeddings.projection.{weight,bias} embeddings.norm.{weight,bias} layernorm.{weight,bias}",
+    f"{_INSIDE}.attention.{{q_proj,k_proj,v_proj,o_proj}}.{{weight,bias}}",
+    f"{_INSIDE}.attention.relative_position_bias.relative_position_bias_table",
+    f"{_INSIDE}.{{layernorm_before,layernorm_after,mlp.fc1,mlp.fc2}}.{{weight,bias}}",
+    "encoder.layers.#.downsample.{reduction.weight,norm.weight,norm.bias}",
+    left_out=(
+        "classifier.{weight,bias} embeddings.mask_token",
+        f"{_INSIDE}.attention.relative_position_bias.relative_position_index",
+    ),
+    prefix="swin.",
+    config=Fields(
+        {"hidden_act": ("gelu",), "layer_norm_eps": (1e-5,), "use_absolute_embeddings": (False,), "qkv_bias": (True,)},
+        "image_size patch_size num_channels embed_dim depths num_heads window_size mlp_ratio encoder_stride num_layers "
+        "hidden_size",
+    ),
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `transformers` SwinModel as that of a `ViT` with this stack; a classifier is left behind. The
-    epsilon of its norms is 1e-5."""
-    with Entries(state, "SwinModel", prefix="swin.") as theirs:
-        # which row of the table a pair reads follows from the window
-        theirs.leave("classifier.{weight,bias}", "encoder.**.relative_position_index")
-        named = theirs.matching(
-            *("embeddings.{norm,patch_embeddings.projection}.{weight,bias}", "layernorm.{weight,bias}"),
-            *(
-                "encoder.layers.*.downsample.{norm.weight,norm.bias,reduction.weight}",
-                *under(_BLOCKS, (*BLOCK, _TABLE)),
-            ),
-        )
+    """The state of a `transformers` SwinModel as that of a `ViT` with this stack; the epsilon of its norms is 1e-5. A
+    classifier and a mask are left behind."""
     ours = {}
-    for name, value in named.items():
+    for name, value in state.items():
         name = renamed(name, _HF)
         if ".downsample." in name:
             stage, _, rest = name.removeprefix("stack.stages.").partition(".downsample.")

@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from deltax.weights.entries import Entries
+from deltax.weights.reading import reads
 
 _ROOMS = (
     (r"conv_in\.", "into."),
@@ -18,24 +18,21 @@ _ROOMS = (
 )
 _THINGS = {"conv1.": "first.", "conv2.": "second.", "time_emb_proj.": "condition.", "conv_shortcut.": "shortcut."}
 
-_NAMES = (
-    "conv_{in,norm_out,out}",
-    "{down,up}_blocks.*.resnets.*.{norm1,conv1,norm2,conv2,time_emb_proj,conv_shortcut}",
-    "mid_block.resnets.*.{norm1,conv1,norm2,conv2,time_emb_proj,conv_shortcut}",
-    "{down_blocks.*.downsamplers,up_blocks.*.upsamplers}.0.conv",
+
+@reads(
+    "UNet2DModel",
+    "{conv_in,conv_norm_out,conv_out}.{weight,bias}",
+    "{down_blocks.#,up_blocks.#,mid_block}.resnets.#.{norm1,norm2,conv1,conv2,time_emb_proj,conv_shortcut}.{weight,bias}",
+    "down_blocks.#.downsamplers.0.conv.{weight,bias} up_blocks.#.upsamplers.0.conv.{weight,bias}",
+    left_out=("time_embedding.{linear_1,linear_2}.{weight,bias} time_proj.weight",),
 )
-
-
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `diffusers` UNet2DModel without attention as that of a `UNet` of `Conditioned` units.
 
     Its embedding of the time, which stays outside, is left out.
     """
-    with Entries(state, "UNet2DModel") as theirs:
-        theirs.leave("time_embedding.linear_{1,2}.{weight,bias}")
-        named = theirs.matching(*(f"{words}.{{weight,bias}}" for words in _NAMES))
     ours = {}
-    for name, value in named.items():
+    for name, value in state.items():
         for pattern, room in _ROOMS:
             if re.match(pattern, name):
                 name = re.sub(f"^{pattern}", room, name)

@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor, nn
 
-from deltax.weights.entries import Entries, under
+from deltax.weights.reading import OUR_BLOCK, Fields, reads
 
 _HF = (
     ("layernorm", "norm"),
@@ -22,12 +22,6 @@ _HF = (
     ("norm.weight", "norm.gain"),
 )
 
-BLOCK = (
-    "layernorm_{before,after}.{weight,bias}",
-    "attention.{q,k,v,o}_proj.{weight,bias}",
-    "mlp.fc{1,2}.{weight,bias}",
-)
-
 
 def renamed(name: str, pairs: tuple[tuple[str, str], ...] = _HF) -> str:
     """A parameter's name in `transformers` as ours: each pair's first word becomes its second, in order."""
@@ -36,19 +30,39 @@ def renamed(name: str, pairs: tuple[tuple[str, str], ...] = _HF) -> str:
     return name
 
 
+BLOCK = (
+    "layers.#.attention.{q_proj,k_proj,v_proj,o_proj}.{weight,bias}",
+    "layers.#.{layernorm_before,layernorm_after,mlp.fc1,mlp.fc2}.{weight,bias}",
+)
+SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size image_size patch_size num_channels
+    mlp_ratio encoder_stride pooler_output_size pooler_act"""
+FIELDS = Fields({"hidden_act": ("gelu",), "layer_norm_eps": (1e-6,), "qkv_bias": (True, False)}, SIZES)
+
+
+@reads(
+    "ViTModel",
+    "embeddings.{cls_token,position_embeddings} embeddings.patch_embeddings.projection.{weight,bias}",
+    "layernorm.{weight,bias}",
+    *BLOCK,
+    left_out=("pooler.dense.{weight,bias} classifier.{weight,bias} embeddings.mask_token",),
+    prefix="vit.",
+    config=FIELDS,
+)
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a `transformers` ViTModel as that of a `ViT`; a pooler, a classifier and a mask are left behind."""
-    with Entries(state, "ViTModel", prefix="vit.") as theirs:
-        theirs.leave("{pooler.dense,classifier}.{weight,bias}", "embeddings.mask_token")
-        token, places = theirs.take("embeddings.cls_token"), theirs.take("embeddings.position_embeddings")
-        patches = theirs.matching("embeddings.patch_embeddings.projection.{weight,bias}")
-        named = theirs.matching("layernorm.{weight,bias}", *under("layers.*.", BLOCK))
+    state = {k.removeprefix("embeddings."): v for k, v in state.items()}
+    token, places = state.pop("cls_token"), state.pop("position_embeddings")
     ours = {"class_token.token": token[0, 0] + places[0, 0], "position.table": places[0, 1:]}
-    ours |= {renamed(k.removeprefix("embeddings.")): v.flatten(1) if v.ndim == 4 else v for k, v in patches.items()}
-    ours |= {renamed(name): value for name, value in named.items()}
+    for name, value in state.items():
+        ours[renamed(name)] = value.flatten(1) if value.ndim == 4 else value
     return {k: v.contiguous() for k, v in ours.items()}
 
 
+@reads(
+    "a ViT",
+    "class_token.token position.table patches.embed.{weight,bias} norm.{gain,bias}",
+    *OUR_BLOCK,
+)
 def to_hf(state: dict[str, Tensor], *, channels: int = 3) -> dict[str, Tensor]:
     """The state of a `ViT` as that of a `transformers` ViTModel without pooler; its class token stands at zero."""
     back = tuple((ours, theirs) for theirs, ours in reversed(_HF))

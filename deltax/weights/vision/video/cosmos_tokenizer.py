@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from deltax.weights.entries import Entries
+from deltax.weights.reading import reads
 
 _HF = (
     (r"^quant_conv", "encoder.point"),
@@ -35,23 +35,25 @@ _HF = (
     (r"levels\.(\d+)\.upsamplers\.0\.conv3", r"grow.\1.point"),
 )
 
-_LEVELS = "{en,de}coder.{{down,up}_blocks.*,mid_block}."
-_NAMES = (
-    "{post_,}quant_conv",
-    "{en,de}coder.conv_{in,out}.conv_{s,t}",
-    "{en,de}coder.norm_out.norm",
-    _LEVELS + "resnets.*.{conv1.conv_s,conv1.conv_t,conv2.conv_s,conv2.conv_t,norm1.norm,norm2.norm,conv_shortcut}",
-    _LEVELS + "{temp_,}attentions.*.{norm.norm,to_q,to_k,to_v,to_out.0}",
-    _LEVELS + "{down,up}samplers.0.conv{1,2,3}",
+
+_BLOCK = "{encoder,decoder}.{down_blocks.#,up_blocks.#,mid_block}"
+
+
+@reads(
+    "AutoencoderKLCosmos",
+    "{encoder,decoder}.{conv_in,conv_out}.{conv_s,conv_t}.{weight,bias} {encoder,decoder}.norm_out.norm.{weight,bias}",
+    f"{_BLOCK}.resnets.#.{{norm1,norm2}}.norm.{{weight,bias}}",
+    f"{_BLOCK}.resnets.#.{{conv1,conv2}}.{{conv_s,conv_t}}.{{weight,bias}}",
+    f"{_BLOCK}.resnets.#.conv_shortcut.{{weight,bias}}",
+    f"{_BLOCK}.{{attentions,temp_attentions}}.#.{{norm.norm,to_q,to_k,to_v,to_out.0}}.{{weight,bias}}",
+    f"{_BLOCK}.{{downsamplers,upsamplers}}.0.{{conv1,conv2,conv3}}.{{weight,bias}}",
+    "{quant_conv,post_quant_conv}.{weight,bias}",
+    left_out=("{encoder.patch_embed,decoder.unpatch_embed}.{wavelets,_arange}",),  # buffers of the Haar wavelets
 )
-
-
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a diffusers AutoencoderKLCosmos as that of an `Autoencoder` of these parts."""
-    with Entries(state, "AutoencoderKLCosmos") as theirs:
-        named = theirs.matching(*(f"{words}.{{weight,bias}}" for words in _NAMES))
     ours = {}
-    for name, value in named.items():
+    for name, value in state.items():
         for theirs, mine in _HF:
             name = re.sub(theirs, mine, name)
         linear = ".project." in name and value.ndim > 1
