@@ -17,7 +17,7 @@ SMALL = ("task.context=16", "task.held_out=64", "loop.batch=2")
 @pytest.mark.parametrize(
     ("title", "settings", "words"),
     [
-        ("gpt(dim=21, heads=3)+rope", (), "a head of 7 is odd.*at model.stack.block.mixer.qk_position: Rotary"),
+        ("gpt(dim=21, heads=3)+rope", (), "a head width of 7 is odd.*at model.stack.block.mixer.qk_position: Rotary"),
         ("gpt(dim=20, heads=3)", (), "20 is not a multiple of 3.*at model.stack.block.mixer.project"),
         ("gpt+megatron", (), "2 ranks do not divide 3 heads.*at model.stack.block.mixer: Split"),
         (

@@ -97,7 +97,7 @@ def test_accumulating_pieces_is_the_whole_batch(tiny):
 
 
 def test_a_recipe_that_cannot_be_built_is_one_sentence(tiny):
-    with pytest.raises(UserError, match="cannot be built: width 13 is not a multiple of 3 heads"):
+    with pytest.raises(UserError, match="cannot be built: dim 13 is not a multiple of 3 heads"):
         train(tiny("gpt", "model.dim=13"))
 
 
