@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltax import Part, UserError, paper, part
+from deltax.contract import needs
 from deltax.papers.systems.decentralized.topk_compression import topk_compression
 from deltax.papers.systems.parallelism.gpipe import gpipe
 from deltax.parts.attention.context import Context
@@ -50,6 +51,7 @@ def largest_entries(x: Stream, keep: float) -> Tensor:
 largest_entries.looks_ahead = "the entries to send are chosen among those of all positions, later ones included"
 
 
+@needs(outside=("PixelBlock",))  # its stream (B, D) has no positions to choose columns over
 class Cut(nn.Module):
     """A block whose input is compressed: entries that choose(x, keep) does not mark are zero, and so is their gradient.
 
