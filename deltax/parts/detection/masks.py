@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deltax.contract import needs
 from deltax.parts.detection.boxes import of_found
-from deltax.parts.numerics.precision import at_least_float32, in_float32, in_full
+from deltax.parts.numerics.precision import at_least_float32, in_float32
 from deltax.recipe import Part
 from deltax.shapes import Images, Maps, PerExample
 
@@ -56,9 +56,7 @@ def resized(masks: Float[Tensor, "*B Y X"], rows: int, columns: int) -> Tensor:
 @in_float32
 def semantic(logits: Float[Tensor, "B N V"], masks: Float[Tensor, "B N Y X"]) -> Float[Tensor, "B _ Y X"]:
     """sum_i p_i(c) m_i, for each class but the last, which is no object (arXiv:2107.06278, section 3.4)."""
-    odds, chance = at_least_float32(logits).softmax(-1)[..., :-1], at_least_float32(masks).sigmoid()
-    with in_full(chance):
-        return torch.einsum("bnv,bnyx->bvyx", odds, chance)
+    return torch.einsum("bnv,bnyx->bvyx", logits.softmax(-1)[..., :-1], masks.sigmoid())
 
 
 def instances(logits: Float[Tensor, "B N V"], masks: Float[Tensor, "B N Y X"]) -> Segments:
